@@ -1,0 +1,236 @@
+//! The status document: what the daemon says of the present, to people and programs. A contract: see
+//! `status.schema.json`. What cannot be known is null, never a guess. Times are RFC 3339.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the document's form.
+pub const SCHEMA: u32 = 1;
+
+/// `status --json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the server.
+    pub server: String,
+    /// "on", "off" or "unknown".
+    pub gpu_server: String,
+    /// The public name of the leaf, as `gpu-idle`, `llama-cpp-starting`.
+    pub state: String,
+    /// Why `gpu_server` is off: `powered-off`, `unreachable`, `booting`, `preboot`, `wrong-host-key`, `auth-refused`.
+    pub reason: Option<String>,
+    /// What is finer than `state`: `starting`, `restoring`, `draining`, `saving`, `stopping`, `auto-restart`, `booting` …
+    pub phase: Option<String>,
+    /// Since when this state.
+    pub since: Option<String>,
+    /// "ok" or "unreachable" (a backend answers, SSH does not); null when the server is off.
+    pub control: Option<String>,
+    /// Name of the backend that is up.
+    pub active_backend: Option<String>,
+    /// "ok", "starting", "stopping", "failing", "conflict", "unknown": about what is wanted; a server asleep on purpose is "ok".
+    pub health: String,
+    /// How long the active backend has been up, seconds.
+    pub uptime_seconds: Option<u64>,
+    /// The operation under way.
+    pub operation: Option<OperationStatus>,
+    /// The model of the active backend.
+    pub model: Option<ModelStatus>,
+    /// The slots of the active llama.cpp.
+    pub slots: Vec<SlotStatus>,
+    /// Names of saved slots.
+    pub saved_slots: Vec<String>,
+    /// More about them.
+    pub saved_slot_details: Vec<SavedSlotStatus>,
+    /// A saved slot could be restored now (offered, not done by itself).
+    pub restore_available: bool,
+    /// `gpu0`, `gpu1`, …; null when it cannot be read.
+    pub gpu_memory: Option<BTreeMap<String, GpuMemory>>,
+    /// Every configured backend by name.
+    pub backends: BTreeMap<String, BackendStatus>,
+    /// What the daemon will do by itself next.
+    pub next_action: Option<NextActionStatus>,
+    /// Who or what keeps the server in use.
+    pub blockers: Vec<Blocker>,
+    /// What needs a person.
+    pub attention: Vec<AttentionStatus>,
+    /// The last operation that failed.
+    pub last_error: Option<ErrorStatus>,
+    /// The holds in force.
+    pub holds: Vec<HoldStatus>,
+    /// How old each reading is, seconds; absent: never read.
+    pub ages: BTreeMap<String, f64>,
+}
+
+/// `operation`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// As in `GET /v1/operations/{id}`.
+    pub id: u64,
+    /// `start`, `restart`, `stop`, `wake`, `power-off`, `save`, `restore`.
+    pub kind: String,
+    /// The backend wanted, where there is one.
+    pub goal: Option<String>,
+    /// `command`, `idle_stop`, `idle_power_off`, `auto_restore`.
+    pub cause: String,
+    /// Public phase: `waking`, `starting`, `restoring`, `draining`, `saving`, `stopping`, `powering-off`, `looking`.
+    pub phase: String,
+    /// When it began.
+    pub started: String,
+    /// Seconds since then.
+    pub elapsed_seconds: f64,
+    /// How long such an operation usually takes, from history; else from the configuration.
+    pub expected_seconds: Option<f64>,
+}
+
+/// `model`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelStatus {
+    /// As the backend calls it.
+    pub id: String,
+    /// Context size, tokens.
+    pub n_ctx: Option<u64>,
+}
+
+/// One of `slots`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SlotStatus {
+    /// Slot number.
+    pub id: u32,
+    /// Context size, tokens.
+    pub n_ctx: u64,
+    /// A request is being processed.
+    pub is_processing: bool,
+    /// Tokens held.
+    pub tokens: Option<u64>,
+}
+
+/// One of `saved_slot_details`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SavedSlotStatus {
+    /// The name people know it by.
+    pub name: String,
+    /// Backend it belongs to.
+    pub backend: String,
+    /// File size.
+    pub bytes: u64,
+    /// When.
+    pub saved_at: String,
+    /// Model it belongs to.
+    pub model: String,
+    /// Tokens saved.
+    pub tokens: u64,
+    /// Put aside after a failed restore, and why.
+    pub put_aside: Option<String>,
+}
+
+/// Memory of one GPU.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GpuMemory {
+    /// In use, MiB.
+    pub used_mib: Option<u64>,
+    /// In all, MiB.
+    pub total_mib: Option<u64>,
+}
+
+/// One of `backends`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// `llama-cpp`, `vllm`, `generic`.
+    pub kind: String,
+    /// For people and programs that want to use it.
+    pub url: String,
+    /// `unknown`, `missing`, `stopped`, `lingering`, `loading`, `running`, `crash-loop`, `sick`, `stranger`.
+    pub state: String,
+    /// Its systemd unit, as systemd shows it: name, active state, sub state, result, fragment path.
+    pub unit: UnitStatus,
+    /// Requests in flight.
+    pub in_flight: Option<u32>,
+    /// Seconds since its last use, where known.
+    pub last_used_seconds: Option<f64>,
+    /// How long a start takes, from history; else what the configuration expects.
+    pub start_seconds_expected: Option<f64>,
+}
+
+/// `backends.NAME.unit`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UnitStatus {
+    /// Unit name.
+    pub name: String,
+    /// `ActiveState`.
+    pub active: Option<String>,
+    /// `SubState`.
+    pub sub: Option<String>,
+    /// `Result`.
+    pub result: Option<String>,
+    /// `ExecMainStatus`.
+    pub exec_status: Option<i32>,
+    /// `NRestarts`.
+    pub restarts: Option<u32>,
+    /// `FragmentPath`.
+    pub fragment: Option<String>,
+}
+
+/// `next_action`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NextActionStatus {
+    /// `stop`, `power-off`, `restore`.
+    pub what: String,
+    /// When.
+    pub at: String,
+    /// By which policy, as `idle.stop_after`.
+    pub because: String,
+}
+
+/// One of `blockers`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Blocker {
+    /// `request`, `hold`, `login`, `inhibitor`, `gpu_process`, `unknown`.
+    pub kind: String,
+    /// Who or what, for people.
+    pub what: String,
+    /// What it blocks: `stop`, `start`, `power-off`.
+    pub blocks: Vec<String>,
+}
+
+/// One of `attention`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AttentionStatus {
+    /// Stable code.
+    pub code: String,
+    /// What is so.
+    pub message: String,
+    /// What a person can do.
+    pub hint: String,
+    /// Since when.
+    pub since: String,
+}
+
+/// `last_error`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ErrorStatus {
+    /// Stable code.
+    pub code: String,
+    /// What happened.
+    pub message: String,
+    /// What a person can do.
+    pub hint: String,
+    /// When.
+    pub at: String,
+}
+
+/// One of `holds`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HoldStatus {
+    /// For `release`.
+    pub id: u64,
+    /// `awake`, `gpu`, `off`, or a backend's name.
+    pub what: String,
+    /// Until when; null until released.
+    pub until: Option<String>,
+    /// Why.
+    pub reason: String,
+    /// Who.
+    pub by: String,
+}

@@ -1,0 +1,8 @@
+//! Wechsler: a supervisor for a shared GPU server.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod driver;
+pub mod front;
+pub mod host;
+pub mod machine;

@@ -1,0 +1,117 @@
+//! Events in: what the machine is told.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BackendId, HoldId, Look, RequestId, VerbId, Warning};
+
+/// Everything that can happen to the machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    /// Somebody looked at the world.
+    Looked(Look),
+    /// An order ended, or nobody knows how it ended.
+    Finished {
+        /// The order, as in [`super::Effect::Do`].
+        verb: VerbId,
+        /// How.
+        outcome: Outcome,
+    },
+    /// Somebody wants something. Answered exactly once, by [`super::Effect::Answer`].
+    Commanded {
+        /// Whom to answer.
+        request: RequestId,
+        /// What is wanted.
+        command: Command,
+    },
+    /// Time has passed; sent at [`super::Machine::deadline`], harmless at any other time.
+    Tick,
+}
+
+/// What a person, a program or the machine's own policy can ask for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Command {
+    /// Bring a backend up; `None` is the configured default.
+    Start(Option<BackendId>, Options),
+    /// Bring this one up and whatever else runs down.
+    Switch(BackendId, Options),
+    /// Bring whatever runs down.
+    Stop(Options),
+    /// Stop, prove, start; `None` is the one that runs.
+    Restart(Option<BackendId>, Options),
+    /// Bring the server up, nothing else.
+    Wake(Options),
+    /// Bring everything down, and the server too unless told to keep it on.
+    Shutdown(PowerChoice, Options),
+    /// End a conflict: keep this one, stop the others.
+    Resolve(BackendId, Options),
+    /// Forget the operation under way; whatever has happened stays.
+    Cancel,
+    /// Keep something as it is for a while.
+    Hold(HoldSpec),
+    /// End a hold.
+    Release(HoldId),
+    /// Save the slots of the running llama.cpp now.
+    SaveSlots(Options),
+    /// Restore the saved slots into the running llama.cpp.
+    RestoreSlots(Options),
+}
+
+/// How a command is meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// Replace another operation instead of being refused as busy.
+    pub replace: bool,
+    /// Do not wait for requests in flight.
+    pub no_drain: bool,
+}
+
+/// What `shutdown` does with the server itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PowerChoice {
+    /// Power it off.
+    PowerOff,
+    /// Leave it on.
+    KeepOn,
+}
+
+/// A wish for things to stay as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HoldSpec {
+    /// What is held.
+    pub what: Held,
+    /// How long from now; `None` until released.
+    pub lasts: Option<Duration>,
+    /// Why, for people.
+    pub reason: String,
+    /// Who, for people: the peer's user.
+    pub by: String,
+}
+
+/// What a hold keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Held {
+    /// The server stays on: no power-off.
+    Awake,
+    /// This backend stays up: nothing stops it but a person's `stop`, and idle rules leave it alone.
+    Backend(BackendId),
+    /// The GPU stays free of our backends: nothing is started.
+    Gpu,
+    /// The server stays off: nothing wakes it.
+    Off,
+}
+
+/// How an order ended. Three values, because SSH and HTTP can lose the answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It did what was ordered, with what there is to say beside.
+    Succeeded(Vec<Warning>),
+    /// It was refused or failed, surely.
+    Failed(Warning),
+    /// The answer is lost: it may have happened, or may happen yet.
+    Unknown(Warning),
+}

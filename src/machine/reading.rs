@@ -1,0 +1,354 @@
+//! What the adapters read off the world, unjudged: one type per source.
+//!
+//! A source that cannot be read says so in its own words; nothing is guessed here. [`super::evidence`] turns readings
+//! into the few values the machine decides on. Every reading carries its age and is kept until a newer one replaces it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BootId, Instant, Invocation};
+
+/// A value and when it was read (the moment the question was sent, so that it is never younger than the truth).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dated<T> {
+    /// When the question was sent.
+    pub at: Instant,
+    /// What came back.
+    pub value: T,
+}
+
+/// What is asked for in one look. Sources that are not asked stay as they were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// SSH: boot id and the state of all units, in one exchange.
+    pub units: bool,
+    /// Each backend's health and identity over HTTP.
+    pub http: bool,
+    /// Requests in flight, slots, counters. The host adapter itself never asks more often than every 2 s.
+    pub activity: bool,
+    /// GPU memory and processes.
+    pub gpu: bool,
+    /// Logins and inhibitors.
+    pub people: bool,
+    /// Whether the server's NIC is armed for Wake-on-LAN.
+    pub wake_armed: bool,
+    /// The saved slots on record.
+    pub saved: bool,
+}
+
+impl Ask {
+    /// Everything there is.
+    pub const ALL: Self = Self {
+        units: true,
+        http: true,
+        activity: true,
+        gpu: true,
+        people: true,
+        wake_armed: true,
+        saved: true,
+    };
+}
+
+/// The newest reading of each source; `None` was never read (or not asked in this look).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reading {
+    /// The server's SSH.
+    pub ssh: Option<Dated<Ssh>>,
+    /// One per configured backend, in configuration order.
+    pub backends: Vec<BackendReading>,
+    /// GPU memory and processes.
+    pub gpu: Option<Dated<Gpu>>,
+    /// Logins and inhibitors.
+    pub people: Option<Dated<People>>,
+    /// Wake-on-LAN on the server's NIC.
+    pub wake_armed: Option<Dated<WakeArmed>>,
+}
+
+/// The sources of one backend.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackendReading {
+    /// systemd's word.
+    pub unit: Option<Dated<Unit>>,
+    /// The health endpoint's word.
+    pub http: Option<Dated<Http>>,
+    /// Use, slots and model, where the backend tells.
+    pub activity: Option<Dated<Activity>>,
+    /// Saved slots on record for this backend, newest first.
+    pub saved: Option<Dated<Vec<SavedSlot>>>,
+}
+
+impl Reading {
+    /// Takes over every source that `newer` has read.
+    pub fn absorb(&mut self, newer: Self) {
+        fn take<T>(old: &mut Option<Dated<T>>, new: Option<Dated<T>>) {
+            if let Some(new) = new
+                && old.as_ref().is_none_or(|old| old.at <= new.at)
+            {
+                *old = Some(new);
+            }
+        }
+        take(&mut self.ssh, newer.ssh);
+        take(&mut self.gpu, newer.gpu);
+        take(&mut self.people, newer.people);
+        take(&mut self.wake_armed, newer.wake_armed);
+        if self.backends.len() < newer.backends.len() {
+            self.backends
+                .resize_with(newer.backends.len(), Default::default);
+        }
+        for (old, new) in self.backends.iter_mut().zip(newer.backends) {
+            take(&mut old.unit, new.unit);
+            take(&mut old.http, new.http);
+            take(&mut old.activity, new.activity);
+            take(&mut old.saved, new.saved);
+        }
+    }
+}
+
+/// How the server's SSH answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Ssh {
+    /// With the pinned key, and our command ran.
+    Answered {
+        /// This boot.
+        boot: BootId,
+        /// Counts up with each new SSH session; an answer of a later session proves what an earlier one left in doubt.
+        session: u64,
+    },
+    /// With a key that is not pinned (its fingerprint or base64 text).
+    WrongKey(String),
+    /// With one of the pinned initramfs keys: the disk waits to be unlocked.
+    PreBoot,
+    /// With the pinned key, but our user or key is refused.
+    AuthRefused(String),
+    /// The machine is there, the port is closed: booting, or no sshd.
+    PortClosed,
+    /// Nothing answers within the deadline.
+    Silent,
+    /// The name of the host cannot be resolved, no route, or another local failure.
+    Unreachable(String),
+    /// The session broke off or the command failed.
+    Broken(String),
+}
+
+/// What systemd says of a unit (`systemctl show`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Unit {
+    /// Could not be asked, with the reason.
+    Unread(String),
+    /// `LoadState=not-found` (or masked, bad-setting, error: the text).
+    Missing(String),
+    /// A loaded unit.
+    Loaded(UnitState),
+}
+
+/// `ActiveState`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActiveState {
+    /// Up, as far as systemd knows.
+    Active,
+    /// Reloading counts as up.
+    Reloading,
+    /// Down.
+    Inactive,
+    /// Down, and the last run ended badly.
+    Failed,
+    /// On its way up, or waiting for its automatic restart.
+    Activating,
+    /// On its way down.
+    Deactivating,
+}
+
+/// The properties of a loaded unit that matter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnitState {
+    /// `ActiveState`.
+    pub active: ActiveState,
+    /// `SubState`, as `running`, `auto-restart`, `stop-sigterm`.
+    pub sub: String,
+    /// A job is pending (`Job` is not empty).
+    pub job: bool,
+    /// `MainPID`; `None` when nothing runs.
+    pub main_pid: Option<u32>,
+    /// `InvocationID`.
+    pub invocation: Option<Invocation>,
+    /// `NRestarts`.
+    pub restarts: u32,
+    /// `Result`, as `success`, `exit-code`, `timeout`, `oom-kill`, `start-limit-hit`.
+    pub result: String,
+    /// `ExecMainStatus`: exit code or signal number of the last main process.
+    pub exec_status: i32,
+    /// `ActiveEnterTimestamp`, seconds since the Unix epoch by the server's clock.
+    pub active_since: Option<u64>,
+    /// `TimeoutStopUSec`; `None` is infinity.
+    pub timeout_stop: Option<Duration>,
+    /// `FragmentPath`.
+    pub fragment: String,
+    /// `UnitFileState`, as `enabled`.
+    pub enabled: String,
+    /// A process of the unit's control group is left although the main process is gone.
+    pub processes_left: bool,
+}
+
+/// How a backend's health endpoint answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Http {
+    /// Connection refused.
+    Refused,
+    /// No answer within the deadline, although something may listen.
+    TimedOut,
+    /// The host does not answer at all (no route, name unknown).
+    Unreachable(String),
+    /// 503: llama.cpp is loading; vLLM's engine is dead.
+    Unavailable,
+    /// 200, and it is what we expect there.
+    Ready(Identity),
+    /// 200, but another kind of program or another model answers: what it said.
+    Stranger(String),
+    /// Another status code.
+    Status(u16),
+    /// 401 or 403: the key is wrong or missing.
+    KeyRefused,
+    /// An answer that is not what such a program says (not JSON, cut off, too long): what was wrong.
+    Garbage(String),
+}
+
+/// Who answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Model id, where told.
+    pub model: Option<String>,
+    /// Context size in tokens (of one slot), where told.
+    pub n_ctx: Option<u64>,
+    /// Build of the program, where told.
+    pub build: Option<String>,
+}
+
+/// Use of a running backend.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Activity {
+    /// Requests running and waiting; `None` where the backend does not tell.
+    pub in_flight: Option<u32>,
+    /// A number that changes whenever the backend was used (a hash of counters and task ids); our own questions never
+    /// change it.
+    pub mark: Option<u64>,
+    /// The slots of llama.cpp.
+    pub slots: Vec<SlotReading>,
+    /// It sleeps (freed its model); it must not be asked about slots then, which would wake it.
+    pub sleeping: bool,
+    /// It cannot save slots (no `--slot-save-path`, router mode, multimodal): why. `None`: as far as known it can.
+    pub cannot_save: Option<String>,
+}
+
+/// One slot of llama.cpp (`GET /slots`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SlotReading {
+    /// Slot number.
+    pub id: u32,
+    /// Context size, tokens.
+    pub n_ctx: u64,
+    /// A request is being processed.
+    pub is_processing: bool,
+    /// Tokens held; `None` when the slot was never used since the start.
+    pub tokens: Option<u64>,
+}
+
+/// A saved slot on record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedSlot {
+    /// The name people know it by, as `localbot`.
+    pub name: String,
+    /// File name in the slot folder.
+    pub file: String,
+    /// Slot number it was saved from.
+    pub slot: u32,
+    /// File size in bytes.
+    pub bytes: u64,
+    /// Tokens saved.
+    pub tokens: u64,
+    /// Seconds since the Unix epoch, by this machine's clock.
+    pub saved_at: u64,
+    /// Model it belongs to.
+    pub model: String,
+    /// Context size of the slot it came from, tokens.
+    pub n_ctx: u64,
+    /// Put aside after a failed restore, and why: never sent again.
+    pub put_aside: Option<String>,
+}
+
+/// The GPUs, by `nvidia-smi` or AMD's tool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Gpu {
+    /// No tool there, or none wanted.
+    Absent,
+    /// The tool failed: code and text (`driver_mismatch`, `gpu_lost`, …).
+    Broken {
+        /// Stable code.
+        code: String,
+        /// What it printed.
+        message: String,
+    },
+    /// No answer within its deadline; it is not asked again while one hangs.
+    Hangs,
+    /// It answered.
+    Read {
+        /// The devices.
+        devices: Vec<GpuDevice>,
+        /// The compute processes.
+        processes: Vec<GpuProcess>,
+    },
+}
+
+/// One GPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuDevice {
+    /// Index, as in `gpu0`.
+    pub index: u32,
+    /// Memory in use, MiB; `None` where the tool does not know.
+    pub used_mib: Option<u64>,
+    /// All memory, MiB.
+    pub total_mib: Option<u64>,
+}
+
+/// One compute process on a GPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuProcess {
+    /// Process id on the server.
+    pub pid: u32,
+    /// Program name.
+    pub name: String,
+    /// User it runs as, where known.
+    pub user: Option<String>,
+    /// Memory it holds, MiB, where known.
+    pub used_mib: Option<u64>,
+    /// The backend whose unit it belongs to: place in the configuration.
+    pub backend: Option<usize>,
+    /// A known resident (desktop, transcoder) or below the threshold: shown, but no blocker.
+    pub ignored: bool,
+}
+
+/// Who uses the server beside us.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum People {
+    /// Could not be asked, with the reason.
+    Unread(String),
+    /// Told.
+    Read {
+        /// Logins other than our own, as `user on pts/0 from 10.0.0.7`.
+        logins: Vec<String>,
+        /// Blocking shutdown inhibitors, as `who: why`.
+        inhibitors: Vec<String>,
+    },
+}
+
+/// Whether the server's NIC will hear a magic packet after power-off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WakeArmed {
+    /// Wake-on contains `g`.
+    Armed,
+    /// It does not: what it says.
+    NotArmed(String),
+    /// Cannot be told (no ethtool, no such interface, another way of waking).
+    Unknown(String),
+}

@@ -1,0 +1,65 @@
+//! What the machine shows of itself: everything the status document needs, nothing it could be changed by.
+
+use super::{BackendId, BootId, Cause, Goal, Hold, Instant, Look, Operation, Place, Warning};
+
+/// The machine as others see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// The leaf.
+    pub place: Place,
+    /// Since when this leaf.
+    pub since: Instant,
+    /// The operation under way.
+    pub operation: Option<Operation>,
+    /// When the phase of the operation began (the leaf was entered).
+    pub phase_since: Instant,
+    /// The newest look.
+    pub look: Look,
+    /// The boot last seen.
+    pub boot: Option<BootId>,
+    /// When each backend was last seen in use, in configuration order; `None`: not since the daemon's first look.
+    pub last_use: Vec<Option<Instant>>,
+    /// The holds in force.
+    pub holds: Vec<Hold>,
+    /// What the machine will do by itself next, if nothing changes.
+    pub next_action: Option<NextAction>,
+    /// What needs a person. Clears itself.
+    pub attention: Vec<Attention>,
+    /// How fast the world should be looked at now.
+    pub pace: Pace,
+}
+
+/// How fast the world should be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Nothing is under way.
+    Rest,
+    /// Something is under way: units and health every few tens of milliseconds.
+    Busy,
+    /// The server is off or coming up: SSH about once a second.
+    Waiting,
+}
+
+/// What the machine will do by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextAction {
+    /// What.
+    pub goal: Goal,
+    /// By which policy.
+    pub cause: Cause,
+    /// When.
+    pub at: Instant,
+}
+
+/// Something that needs a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attention {
+    /// What: code and text.
+    pub what: Warning,
+    /// What the person can do.
+    pub hint: &'static str,
+    /// The backend concerned.
+    pub backend: Option<BackendId>,
+    /// Since when.
+    pub since: Instant,
+}
