@@ -11,12 +11,12 @@ pub struct View {
     pub since: Instant,
     /// The operation under way.
     pub operation: Option<Operation>,
-    /// When the phase of the operation began (the leaf was entered).
-    pub phase_since: Instant,
     /// The newest look.
     pub look: Look,
     /// The boot last seen.
     pub boot: Option<BootId>,
+    /// Nothing that is up has answered for long enough.
+    pub is_off: bool,
     /// When each backend was last seen in use, in configuration order; `None`: not since the daemon's first look.
     pub last_use: Vec<Option<Instant>>,
     /// The holds in force.
