@@ -13,7 +13,7 @@ pub(super) const FRESH: std::time::Duration = std::time::Duration::from_secs(5);
 /// Warnings kept for one operation.
 const MOST_WARNINGS: usize = 16;
 /// A policy that keeps failing is tried at least this often.
-const LONGEST_BACKOFF: std::time::Duration = std::time::Duration::from_secs(3600);
+const LONGEST_BACKOFF: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// One step: the time, what is asked for, and why nothing was.
 #[derive(Debug)]
@@ -265,6 +265,7 @@ impl Core {
         let now = self.now;
         let new = !self.look.says_same_as(look);
         let silence_before = self.is_off();
+        let misses = self.policy.misses;
         match look.server {
             Server::NotLooked => {}
             Server::Silent | Server::Booting(_) => {
@@ -272,7 +273,7 @@ impl Core {
                     since: now,
                     misses: 0,
                 });
-                s.misses = s.misses.saturating_add(1);
+                s.misses = s.misses.saturating_add(1).min(self.policy.misses);
             }
             Server::On { boot, .. } => {
                 self.silence = None;
@@ -298,7 +299,9 @@ impl Core {
                         memory.last_use = Some(now);
                     }
                 }
-                Seen::Loading | Seen::Sick => memory.unwell = memory.unwell.saturating_add(1),
+                Seen::Loading | Seen::Sick => {
+                    memory.unwell = memory.unwell.saturating_add(1).min(misses)
+                }
                 Seen::Stopped | Seen::Missing | Seen::CrashLoop => {
                     memory.ready = None;
                     memory.unwell = 0;

@@ -16,6 +16,7 @@ pub mod evidence;
 pub mod hold;
 pub mod ids;
 pub mod ignored;
+mod key;
 pub mod look;
 pub mod policy;
 mod pursuit;
@@ -139,7 +140,7 @@ impl Machine {
         let leaf = *self.chart.state();
         let place = leaf.place();
         let busy = core.work.is_some() || core.order.is_some();
-        let pace = match place.kind {
+        let how_fast = match place.kind {
             Kind::Waking | Kind::PoweringOff => Pace::Waiting,
             Kind::Offline if busy => Pace::Waiting,
             // Before the first certainty, and while silence is being counted, a look a second.
@@ -160,6 +161,13 @@ impl Machine {
             place,
             since: self.since,
             operation: core.work.as_ref().map(|w| w.op.clone()),
+            order: core.order.map(|o| (o.verb, o.what)),
+            save_ended: core
+                .work
+                .as_ref()
+                .and_then(|w| w.leaving)
+                .is_some_and(|l| l.saved),
+            restored: core.backends.iter().map(|m| m.restored).collect(),
             look: core.look.clone(),
             boot: core.boot,
             is_off: core.is_off(),
@@ -189,7 +197,7 @@ impl Machine {
                     since: w.since,
                 })
                 .collect(),
-            pace,
+            pace: how_fast,
         }
     }
 

@@ -511,6 +511,16 @@ fn stop_and_fail(
     if !core.is_settled() {
         return STAY;
     }
+    let invocation = core.look.backend(backend).invocation;
+    if let Some(work) = &mut core.work
+        && !std::mem::replace(&mut work.leaving(backend, invocation).saved, true)
+        && core.policy.backend(backend).slots
+    {
+        core.warn(
+            "save_skipped",
+            "the backend failed to start; there was nothing to save",
+        );
+    }
     stop(core, leaf, backend)
 }
 
