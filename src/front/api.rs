@@ -21,7 +21,10 @@ use axum::{
 use futures_util::{Stream, stream};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, broadcast::error::RecvError, mpsc::error::TrySendError, oneshot},
+    sync::{
+        OwnedSemaphorePermit, Semaphore, broadcast::error::RecvError, mpsc::error::TrySendError,
+        oneshot,
+    },
     time::timeout,
 };
 use tracing::info;
@@ -45,7 +48,7 @@ use crate::{
 /// The largest body of a request.
 pub const BODY_BYTES: usize = 64 * 1024;
 /// The longest `?wait=`.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
+pub const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// Until a body is there.
 const BODY_WITHIN: Duration = Duration::from_secs(5);
 /// Until the driver has answered a command.
@@ -59,7 +62,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 /// The longest reason of a hold, in characters.
 const REASON_CHARS: usize = 200;
 /// The longest hold: more is meant to be until released.
-const LONGEST_HOLD: Duration = Duration::from_secs(366 * 24 * 3600);
+const LONGEST_HOLD: Duration = Duration::from_hours(366 * 24);
 
 #[derive(Clone)]
 struct Front {
@@ -175,12 +178,14 @@ fn explain(refusal: Refusal, status: &Status) -> Problem {
         Refusal::Blocked | Refusal::Occupied if !status.blockers.is_empty() => problem.detail(
             listed(status.blockers.iter().map(|blocker| blocker.what.clone())),
         ),
-        Refusal::Held if !status.holds.is_empty() => problem.detail(listed(
-            status
-                .holds
-                .iter()
-                .map(|hold| format!("{}: {} by {} ({})", hold.id, hold.what, hold.by, hold.reason)),
-        )),
+        Refusal::Held if !status.holds.is_empty() => {
+            problem.detail(listed(status.holds.iter().map(|hold| {
+                format!(
+                    "{}: {} by {} ({})",
+                    hold.id, hold.what, hold.by, hold.reason
+                )
+            })))
+        }
         Refusal::SwitchNeeded => match &status.active_backend {
             Some(active) => problem.detail(format!("{active} is up")),
             None => problem,
@@ -210,7 +215,11 @@ fn endpoints_of(status: &Status) -> Endpoints {
         kind: backend.kind.clone(),
         url: api_base(&backend.kind, &backend.url),
         active: status.active_backend.as_ref() == Some(name) && backend.state == "running",
-        state: if off { "off".into() } else { backend.state.clone() },
+        state: if off {
+            "off".into()
+        } else {
+            backend.state.clone()
+        },
         start_seconds_expected: backend.start_seconds_expected,
     };
     Endpoints {
@@ -218,7 +227,7 @@ fn endpoints_of(status: &Status) -> Endpoints {
     }
 }
 
-/// What clients of a backend put into their settings: both engines serve OpenAI's API under `/v1`.
+/// What clients of a backend put into their settings: both engines serve the same API under `/v1`.
 fn api_base(kind: &str, url: &str) -> String {
     let url = url.trim_end_matches('/');
     if matches!(kind, "llama-cpp" | "vllm") && !url.ends_with("/v1") {
@@ -285,9 +294,8 @@ fn understand(request: &CommandRequest, policy: &Policy) -> Result<Command, Prob
         .as_deref()
         .map(|name| backend_named(name, policy))
         .transpose()?;
-    let needed = || {
-        backend.ok_or_else(|| Problem::bad_request(format!("`{word}` needs a `backend`")))
-    };
+    let needed =
+        || backend.ok_or_else(|| Problem::bad_request(format!("`{word}` needs a `backend`")));
     if backend.is_some()
         && !matches!(
             word,
@@ -297,7 +305,9 @@ fn understand(request: &CommandRequest, policy: &Policy) -> Result<Command, Prob
         return Err(Problem::bad_request(format!("`{word}` takes no `backend`")));
     }
     if request.power_off.is_some() && word != CommandWord::Shutdown {
-        return Err(Problem::bad_request(format!("`{word}` takes no `power_off`")));
+        return Err(Problem::bad_request(format!(
+            "`{word}` takes no `power_off`"
+        )));
     }
     Ok(match word {
         CommandWord::Start => Command::Start(backend, options),
@@ -350,7 +360,12 @@ async fn hold(
     Extension(peer): Extension<Peer>,
     Bounded(request): Bounded<HoldRequest>,
 ) -> Result<Response, Problem> {
-    info!(uid = peer.uid, what = request.what, lasts = request.lasts, "hold");
+    info!(
+        uid = peer.uid,
+        what = request.what,
+        lasts = request.lasts,
+        "hold"
+    );
     let policy = &front.handle.policy;
     let what = match request.what.as_str() {
         "awake" => Held::Awake,
@@ -367,8 +382,9 @@ async fn hold(
         .lasts
         .as_deref()
         .map(|text| {
-            humantime::parse_duration(text)
-                .map_err(|error| Problem::bad_request(format!("`for`: `{}`: {error}", clipped(text))))
+            humantime::parse_duration(text).map_err(|error| {
+                Problem::bad_request(format!("`for`: `{}`: {error}", clipped(text)))
+            })
         })
         .transpose()?;
     if lasts.is_some_and(|lasts| lasts.is_zero() || lasts > LONGEST_HOLD) {
@@ -431,8 +447,7 @@ async fn operation(
     query: Result<Query<Wait>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<OperationRecord>, Problem> {
     let Path(id) = id.map_err(|error| Problem::bad_request(error.body_text()))?;
-    let Query(Wait { wait }) =
-        query.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let Query(Wait { wait }) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
     let wait = Duration::from_secs(wait.unwrap_or(0)).min(LONGEST_WAIT);
     let mut published = front.handle.operations.clone();
     let find = |records: &Arc<Vec<OperationRecord>>| {

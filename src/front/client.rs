@@ -14,9 +14,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     problem::Problem,
-    protocol::{
-        CommandAnswer, CommandRequest, Endpoints, HoldMade, HoldRequest, Holds, Slots,
-    },
+    protocol::{CommandAnswer, CommandRequest, Endpoints, HoldMade, HoldRequest, Holds, Slots},
 };
 use crate::driver::{Change, OperationRecord, status::Status};
 
@@ -73,7 +71,7 @@ impl ClientError {
     pub fn is_daemon_gone(&self) -> bool {
         match self {
             Self::Problem(problem) => {
-                matches!(problem.code.as_str(), "stopping" | "too_many_clients")
+                matches!(&*problem.code, "stopping" | "too_many_clients")
             }
             _ => true,
         }
@@ -192,7 +190,7 @@ impl Client {
         let began = Instant::now();
         loop {
             let answer = self.ask_once(method.clone(), path, body, within).await;
-            let full = matches!(&answer, Err(ClientError::Problem(problem)) if problem.code == "too_many_clients");
+            let full = matches!(&answer, Err(ClientError::Problem(problem)) if &*problem.code == "too_many_clients");
             if !full || began.elapsed() > FULL_FOR {
                 return answer;
             }
@@ -357,7 +355,7 @@ fn innermost(error: &dyn Error) -> String {
     error.to_string()
 }
 
-fn is_would_block(error: &dyn Error) -> bool {
+fn is_would_block(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<io::Error>() {

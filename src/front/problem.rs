@@ -18,15 +18,15 @@ pub const MEDIA_TYPE: &str = "application/problem+json";
 pub struct Problem {
     /// `urn:wechsler:problem:CODE`.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: Box<str>,
     /// The sentence that belongs to the code.
-    pub title: String,
+    pub title: Box<str>,
     /// The HTTP status.
     pub status: u16,
     /// What it is about this time.
     pub detail: Option<String>,
     /// Stable code.
-    pub code: String,
+    pub code: Box<str>,
     /// What a person can do.
     pub hint: Option<String>,
     /// The same request may succeed later.
@@ -37,9 +37,9 @@ pub struct Problem {
 
 impl Problem {
     /// A problem that stays one when repeated.
-    pub fn new(status: StatusCode, code: &str, title: impl Into<String>) -> Self {
+    pub fn new(status: StatusCode, code: &str, title: impl Into<Box<str>>) -> Self {
         Self {
-            kind: format!("urn:wechsler:problem:{code}"),
+            kind: format!("urn:wechsler:problem:{code}").into(),
             title: title.into(),
             status: status.as_u16(),
             detail: None,
@@ -61,7 +61,7 @@ impl Problem {
     }
 
     /// The daemon has too much to do.
-    pub fn overloaded(code: &str, title: impl Into<String>) -> Self {
+    pub fn overloaded(code: &str, title: impl Into<Box<str>>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, title).retry_after(1)
     }
 
@@ -131,15 +131,11 @@ const fn passes_by_itself(refusal: Refusal) -> bool {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status =
-            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let retry = self.retry_after_seconds;
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static(MEDIA_TYPE),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
         if let Some(seconds) = retry {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }

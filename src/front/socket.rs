@@ -95,7 +95,11 @@ impl Listener {
     pub async fn bind(path: &Path, group: Option<&str>) -> Result<Self, BindError> {
         let failed = |doing, path: &Path| {
             let path = path.to_path_buf();
-            move |source| BindError::Io { doing, path, source }
+            move |source| BindError::Io {
+                doing,
+                path,
+                source,
+            }
         };
         let group = group.map(group_id).transpose()?;
         let mut lock_path = path.as_os_str().to_owned();
@@ -226,7 +230,10 @@ pub async fn serve(listener: Listener, handle: Handle, stop: impl Future<Output 
     // No new client may come while the old ones finish.
     drop(listener);
     let _ = closing.send(true);
-    let _ = timeout(GOODBYE, async { while clients.join_next().await.is_some() {} }).await;
+    let _ = timeout(GOODBYE, async {
+        while clients.join_next().await.is_some() {}
+    })
+    .await;
 }
 
 /// One client, from its first request to its last.

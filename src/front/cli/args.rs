@@ -195,4 +195,3 @@ pub enum ConfigVerb {
         path: Option<PathBuf>,
     },
 }
-

@@ -21,9 +21,9 @@ use crate::{
 };
 
 /// How long a daemon that went away may take to come back.
-pub const BACK_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// Between two tries to reach it.
-pub const BACK_REST: Duration = Duration::from_millis(300);
+pub(super) const BACK_REST: Duration = Duration::from_millis(300);
 /// Between two redraws of the live line.
 const REDRAW: Duration = Duration::from_millis(250);
 /// How long the last changes may trail behind the end of an operation.
@@ -33,7 +33,7 @@ const ASK_REST: Duration = Duration::from_millis(50);
 
 /// What came of a command.
 #[derive(Debug)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// It was already so.
     AlreadySo,
     /// Done at once.
@@ -46,11 +46,11 @@ pub enum Outcome {
         joined: bool,
     },
     /// The operation has ended.
-    Ended(OperationRecord),
+    Ended(Box<OperationRecord>),
 }
 
 /// Gives the command; unless told otherwise, waits for the end. `begun` tells an interrupted caller which operation goes on.
-pub async fn give(
+pub(super) async fn give(
     client: &Client,
     request: &CommandRequest,
     way: Way,
@@ -126,7 +126,7 @@ async fn stay(
                 Some(change) => {
                     live.take(&change.status, id);
                     if let Some(record) = ended(change, id) {
-                        return Ok(Outcome::Ended(record));
+                        return Ok(Outcome::Ended(Box::new(record)));
                     }
                 }
                 None => events = None,
@@ -149,7 +149,7 @@ async fn stay(
         }
     })
     .await;
-    Ok(Outcome::Ended(record))
+    Ok(Outcome::Ended(Box::new(record)))
 }
 
 /// The record of operation `id`, if this change is its end.
@@ -177,7 +177,10 @@ async fn end_of(client: &Client, id: u64, gone: &Cell<bool>) -> Result<Operation
             Ok(record) => {
                 lost = None;
                 gone.set(false);
-                if known.as_ref().is_some_and(|known| known.started != record.started) {
+                if known
+                    .as_ref()
+                    .is_some_and(|known| known.started != record.started)
+                {
                     return Err(forgotten(id).about(known));
                 }
                 if record.end.is_some() {
@@ -193,7 +196,7 @@ async fn end_of(client: &Client, id: u64, gone: &Cell<bool>) -> Result<Operation
                 }
                 sleep(BACK_REST).await;
             }
-            Err(ClientError::Problem(problem)) if problem.code == "operation_forgotten" => {
+            Err(ClientError::Problem(problem)) if &*problem.code == "operation_forgotten" => {
                 return Err(forgotten(id).about(known));
             }
             Err(error) => return Err(Trouble::from(error).about(known)),

@@ -4,7 +4,7 @@ use super::text::{Paint, estimate, plain, seconds};
 use crate::front::protocol::Endpoint;
 
 /// All lines.
-pub fn render(endpoints: &[Endpoint], paint: Paint) -> String {
+pub(super) fn render(endpoints: &[Endpoint], paint: Paint) -> String {
     let names: Vec<String> = endpoints
         .iter()
         .map(|endpoint| format!("{}:", plain(&endpoint.name)))

@@ -6,7 +6,7 @@ use super::text::{Paint, ago, plain, seconds, size, span, tokens, until};
 use crate::driver::status::{HoldStatus, OperationStatus, SavedSlotStatus, SlotStatus, Status};
 
 /// All lines.
-pub fn render(status: &Status, now: SystemTime, paint: Paint) -> String {
+pub(super) fn render(status: &Status, now: SystemTime, paint: Paint) -> String {
     let mut page = Page {
         lines: String::new(),
     };
@@ -135,7 +135,10 @@ fn backend(status: &Status, paint: Paint) -> String {
                 .backends
                 .iter()
                 .filter(|(_, backend)| {
-                    matches!(backend.state.as_str(), "running" | "loading" | "sick" | "crash-loop")
+                    matches!(
+                        backend.state.as_str(),
+                        "running" | "loading" | "sick" | "crash-loop"
+                    )
                 })
                 .map(|(name, _)| plain(name))
                 .collect();
@@ -178,11 +181,7 @@ fn gpu(status: &Status) -> Option<String> {
 fn slot(status: &Status, paint: Paint) -> Option<String> {
     let active = status.active_backend.as_ref();
     let of_active = |saved: &&SavedSlotStatus| active.is_none_or(|name| saved.backend == *name);
-    let saved: Vec<_> = status
-        .saved_slot_details
-        .iter()
-        .filter(of_active)
-        .collect();
+    let saved: Vec<_> = status.saved_slot_details.iter().filter(of_active).collect();
     let good: Vec<_> = saved
         .iter()
         .filter(|saved| saved.put_aside.is_none())
@@ -211,14 +210,17 @@ fn operation_line(operation: &OperationStatus, now: SystemTime) -> String {
 }
 
 /// What, phase and time of an operation under way, for one line.
-pub fn progress(operation: &OperationStatus, now: SystemTime) -> String {
+pub(super) fn progress(operation: &OperationStatus, now: SystemTime) -> String {
     let elapsed = ago(&operation.started, now)
         .or_else(|| seconds(operation.elapsed_seconds))
         .unwrap_or_default();
     let elapsed_text = span(elapsed);
     let time = match operation.expected_seconds.and_then(seconds) {
         Some(expected) if expected >= elapsed => {
-            format!("{elapsed_text} of ~{}", span(expected.max(Duration::from_secs(1))))
+            format!(
+                "{elapsed_text} of ~{}",
+                span(expected.max(Duration::from_secs(1)))
+            )
         }
         Some(expected) => format!("{elapsed_text}, usually {}", span(expected)),
         None => elapsed_text,
@@ -235,7 +237,7 @@ pub fn progress(operation: &OperationStatus, now: SystemTime) -> String {
 }
 
 /// `start llama-cpp`, `stop`.
-pub fn what(kind: &str, goal: Option<&str>) -> String {
+pub(super) fn what(kind: &str, goal: Option<&str>) -> String {
     match goal {
         Some(goal) => format!("{} {}", plain(kind), plain(goal)),
         None => plain(kind),
@@ -243,7 +245,7 @@ pub fn what(kind: &str, goal: Option<&str>) -> String {
 }
 
 /// `3: awake for 1h 59m, by alice (long run)`.
-pub fn hold_line(hold: &HoldStatus, now: SystemTime) -> String {
+pub(super) fn hold_line(hold: &HoldStatus, now: SystemTime) -> String {
     let lasts = match &hold.until {
         None => "until released".into(),
         Some(end) => until(end, now).map_or_else(
@@ -264,7 +266,12 @@ pub fn hold_line(hold: &HoldStatus, now: SystemTime) -> String {
 }
 
 /// `slots list`: live slots, then saved ones.
-pub fn slots(live: &[SlotStatus], saved: &[SavedSlotStatus], now: SystemTime, paint: Paint) -> String {
+pub(super) fn slots(
+    live: &[SlotStatus],
+    saved: &[SavedSlotStatus],
+    now: SystemTime,
+    paint: Paint,
+) -> String {
     let mut lines = String::new();
     for slot in live {
         let held = slot
@@ -278,8 +285,10 @@ pub fn slots(live: &[SlotStatus], saved: &[SavedSlotStatus], now: SystemTime, pa
         ));
     }
     for saved in saved {
-        let age = ago(&saved.saved_at, now)
-            .map_or_else(|| plain(&saved.saved_at), |age| format!("{} ago", span(age)));
+        let age = ago(&saved.saved_at, now).map_or_else(
+            || plain(&saved.saved_at),
+            |age| format!("{} ago", span(age)),
+        );
         let aside = saved.put_aside.as_deref().map_or(String::new(), |why| {
             format!(", {}", paint.fair(&format!("put aside: {}", plain(why))))
         });

@@ -21,7 +21,7 @@ const COLUMNS: u16 = 80;
 
 /// The display.
 #[derive(Debug)]
-pub struct Live {
+pub(super) struct Live {
     kind: Show,
     operation: Option<OperationStatus>,
     note: Option<&'static str>,
@@ -37,7 +37,7 @@ enum Show {
 
 impl Live {
     /// A display on standard output; `quiet` shows nothing.
-    pub fn new(quiet: bool) -> Self {
+    pub(super) fn new(quiet: bool) -> Self {
         let out = io::stdout();
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let kind = if quiet {
@@ -56,12 +56,12 @@ impl Live {
     }
 
     /// It wants to be redrawn as time passes.
-    pub fn is_rewritten(&self) -> bool {
+    pub(super) fn is_rewritten(&self) -> bool {
         self.kind == Show::Rewritten
     }
 
     /// Takes over what a status says of operation `id`.
-    pub fn take(&mut self, status: &Status, id: u64) {
+    pub(super) fn take(&mut self, status: &Status, id: u64) {
         let Some(new) = status.operation.as_ref().filter(|new| new.id == id) else {
             return;
         };
@@ -75,7 +75,7 @@ impl Live {
     }
 
     /// Shows a remark in place of the operation, until it is withdrawn.
-    pub fn note(&mut self, note: Option<&'static str>) {
+    pub(super) fn note(&mut self, note: Option<&'static str>) {
         if self.note == note {
             return;
         }
@@ -87,7 +87,7 @@ impl Live {
     }
 
     /// Draws the line anew.
-    pub fn redraw(&mut self) {
+    pub(super) fn redraw(&mut self) {
         if self.kind != Show::Rewritten {
             return;
         }
@@ -104,7 +104,7 @@ impl Live {
     }
 
     /// Takes the line away, so that others can be printed.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         if self.on_screen {
             say(CLEAR);
             self.on_screen = false;
@@ -113,7 +113,7 @@ impl Live {
 }
 
 /// What came of an operation: a line, and under it what else there is to say.
-pub fn conclusion(record: &OperationRecord, paint: Paint) -> String {
+pub(super) fn conclusion(record: &OperationRecord, paint: Paint) -> String {
     let what = lbs::what(&record.kind, record.goal.as_deref());
     let lasted = lasted(record).map(short);
     let took = |word: &str| {
@@ -129,10 +129,9 @@ pub fn conclusion(record: &OperationRecord, paint: Paint) -> String {
                 .message
                 .as_deref()
                 .map_or(String::new(), |message| format!(": {}", plain(message)));
-            let code = record
-                .code
-                .as_deref()
-                .map_or(String::new(), |code| paint.faint(&format!(" [{}]", plain(code))));
+            let code = record.code.as_deref().map_or(String::new(), |code| {
+                paint.faint(&format!(" [{}]", plain(code)))
+            });
             let after = took("after");
             format!("{} {what}: {end}{after}{message}{code}\n", paint.bad("✗"))
         }

@@ -8,16 +8,17 @@ use std::{
 
 /// Colours, where they are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Paint {
+pub(super) struct Paint {
     colour: bool,
 }
 
 impl Paint {
     /// No colours.
-    pub const PLAIN: Self = Self { colour: false };
+    #[cfg(test)]
+    pub(super) const PLAIN: Self = Self { colour: false };
 
     /// Colours on a terminal, unless `NO_COLOR` is set (and not empty) or the terminal is dumb.
-    pub fn for_terminal(terminal: &impl IsTerminal) -> Self {
+    pub(super) fn for_terminal(terminal: &impl IsTerminal) -> Self {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let dumb = set("TERM").is_some_and(|term| term == "dumb");
         Self {
@@ -34,29 +35,29 @@ impl Paint {
     }
 
     /// Green: as wanted.
-    pub fn good(self, text: &str) -> String {
+    pub(super) fn good(self, text: &str) -> String {
         self.with("32", text)
     }
 
     /// Yellow: on its way, or worth a look.
-    pub fn fair(self, text: &str) -> String {
+    pub(super) fn fair(self, text: &str) -> String {
         self.with("33", text)
     }
 
     /// Red: wrong.
-    pub fn bad(self, text: &str) -> String {
+    pub(super) fn bad(self, text: &str) -> String {
         self.with("31", text)
     }
 
     /// Faint: beside the point.
-    pub fn faint(self, text: &str) -> String {
+    pub(super) fn faint(self, text: &str) -> String {
         self.with("2", text)
     }
 }
 
 /// Outside text without the power to move a cursor, ring a bell or turn a line around: control characters and
 /// bidirectional marks are written out.
-pub fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -74,7 +75,7 @@ pub fn plain(text: &str) -> String {
 }
 
 /// Cut to `columns` of a terminal, with an ellipsis where something is missing.
-pub fn fit(text: &str, columns: usize) -> String {
+pub(super) fn fit(text: &str, columns: usize) -> String {
     if text.chars().map(width).sum::<usize>() <= columns {
         return text.to_owned();
     }
@@ -103,7 +104,7 @@ const fn width(c: char) -> usize {
 }
 
 /// "1h", "1d 2h", "2m 5s", "12s": the two largest units.
-pub fn span(span: Duration) -> String {
+pub(super) fn span(span: Duration) -> String {
     let seconds = span.as_secs();
     let units = [
         (seconds / 86_400, "d"),
@@ -124,12 +125,12 @@ pub fn span(span: Duration) -> String {
 }
 
 /// Seconds from a document as a span; nothing for what is no time.
-pub fn seconds(seconds: f64) -> Option<Duration> {
+pub(super) fn seconds(seconds: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// An estimate: "80s", "150s", from five minutes on "5m".
-pub fn estimate(of: Duration) -> String {
+pub(super) fn estimate(of: Duration) -> String {
     let seconds = of.as_secs_f64().ceil();
     if seconds < 300.0 {
         format!("{seconds:.0}s")
@@ -139,7 +140,7 @@ pub fn estimate(of: Duration) -> String {
 }
 
 /// "48MB", "1.2GB": decimal, as disks are sold.
-pub fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
     let bytes = bytes as f64;
     match bytes {
@@ -151,7 +152,7 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// "196k" tokens; small counts as they are.
-pub fn tokens(count: u64) -> String {
+pub(super) fn tokens(count: u64) -> String {
     if count < 1000 {
         count.to_string()
     } else {
@@ -160,25 +161,25 @@ pub fn tokens(count: u64) -> String {
 }
 
 /// How long ago an RFC 3339 time was; `None` for what is no such time or lies ahead.
-pub fn ago(time: &str, now: SystemTime) -> Option<Duration> {
+pub(super) fn ago(time: &str, now: SystemTime) -> Option<Duration> {
     let time = humantime::parse_rfc3339_weak(time).ok()?;
     now.duration_since(time).ok()
 }
 
 /// How long until an RFC 3339 time; zero once it has passed.
-pub fn until(time: &str, now: SystemTime) -> Option<Duration> {
+pub(super) fn until(time: &str, now: SystemTime) -> Option<Duration> {
     let time = humantime::parse_rfc3339_weak(time).ok()?;
     Some(time.duration_since(now).unwrap_or_default())
 }
 
 /// Time of day of an RFC 3339 time, UTC; else the text as it is.
-pub fn clock(time: &str) -> String {
+pub(super) fn clock(time: &str) -> String {
     time.get(11..19)
         .map_or_else(|| plain(time), |clock| format!("{}Z", plain(clock)))
 }
 
 /// Prints to standard output. When nobody reads it any more the process ends, as others do by SIGPIPE.
-pub fn say(text: &str) {
+pub(super) fn say(text: &str) {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     if let Err(error) = written {
@@ -192,12 +193,12 @@ pub fn say(text: &str) {
 }
 
 /// Prints a line to standard output.
-pub fn say_line(line: &str) {
+pub(super) fn say_line(line: &str) {
     say(&format!("{line}\n"));
 }
 
 /// Prints a line to standard error, where that is possible.
-pub fn warn_line(line: &str) {
+pub(super) fn warn_line(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
@@ -207,8 +208,12 @@ mod tests {
 
     #[test]
     fn spans_show_their_two_largest_units() {
-        let shown = [0, 59, 60, 125, 3600, 3660, 3601, 90_061].map(|s| span(Duration::from_secs(s)));
-        assert_eq!(shown, ["0s", "59s", "1m", "2m 5s", "1h", "1h 1m", "1h", "1d 1h"]);
+        let shown =
+            [0, 59, 60, 125, 3600, 3660, 3601, 90_061].map(|s| span(Duration::from_secs(s)));
+        assert_eq!(
+            shown,
+            ["0s", "59s", "1m", "2m 5s", "1h", "1h 1m", "1h", "1d 1h"]
+        );
     }
 
     #[test]

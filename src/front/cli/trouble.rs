@@ -11,7 +11,7 @@ use crate::{
 /// The exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Exit {
+pub(super) enum Exit {
     /// Done, or already so.
     Done = 0,
     /// The operation failed.
@@ -30,7 +30,7 @@ pub enum Exit {
 
 impl Exit {
     /// The word for it in JSON.
-    pub const fn word(self) -> &'static str {
+    pub(super) const fn word(self) -> &'static str {
         match self {
             Self::Done => "done",
             Self::Failed => "failed",
@@ -45,26 +45,26 @@ impl Exit {
 
 /// Any end that is not a good one.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Trouble {
+pub(super) struct Trouble {
     /// The exit code.
-    pub exit: Exit,
+    pub(super) exit: Exit,
     /// Stable code.
-    pub code: String,
+    pub(super) code: String,
     /// What happened; may have several lines.
-    pub message: String,
+    pub(super) message: String,
     /// What a person can do.
-    pub hint: Option<String>,
+    pub(super) hint: Option<String>,
     /// It may go better later, by itself.
-    pub retryable: bool,
+    pub(super) retryable: bool,
     /// When.
-    pub retry_after_seconds: Option<u64>,
+    pub(super) retry_after_seconds: Option<u64>,
     /// The operation it is about.
-    pub operation: Option<OperationRecord>,
+    pub(super) operation: Option<Box<OperationRecord>>,
 }
 
 impl Trouble {
     /// Trouble without anything beside.
-    pub fn new(exit: Exit, code: &str, message: impl Into<String>) -> Self {
+    pub(super) fn new(exit: Exit, code: &str, message: impl Into<String>) -> Self {
         Self {
             exit,
             code: code.into(),
@@ -77,7 +77,7 @@ impl Trouble {
     }
 
     /// With what a person can do.
-    pub fn hint(self, hint: impl Into<String>) -> Self {
+    pub(super) fn hint(self, hint: impl Into<String>) -> Self {
         Self {
             hint: Some(hint.into()),
             ..self
@@ -85,18 +85,21 @@ impl Trouble {
     }
 
     /// With the operation it is about.
-    pub fn about(self, operation: Option<OperationRecord>) -> Self {
-        Self { operation, ..self }
+    pub(super) fn about(self, operation: Option<OperationRecord>) -> Self {
+        Self {
+            operation: operation.map(Box::new),
+            ..self
+        }
     }
 
     /// One JSON object.
-    pub fn json(&self) -> String {
+    pub(super) fn json(&self) -> String {
         #[derive(Serialize)]
         struct Told<'a> {
             outcome: &'a str,
             exit_code: u8,
             error: Error<'a>,
-            operation: &'a Option<OperationRecord>,
+            operation: &'a Option<Box<OperationRecord>>,
         }
         #[derive(Serialize)]
         struct Error<'a> {
@@ -121,7 +124,7 @@ impl Trouble {
     }
 
     /// For people, on standard error.
-    pub fn tell(&self, paint: Paint) {
+    pub(super) fn tell(&self, paint: Paint) {
         let mut lines = self.message.lines();
         let first = plain(lines.next().unwrap_or_default());
         let mark = match self.exit {
@@ -163,7 +166,7 @@ impl From<ClientError> for Trouble {
 
 impl From<Problem> for Trouble {
     fn from(problem: Problem) -> Self {
-        let exit = match problem.code.as_str() {
+        let exit = match &*problem.code {
             "unknown_backend" | "bad_request" | "not_found" | "method_not_allowed"
             | "too_large" => Exit::Usage,
             "operation_forgotten" => Exit::Failed,
@@ -172,11 +175,11 @@ impl From<Problem> for Trouble {
         };
         let message = match &problem.detail {
             Some(detail) => format!("{} {detail}", problem.title),
-            None => problem.title,
+            None => problem.title.into(),
         };
         Self {
             exit,
-            code: problem.code,
+            code: problem.code.into(),
             message,
             hint: problem.hint,
             retryable: problem.retryable,

@@ -24,7 +24,7 @@ use crate::{
 const CHECK: Duration = Duration::from_secs(2);
 
 /// Prints each change until the daemon is gone for good.
-pub async fn watch(client: &Client, json: bool) -> Trouble {
+pub(super) async fn watch(client: &Client, json: bool) -> Trouble {
     let mut patience = Patience::default();
     loop {
         let error = match client.events().await {
@@ -66,7 +66,7 @@ fn line(change: &Change) -> String {
 }
 
 /// Waits until the server is in the state `wanted`, or `ready`.
-pub async fn wait(
+pub(super) async fn wait(
     client: &Client,
     wanted: &str,
     limit: Option<Duration>,
@@ -143,7 +143,10 @@ fn must_exist(wanted: &str, status: &Status) -> Result<(), Trouble> {
     if known.iter().any(|state| state == wanted) {
         return Ok(());
     }
-    let message = format!("there is no state `{wanted}`; there are: {}", known.join(", "));
+    let message = format!(
+        "there is no state `{wanted}`; there are: {}",
+        known.join(", ")
+    );
     let trouble = Trouble::new(Exit::Usage, "unknown_state_name", message);
     Err(match nearest(wanted, known.iter().map(String::as_str)) {
         Some(near) => trouble.hint(format!("did you mean `{near}`?")),
