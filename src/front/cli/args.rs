@@ -50,6 +50,7 @@ pub enum Verb {
     Start {
         /// The backend [default: the configured one].
         name: Option<String>,
+        /// How.
         #[command(flatten)]
         way: Way,
     },
@@ -57,11 +58,13 @@ pub enum Verb {
     Switch {
         /// The backend.
         name: String,
+        /// How.
         #[command(flatten)]
         way: Way,
     },
     /// Bring whatever runs down, saving its slots first.
     Stop {
+        /// How.
         #[command(flatten)]
         way: Way,
     },
@@ -69,11 +72,13 @@ pub enum Verb {
     Restart {
         /// The backend [default: the one that runs].
         name: Option<String>,
+        /// How.
         #[command(flatten)]
         way: Way,
     },
     /// Bring the server up, nothing else.
     Wake {
+        /// How.
         #[command(flatten)]
         way: Way,
     },
@@ -85,6 +90,7 @@ pub enum Verb {
         /// Leave the server on.
         #[arg(long, conflicts_with = "power_off")]
         keep_on: bool,
+        /// How.
         #[command(flatten)]
         way: Way,
     },
@@ -93,6 +99,7 @@ pub enum Verb {
         /// The backend to keep.
         #[arg(long, value_name = "NAME")]
         keep: String,
+        /// How.
         #[command(flatten)]
         way: Way,
     },
@@ -176,11 +183,13 @@ pub enum SlotsVerb {
     List,
     /// Save those that hold tokens, now.
     Save {
+        /// How.
         #[command(flatten)]
         way: Way,
     },
     /// Restore the saved ones into the running backend.
     Restore {
+        /// How.
         #[command(flatten)]
         way: Way,
     },

@@ -306,3 +306,143 @@ pub(super) fn slots(
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::status::{AttentionStatus, BackendStatus, ErrorStatus, NextActionStatus};
+
+    const NOW: &str = "2026-01-02T03:04:05Z";
+
+    fn lines(status: &Status) -> String {
+        let now = humantime::parse_rfc3339(NOW).unwrap();
+        render(status, now, Paint::PLAIN)
+    }
+
+    fn on(state: &str) -> Status {
+        Status {
+            gpu_server: "on".into(),
+            state: state.into(),
+            health: "ok".into(),
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_off_says_why() {
+        let mut status = Status {
+            gpu_server: "off".into(),
+            state: "gpu-offline".into(),
+            reason: Some("powered-off".into()),
+            ..Status::default()
+        };
+        assert_eq!(lines(&status), "GPU server: off (powered-off)\n");
+        status.state = "waking".into();
+        assert_eq!(lines(&status), "GPU server: off (waking)\n");
+        status.gpu_server = "unknown".into();
+        status.state = "unknown".into();
+        status.reason = None;
+        assert_eq!(lines(&status), "GPU server: unknown (not looked yet)\n");
+    }
+
+    #[test]
+    fn a_backend_on_its_way_shows_its_phase() {
+        let mut status = on("llama-cpp-starting");
+        assert_eq!(lines(&status), "Backend: llama-cpp ● (starting)\n");
+        status.phase = Some("restoring".into());
+        assert_eq!(lines(&status), "Backend: llama-cpp ● (restoring)\n");
+        status.state = "stopping".into();
+        status.active_backend = Some("vllm".into());
+        status.phase = Some("draining".into());
+        assert_eq!(lines(&status), "Backend: vllm ● (draining)\n");
+        assert_eq!(lines(&on("gpu-idle")), "Backend: none (gpu-idle)\n");
+    }
+
+    #[test]
+    fn a_conflict_names_those_that_are_up() {
+        let mut status = on("conflict");
+        for name in ["llama-cpp", "vllm"] {
+            let backend = BackendStatus {
+                state: "running".into(),
+                ..BackendStatus::default()
+            };
+            status.backends.insert(name.into(), backend);
+        }
+        assert_eq!(lines(&status), "Backend: llama-cpp + vllm ✗ (conflict)\n");
+    }
+
+    #[test]
+    fn what_else_there_is_to_say_comes_below() {
+        let status = Status {
+            operation: Some(OperationStatus {
+                id: 7,
+                kind: "start".into(),
+                goal: Some("vllm".into()),
+                cause: "command".into(),
+                phase: "starting".into(),
+                started: "2026-01-02T03:03:53Z".into(),
+                elapsed_seconds: 0.0,
+                expected_seconds: Some(80.0),
+            }),
+            holds: vec![HoldStatus {
+                id: 3,
+                what: "awake".into(),
+                until: Some("2026-01-02T05:04:05Z".into()),
+                reason: "long\nrun".into(),
+                by: "alice".into(),
+            }],
+            next_action: Some(NextActionStatus {
+                what: "power-off".into(),
+                at: "2026-01-02T03:16:05Z".into(),
+                because: "idle.power_off_after".into(),
+            }),
+            attention: vec![AttentionStatus {
+                code: "wake_unarmed".into(),
+                message: "The network card is not armed.".into(),
+                hint: "arm it".into(),
+                since: "2026-01-02T01:04:05Z".into(),
+            }],
+            last_error: Some(ErrorStatus {
+                code: "health_timeout".into(),
+                message: "It did not become healthy in time.".into(),
+                hint: "read the journal".into(),
+                at: "2026-01-02T02:59:05Z".into(),
+            }),
+            ..on("vllm-starting")
+        };
+        assert_eq!(
+            lines(&status),
+            "Backend: vllm ● (starting)\n\
+             Operation: start vllm · starting · 12s of ~1m 20s (number 7)\n\
+             Hold: 3: awake for 2h, by alice (long\\nrun)\n\
+             Next: power-off in 12m (idle.power_off_after)\n\
+             Attention: The network card is not armed. [wake_unarmed, 2h ago]\n  hint: arm it\n\
+             Last error: It did not become healthy in time. [health_timeout, 5m ago]\n  hint: read the journal\n"
+        );
+    }
+
+    #[test]
+    fn a_saved_slot_that_could_be_restored_is_offered() {
+        let saved = |backend: &str, put_aside: Option<&str>| SavedSlotStatus {
+            name: "localbot".into(),
+            backend: backend.into(),
+            bytes: 48_000_000,
+            put_aside: put_aside.map(Into::into),
+            ..SavedSlotStatus::default()
+        };
+        let mut status = on("llama-cpp");
+        status.active_backend = Some("llama-cpp".into());
+        status.saved_slot_details = vec![saved("llama-cpp", None), saved("other", None)];
+        status.restore_available = true;
+        assert_eq!(
+            lines(&status),
+            "Backend: llama-cpp ✓\nSlot: cached (localbot, 48MB) → wechsler slots restore\n"
+        );
+        status.saved_slot_details = vec![saved("llama-cpp", Some("truncated"))];
+        status.restore_available = false;
+        assert_eq!(
+            lines(&status),
+            "Backend: llama-cpp ✓\nSlot: empty, 1 put aside\n"
+        );
+    }
+}

@@ -3,6 +3,12 @@
 //! Text goes to standard output, trouble to standard error. With `--json` each outcome, good or bad, is one JSON object on
 //! standard output: a document (`status`, `endpoints`, `holds`, `slots`), or `{outcome, exit_code, …}`.
 
+#![allow(
+    clippy::format_push_string,
+    clippy::format_collect,
+    reason = "a page of text is written once: plain code before speed"
+)]
+
 pub mod args;
 mod follow;
 mod lbe;
