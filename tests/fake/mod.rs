@@ -68,7 +68,7 @@ impl Drop for Folder {
 impl Fake {
     /// Begins to serve on `socket`; each phase of a scripted operation takes `step`.
     pub fn serve(socket: &Path, step: Duration) -> Self {
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (stop, told_to) = oneshot::channel::<()>();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let path = socket.to_path_buf();
         let thread = std::thread::spawn(move || {
@@ -82,7 +82,7 @@ impl Fake {
                 tokio::spawn(script.play());
                 ready.send(()).unwrap();
                 serve(listener, handle, async {
-                    let _ = stopped.await;
+                    let _ = told_to.await;
                 })
                 .await;
             });
