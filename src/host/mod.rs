@@ -1,1 +1,3 @@
 //! The real world.
+
+pub mod slot_files;
