@@ -1,3 +1,5 @@
 //! The real world.
 
+pub mod http;
 pub mod slot_files;
+pub mod slots;

@@ -124,7 +124,9 @@ mod tests {
             assert!(FileName::new(good).is_some(), "{good}");
         }
         let long = "x".repeat(FileName::MOST + 1);
-        for bad in ["", ".", "..", "a/b", "/a", "-rf", ".hidden", "a b", "a\n", "$(x)", "ä", &long] {
+        for bad in [
+            "", ".", "..", "a/b", "/a", "-rf", ".hidden", "a b", "a\n", "$(x)", "ä", &long,
+        ] {
             assert!(FileName::new(bad).is_none(), "{bad:?}");
         }
     }
