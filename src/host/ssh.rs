@@ -84,8 +84,18 @@ impl Trouble {
 }
 
 impl reading::Ssh {
+    /// The stable code of an order that could not be sent because of it.
+    pub(super) const fn code(&self) -> &'static str {
+        match self {
+            Self::WrongKey(_) => "wrong_host_key",
+            Self::PreBoot => "preboot",
+            Self::AuthRefused(_) => "auth_refused",
+            _ => "control_unreachable",
+        }
+    }
+
     /// In words for people.
-    fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         match self {
             Self::Answered { .. } => "answered".into(),
             Self::WrongKey(key) => format!("another host key answers: {key}"),
