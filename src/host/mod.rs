@@ -46,7 +46,7 @@ use ssh::{Ssh, SshSetupError, Trouble};
 use systemd::Ended;
 
 /// A GPU tool that hangs is not asked again for so long (or until the next boot): each call would hang beside it.
-const GPU_HANGS_FOR: Duration = Duration::from_secs(600);
+const GPU_HANGS_FOR: Duration = Duration::from_mins(10);
 /// Both calls of the GPU tool end on the server by themselves, a second after their limit at the latest; then comes this.
 const GPU_SLACK: Duration = Duration::from_secs(4);
 
@@ -377,6 +377,10 @@ impl Drop for InDoubt<'_> {
     }
 }
 
+async fn when<T>(asked: bool, look: impl Future<Output = T>) -> Option<T> {
+    if asked { Some(look.await) } else { None }
+}
+
 fn dated<T>(at: Instant, value: Option<T>) -> Option<Dated<T>> {
     value.map(|value| Dated { at, value })
 }
@@ -431,35 +435,18 @@ impl Slots {
 
 impl World for Host {
     async fn look(&self, ask: Ask, now: Instant) -> Reading {
-        let units = async {
-            match ask.units {
-                true => Some(self.look_at_units().await),
-                false => None,
-            }
-        };
-        let gpu = async {
-            match ask.gpu {
-                true => self.look_at_gpu().await,
-                false => None,
-            }
-        };
-        let people = async {
-            match ask.people {
-                true => Some(self.look_at_people().await),
-                false => None,
-            }
-        };
-        let wake_armed = async {
-            match ask.wake_armed {
-                true => Some(self.look_at_wake_on().await),
-                false => None,
-            }
-        };
         let backends = join_all(self.backends.iter().map(|backend| backend.look(ask, now)));
-        let (units, mut backends, gpu, people, wake_armed) =
-            join5(units, backends, gpu, people, wake_armed).await;
+        // Boxed: all sources together are a large future, and most looks ask one or two.
+        let (units, mut backends, gpu, people, wake_armed) = Box::pin(join5(
+            when(ask.units, self.look_at_units()),
+            backends,
+            when(ask.gpu, self.look_at_gpu()),
+            when(ask.people, self.look_at_people()),
+            when(ask.wake_armed, self.look_at_wake_on()),
+        ))
+        .await;
         let mut reading = Reading {
-            gpu: dated(now, gpu),
+            gpu: dated(now, gpu.flatten()),
             people: dated(now, people),
             wake_armed: dated(now, wake_armed),
             ..Reading::default()

@@ -92,9 +92,10 @@ fn who(lines: &str) -> Vec<String> {
 
 /// Those that block a shutdown, from the JSON of `busctl … ListInhibitors`: `a(ssssuu)`, what, who, why, mode, uid, pid.
 fn inhibitors(json: &str) -> Option<Vec<String>> {
+    type Inhibitor = (String, String, String, String, u32, u32);
     #[derive(serde::Deserialize)]
     struct Answer {
-        data: (Vec<(String, String, String, String, u32, u32)>,),
+        data: (Vec<Inhibitor>,),
     }
     let answer: Answer = serde_json::from_str(json.trim()).ok()?;
     let blocking = answer.data.0.into_iter().filter(|(what, _, _, mode, ..)| {

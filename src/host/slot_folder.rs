@@ -40,7 +40,7 @@ impl SlotFolder {
             stderr,
         } = answer.map_err(|trouble| SlotFilesError::Unreachable(trouble.to_string()))?;
         // A pipe hides the exit status of its first command, but not its complaint.
-        if status == 0 && !(stdout.trim().is_empty() && !stderr.trim().is_empty()) {
+        if status == 0 && (stderr.trim().is_empty() || !stdout.trim().is_empty()) {
             return Ok(stdout);
         }
         let text = plain_text(&stderr, 200);

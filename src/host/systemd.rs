@@ -269,13 +269,13 @@ pub fn parse_post_mortem(stdout: &str, unit: &UnitName, port: u16) -> Vec<String
     /// Longest journal line kept, characters: ten of them and the rest stay within 4 KiB.
     const MOST: usize = 300;
     let parts = remote::parts(stdout);
-    let part = |name: &str| {
+    let section = |name: &str| {
         parts
             .iter()
             .find(|(mark, _)| *mark == name)
             .map_or("", |p| p.1)
     };
-    let block = part("unit");
+    let block = section("unit");
     let value = |key: &str| {
         let mut lines = block.lines().filter_map(|line| line.split_once('='));
         lines.find(|(k, _)| *k == key).map_or("?", |(_, v)| v)
@@ -294,7 +294,7 @@ pub fn parse_post_mortem(stdout: &str, unit: &UnitName, port: u16) -> Vec<String
         value("NRestarts")
     );
     let mut lines = vec![plain_text(&state, MOST)];
-    if !part("listens").trim().is_empty() {
+    if !section("listens").trim().is_empty() {
         lines.push(format!("port {port} listens on the host"));
     } else if parts.iter().any(|(mark, _)| *mark == "asked") {
         lines.push(format!("port {port} does not listen on the host"));
