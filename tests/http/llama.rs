@@ -408,8 +408,8 @@ pub(crate) fn store_in(state_dir: &std::path::Path, keep: u32) -> SlotStore {
             dir: "/mnt/slots".into(),
             name: "localbot".into(),
             keep,
-            save_timeout: Duration::from_secs(60),
-            restore_timeout: Duration::from_secs(60),
+            save_timeout: Duration::from_mins(1),
+            restore_timeout: Duration::from_mins(1),
         },
     )
 }

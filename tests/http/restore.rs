@@ -6,6 +6,8 @@ use wechsler::machine::Outcome;
 
 use crate::llama::{Rig, Slot, State, codes, store_in};
 
+type Change = fn(&mut State);
+
 fn message(outcome: Outcome) -> String {
     match outcome {
         Outcome::Succeeded(w) => w.into_iter().map(|w| w.message + "\n").collect(),
@@ -108,7 +110,7 @@ async fn a_file_that_nobody_can_check_is_not_sent() {
 
 #[tokio::test]
 async fn trap_5_a_file_of_another_model_build_context_or_layout_is_not_sent() {
-    let changes: [(fn(&mut State), &str); 5] = [
+    let changes: [(Change, &str); 5] = [
         (
             |s| s.model_path = "/models/other.gguf",
             "model /models/other.gguf instead of",
@@ -290,7 +292,7 @@ async fn trap_4_tokens_that_did_not_come_back_are_told() {
 
 #[tokio::test]
 async fn a_server_that_cannot_or_sleeps_keeps_the_file_good() {
-    let changes: [(fn(&mut State), &str); 4] = [
+    let changes: [(Change, &str); 4] = [
         (|s| s.router = true, "!restore_not_supported"),
         (|s| s.sleeping = true, "!restore_asleep"),
         (|s| s.without_slot_folder = true, "!restore_not_supported"),
