@@ -221,7 +221,7 @@ pub enum Wake {
     MagicPacket {
         /// Its hardware address.
         mac: [u8; 6],
-        /// SecureOn password.
+        /// `SecureOn` password.
         secure_on: Option<[u8; 6]>,
         /// Where the packets go; every one of them each time.
         targets: Vec<SocketAddr>,

@@ -95,7 +95,7 @@ fn value_of(value: &DeValue<'_>, text: &str) -> Value {
 /// The line, counted from 1, that the byte `offset` of `text` is in.
 fn line(text: &str, offset: usize) -> Origin {
     let before = text.as_bytes().get(..offset).unwrap_or_default();
-    Origin::Line(1 + before.iter().filter(|byte| **byte == b'\n').count())
+    Origin::Line(before.split(|byte| *byte == b'\n').count())
 }
 
 /// Lays `WECHSLER_A__B=...` over the key `a.b`. Variables without `__` are none of the file's business.

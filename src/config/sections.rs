@@ -17,7 +17,7 @@ use crate::machine::{
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// Words that commands and documents use for something else than a backend, beside the names of states.
 const RESERVED: [&str; 4] = ["ready", "awake", "gpu", "off"];
