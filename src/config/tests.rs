@@ -350,16 +350,13 @@ fn each_kind_of_key_can_come_from_the_environment() {
     assert_eq!(config.server.privilege, ["sudo", "-n"]);
     assert_eq!(
         config.policy.backends[0].start_timeout,
-        Duration::from_secs(180)
+        Duration::from_mins(3)
     );
     assert_eq!(
         config.policy.backend(config.policy.default_backend).name,
         "my-other"
     );
-    assert_eq!(
-        config.policy.idle_stop_after,
-        Some(Duration::from_secs(1200))
-    );
+    assert_eq!(config.policy.idle_stop_after, Some(Duration::from_mins(20)));
 }
 
 #[test]

@@ -79,6 +79,7 @@ pub fn judge(reading: &Reading, policy: &Policy, now: Instant) -> Look {
     let on = matches!(server, Server::On { .. });
     let told = on || server == Server::Uncontrolled;
     Look {
+        at: reading.ssh.as_ref().map_or(Instant::START, |ssh| ssh.at),
         server,
         backends: views
             .iter()
@@ -129,7 +130,9 @@ struct View<'a> {
     http: Option<&'a Http>,
     /// Of this run, however old.
     activity: Option<&'a Activity>,
-    /// ... and young enough to say something of requests in flight.
+    /// When it was asked for that; [`Instant::START`] if never.
+    asked_for_use: Instant,
+    /// The activity is young enough to say something of requests in flight.
     use_is_known: bool,
 }
 
@@ -168,6 +171,7 @@ impl<'a> View<'a> {
                 .filter(|http| of_run(http.at))
                 .and_then(|http| young(http, now)),
             activity: activity.map(|a| &a.value),
+            asked_for_use: activity.map_or(Instant::START, |a| a.at),
             use_is_known: activity.is_some_and(|a| now.since(a.at) <= OLDEST_USE),
         }
     }
@@ -217,6 +221,7 @@ impl<'a> View<'a> {
                 Seen::Loading if !self.has_served() => Use::Idle,
                 _ => young.map_or(Use::Unknown, in_use),
             },
+            use_at: self.asked_for_use,
             mark: activity.and_then(|a| a.mark),
             // Also by an old word: trying to save once too often costs little. Whether it can save, the saver finds out
             // and records. A sleeping one has thrown its context away.
