@@ -13,6 +13,8 @@ import time
 import urllib.error
 import urllib.request
 
+from .wiretap import Tap
+
 RUN = pathlib.Path("/run/wlab")
 HERE = pathlib.Path(__file__).resolve().parent.parent
 CONTRIB = HERE.parent.parent / "contrib"
@@ -78,6 +80,7 @@ class Machine:
                         ("address", "add", f"{address}/24", "broadcast", BROADCAST, "dev", "eth0"),
                         ("link", "set", "eth0", "up")):
             sh("nsenter", f"--net={self.netns}", "ip", *command)
+        self.tap = Tap(f"port-{name}")
 
     @staticmethod
     def _site() -> pathlib.Path:
@@ -87,6 +90,9 @@ class Machine:
 
     def prepare(self) -> None:
         """Write the golden disk: a layer over this system's root that every fresh disk of this machine starts from."""
+        home = self.golden / "root"
+        home.mkdir(mode=0o700)
+        os.setxattr(home, "trusted.overlay.opaque", b"y")  # an empty home, whatever this system's root has in its own
         with self._mounted(self.golden, "/"):
             self._install(self.root)
 
@@ -110,8 +116,6 @@ class Machine:
         write(root / "etc/machine-id", "")
         write(root / "etc/hostname", self.name + "\n")
         write(root / "etc/hosts", f"127.0.0.1 localhost\n{self.address} {self.name}\n")
-        shutil.rmtree(root / "root", ignore_errors=True)
-        (root / "root").mkdir(mode=0o700)
         write(root / "root/.ssh/authorized_keys", self.public_key + "\n", 0o600).parent.chmod(0o700)
         shadow = root / "etc/shadow"
         lines = [":".join(["root", "*"] + line.split(":")[2:]) if line.startswith("root:") else line
@@ -167,6 +171,7 @@ MaxSessions 100
             shutil.rmtree(old)
         self._mount(self.base / "disk", f"{self.golden}:/")
         self.adjust(**settings)
+        self.tap.seen.clear()
         (self.state / "console").write_text("")
         if self.board is None:
             self._start_board()
@@ -368,6 +373,10 @@ TimeoutStopSec=6
     def slot_files(self) -> dict[str, int]:
         text = self.ssh(f"find {SLOTS} -type f -printf '%P %s\\n'").stdout
         return {line.rsplit(" ", 1)[0]: int(line.rsplit(" ", 1)[1]) for line in text.splitlines()}
+
+    def restores(self) -> int:
+        """How many restores of slots were sent over the wire to llama.cpp since `fresh`."""
+        return len(self.tap.of("action=restore"))
 
     def log_of(self, unit: str) -> str:
         return self.journal(unit, 2000)
