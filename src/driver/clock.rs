@@ -39,7 +39,7 @@ impl Clock {
     #[must_use]
     pub fn timer(&self, at: Instant) -> tokio::time::Instant {
         // A deadline too far away to be told is as good as a year.
-        let year = Duration::from_secs(365 * 24 * 3600);
+        let year = Duration::from_hours(365 * 24);
         self.epoch
             .checked_add(at.since_start())
             .unwrap_or_else(|| tokio::time::Instant::now() + year)
@@ -69,7 +69,7 @@ impl Clock {
 
     /// The machine's time of a wall time to come; `None` when it has passed.
     #[must_use]
-    pub fn from_wall(&self, wall: SystemTime) -> Option<Instant> {
+    pub fn until_wall(&self, wall: SystemTime) -> Option<Instant> {
         let ahead = wall.duration_since(SystemTime::now()).ok()?;
         (!ahead.is_zero()).then(|| self.now() + ahead)
     }
@@ -108,10 +108,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_moment_in_the_past_has_no_machine_time() {
         let clock = Clock::start();
-        assert_eq!(clock.from_wall(SystemTime::UNIX_EPOCH), None);
-        let hour = Duration::from_secs(3600);
+        assert_eq!(clock.until_wall(SystemTime::UNIX_EPOCH), None);
+        let hour = Duration::from_hours(1);
         let ahead = clock
-            .from_wall(SystemTime::now() + hour)
+            .until_wall(SystemTime::now() + hour)
             .expect("lies ahead");
         assert!(ahead.since(clock.now()) > hour - Duration::from_secs(1));
     }

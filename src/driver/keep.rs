@@ -171,17 +171,17 @@ pub fn load_holds(dir: &Path, clock: &Clock, policy: &Policy) -> Vec<Hold> {
             KeptHeld::Awake => Held::Awake,
             KeptHeld::Gpu => Held::Gpu,
             KeptHeld::Off => Held::Off,
-            KeptHeld::Backend(name) => match policy.named(&name) {
-                Some(id) => Held::Backend(id),
-                None => {
+            KeptHeld::Backend(name) => {
+                let Some(id) = policy.named(&name) else {
                     warn!(hold = kept.id, backend = %name, "a hold on a backend that is not configured any more is dropped");
                     continue;
-                }
-            },
+                };
+                Held::Backend(id)
+            }
         };
         let until = match kept.until.as_deref().map(humantime::parse_rfc3339) {
             None => None,
-            Some(Ok(wall)) => match clock.from_wall(wall) {
+            Some(Ok(wall)) => match clock.until_wall(wall) {
                 Some(at) => Some(at),
                 None => continue,
             },
@@ -272,7 +272,7 @@ mod tests {
     async fn holds_come_back_with_what_is_left_of_them() {
         let dir = scratch("holds");
         let (clock, policy) = (Clock::start(), tests_policy());
-        let hour = clock.now() + Duration::from_secs(3600);
+        let hour = clock.now() + Duration::from_hours(1);
         let holds = [
             hold(1, Held::Awake, None),
             hold(2, Held::Backend(BackendId(1)), Some(hour)),

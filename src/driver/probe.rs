@@ -17,13 +17,13 @@ use crate::{
 /// Between two looks at use while it matters: llama.cpp's `/slots` and `/metrics` interrupt its work.
 const ACTIVITY: Duration = Duration::from_secs(2);
 /// Between two looks at the GPUs at rest.
-const GPU_REST: Duration = Duration::from_secs(60);
+const GPU_REST: Duration = Duration::from_mins(1);
 /// Between two looks at the GPUs while a backend is to be proven stopped.
 const GPU_PROOF: Duration = Duration::from_secs(1);
 /// Between two looks at logins and inhibitors at rest.
-const PEOPLE_REST: Duration = Duration::from_secs(60);
+const PEOPLE_REST: Duration = Duration::from_mins(1);
 /// Between two looks at the network card's Wake-on setting at rest.
-const WAKE_ARMED_REST: Duration = Duration::from_secs(600);
+const WAKE_ARMED_REST: Duration = Duration::from_mins(10);
 /// Before a power-off is decided on, people and Wake-on are not older than this.
 pub const FRESH: Duration = Duration::from_secs(5);
 /// ... and so are asked again after this.
@@ -31,7 +31,7 @@ const AGAIN: Duration = Duration::from_secs(4);
 /// A power-off that a policy plans is prepared for so long before.
 const POWER_OFF_NEAR: Duration = Duration::from_secs(10);
 /// Between two looks at the saved slots.
-const SAVED_REST: Duration = Duration::from_secs(60);
+const SAVED_REST: Duration = Duration::from_mins(1);
 /// After a look that did not end in time, its source is left alone for so long.
 const AFTER_HANG: Duration = Duration::from_secs(10);
 

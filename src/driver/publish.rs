@@ -171,14 +171,15 @@ impl Source<'_> {
             _ if sick || shut_out => return "failing",
             _ => {}
         }
-        match (
-            self.view.operation.as_ref().map(|op| op.goal),
-            self.view.place.kind,
-        ) {
-            (Some(Goal::Run(_) | Goal::Restart(_) | Goal::Awake), _) => "starting",
-            (Some(Goal::Stop | Goal::Off), _) => "stopping",
-            (_, Kind::Waking | Kind::Starting | Kind::Restoring) => "starting",
-            (_, Kind::Draining | Kind::Stopping | Kind::PoweringOff) => "stopping",
+        let goal = self.view.operation.as_ref().map(|op| op.goal);
+        match goal {
+            Some(Goal::Run(_) | Goal::Restart(_) | Goal::Awake) => return "starting",
+            Some(Goal::Stop | Goal::Off) => return "stopping",
+            _ => {}
+        }
+        match self.view.place.kind {
+            Kind::Waking | Kind::Starting | Kind::Restoring => "starting",
+            Kind::Draining | Kind::Stopping | Kind::PoweringOff => "stopping",
             _ => "ok",
         }
     }

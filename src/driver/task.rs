@@ -68,7 +68,7 @@ pub fn spawn<W: World>(
         &holds,
     );
     let machine = Machine::new((*policy).clone(), holds);
-    let view = machine.view(clock.now());
+    let view = machine.view();
     let (command_in, commands) = mpsc::channel(COMMANDS_WAITING);
     let (status_out, status) = watch::channel(Arc::new(Status::default()));
     let (changes, _) = broadcast::channel(CHANGES_KEPT);
@@ -124,7 +124,7 @@ enum Done {
         source: Source,
         began: Instant,
         /// `None`: given up.
-        reading: Option<Reading>,
+        reading: Option<Box<Reading>>,
     },
     Order {
         verb: VerbId,
@@ -247,11 +247,11 @@ impl<W: World> Driver<W> {
             let world = Arc::clone(&self.world);
             self.tasks.spawn(async move {
                 let look = world.look(source.ask(), now);
-                let reading = tokio::time::timeout(LOOK_AT_MOST, look).await.ok();
+                let reading = tokio::time::timeout(LOOK_AT_MOST, look).await;
                 Done::Look {
                     source,
                     began: now,
-                    reading,
+                    reading: reading.ok().map(Box::new),
                 }
             });
         }
@@ -278,14 +278,14 @@ impl<W: World> Driver<W> {
         }
     }
 
-    fn looked(&mut self, source: Source, began: Instant, reading: Option<Reading>) {
+    fn looked(&mut self, source: Source, began: Instant, reading: Option<Box<Reading>>) {
         let now = self.clock.now();
         self.schedule.ended(source, began, reading.is_none(), now);
         let reading = reading.unwrap_or_else(|| {
             warn!(?source, "a look did not end in time and was given up");
-            given_up(source, began, self.setup.policy.backends.len())
+            Box::new(given_up(source, began, self.setup.policy.backends.len()))
         });
-        self.reading.absorb(reading);
+        self.reading.absorb(*reading);
         self.forget_other_runs();
         self.schedule.note(&self.reading);
         let look = judge(&self.reading, &self.setup.policy, now);
@@ -294,7 +294,7 @@ impl<W: World> Driver<W> {
         } else if newly_running(&self.view.look, &look) {
             self.schedule.want(Source::Activity);
         }
-        self.step(Event::Looked(look));
+        self.step(&Event::Looked(look));
         let (view, policy) = (&self.view, &self.setup.policy);
         if self.stopwatch.looked(view, now, &mut self.history, policy) {
             self.keeper.durations(&self.history);
@@ -346,7 +346,7 @@ impl<W: World> Driver<W> {
                 warn!(%verb, ?what, code = why.code, message = why.message, "nobody knows how the order ended");
             }
         }
-        self.step(Event::Finished { verb, outcome });
+        self.step(&Event::Finished { verb, outcome });
     }
 
     /// A wish to power off is judged by who uses the server now, not a minute ago.
@@ -388,7 +388,7 @@ impl<W: World> Driver<W> {
         } = request;
         info!(request = %id, uid, ?command, "command");
         self.answers.insert(id, answer);
-        self.step(Event::Commanded {
+        self.step(&Event::Commanded {
             request: id,
             command,
         });
@@ -399,7 +399,7 @@ impl<W: World> Driver<W> {
     }
 
     fn tick(&mut self) {
-        self.step(Event::Tick);
+        self.step(&Event::Tick);
         let now = self.clock.now();
         if self.machine.deadline().is_some_and(|at| at <= now) {
             if self.tick_not_before <= now {
@@ -410,13 +410,13 @@ impl<W: World> Driver<W> {
     }
 
     /// One step of the machine, and everything it asks for. Nothing is awaited here.
-    fn step(&mut self, event: Event) {
+    fn step(&mut self, event: &Event) {
         let now = self.clock.now();
         let effects = self.machine.step(now, event.clone());
-        let before = std::mem::replace(&mut self.view, self.machine.view(now));
+        let before = std::mem::replace(&mut self.view, self.machine.view());
         let moved = self.view.place != before.place;
         let place = self.view.place;
-        self.journal.step(now, &event, &effects, place, moved);
+        self.journal.step(now, event, &effects, place, moved);
         if moved {
             let policy = &self.setup.policy;
             info!(from = before.place.public_name(policy), to = place.public_name(policy),
@@ -457,14 +457,13 @@ impl<W: World> Driver<W> {
         }
         self.publish(began, ended);
         for (request, answer) in answers {
-            match self.answers.remove(&request) {
-                Some(waiting) => {
-                    info!(%request, ?answer, "answer");
-                    // Who does not listen any more does not mind.
-                    let _ = waiting.send(answer);
-                }
-                None => error!(%request, ?answer, "an answer nobody waits for"),
-            }
+            let Some(waiting) = self.answers.remove(&request) else {
+                error!(%request, ?answer, "an answer nobody waits for");
+                continue;
+            };
+            info!(%request, ?answer, "answer");
+            // Who does not listen any more does not mind.
+            let _ = waiting.send(answer);
         }
     }
 
