@@ -9,7 +9,7 @@ use super::{
 
 /// The changes from `before` to `after`, in reading order. Numbers that merely grow are no change.
 #[must_use]
-pub fn between(before: &Status, after: &Arc<Status>, at: &str) -> Vec<Change> {
+pub(super) fn between(before: &Status, after: &Arc<Status>, at: &str) -> Vec<Change> {
     let mut all = vec![];
     let mut add = |what: &str, line: String| {
         all.push(Change {
@@ -83,7 +83,7 @@ fn state_line(before: &Status, after: &Status) -> String {
 
 /// An operation has begun.
 #[must_use]
-pub fn began(record: OperationRecord, status: &Arc<Status>) -> Change {
+pub(super) fn began(record: OperationRecord, status: &Arc<Status>) -> Change {
     let goal = record
         .goal
         .as_deref()
@@ -102,7 +102,7 @@ pub fn began(record: OperationRecord, status: &Arc<Status>) -> Change {
 
 /// An operation has ended.
 #[must_use]
-pub fn ended(record: OperationRecord, status: &Arc<Status>) -> Change {
+pub(super) fn ended(record: OperationRecord, status: &Arc<Status>) -> Change {
     let end = record.end.as_deref().unwrap_or("ended");
     let mut line = format!("operation {}: {end}", record.id);
     if let Some(code) = &record.code {

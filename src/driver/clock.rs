@@ -13,7 +13,7 @@ const CLOCK_WAS_SET: Duration = Duration::from_secs(1);
 
 /// Both clocks, tied together at the daemon's start.
 #[derive(Debug)]
-pub struct Clock {
+pub(super) struct Clock {
     epoch: tokio::time::Instant,
     /// The wall time of [`Instant::START`], as the wall clock has it now.
     started: Mutex<SystemTime>,
@@ -22,7 +22,7 @@ pub struct Clock {
 impl Clock {
     /// A clock that starts now.
     #[must_use]
-    pub fn start() -> Self {
+    pub(super) fn start() -> Self {
         Self {
             epoch: tokio::time::Instant::now(),
             started: Mutex::new(SystemTime::now()),
@@ -31,13 +31,13 @@ impl Clock {
 
     /// The machine's time.
     #[must_use]
-    pub fn now(&self) -> Instant {
+    pub(super) fn now(&self) -> Instant {
         Instant::after_start(self.epoch.elapsed())
     }
 
     /// The moment to sleep until.
     #[must_use]
-    pub fn timer(&self, at: Instant) -> tokio::time::Instant {
+    pub(super) fn timer(&self, at: Instant) -> tokio::time::Instant {
         // A deadline too far away to be told is as good as a year.
         let year = Duration::from_hours(365 * 24);
         self.epoch
@@ -47,7 +47,7 @@ impl Clock {
 
     /// The wall time of `at`, by the wall clock as it is set now.
     #[must_use]
-    pub fn wall(&self, at: Instant) -> SystemTime {
+    pub(super) fn wall(&self, at: Instant) -> SystemTime {
         let measured = SystemTime::now().checked_sub(self.epoch.elapsed());
         let mut started = self
             .started
@@ -63,13 +63,13 @@ impl Clock {
 
     /// The wall time of `at` as RFC 3339 in UTC, to the millisecond.
     #[must_use]
-    pub fn rfc3339(&self, at: Instant) -> String {
+    pub(super) fn rfc3339(&self, at: Instant) -> String {
         rfc3339(self.wall(at))
     }
 
     /// The machine's time of a wall time to come; `None` when it has passed.
     #[must_use]
-    pub fn until_wall(&self, wall: SystemTime) -> Option<Instant> {
+    pub(super) fn until_wall(&self, wall: SystemTime) -> Option<Instant> {
         let ahead = wall.duration_since(SystemTime::now()).ok()?;
         (!ahead.is_zero()).then(|| self.now() + ahead)
     }
@@ -77,7 +77,7 @@ impl Clock {
 
 /// RFC 3339 in UTC, to the millisecond; times no calendar can show come out as the epoch.
 #[must_use]
-pub fn rfc3339(at: SystemTime) -> String {
+pub(super) fn rfc3339(at: SystemTime) -> String {
     // Past the year 9999 humantime's Display fails; only a broken clock is there.
     let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     let at = at.clamp(SystemTime::UNIX_EPOCH, last);

@@ -15,11 +15,11 @@ const KEPT: usize = 20;
 /// The durations of one kind of thing, newest last, in seconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Times(VecDeque<f64>);
+pub(super) struct Times(VecDeque<f64>);
 
 impl Times {
     /// One more.
-    pub fn add(&mut self, took: Duration) {
+    pub(super) fn add(&mut self, took: Duration) {
         self.0
             .push_back((took.as_secs_f64() * 1000.0).round() / 1000.0);
         self.trim();
@@ -27,7 +27,7 @@ impl Times {
 
     /// The one in the middle; `None` without any.
     #[must_use]
-    pub fn median(&self) -> Option<f64> {
+    pub(super) fn median(&self) -> Option<f64> {
         let mut sorted: Vec<f64> = self.0.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
         sorted.get(sorted.len().checked_sub(1)? / 2).copied()
@@ -45,7 +45,7 @@ impl Times {
 /// The history, as it is kept in `durations.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct History {
+pub(super) struct History {
     /// From the first wake packet until the pinned key answered.
     pub boot: Times,
     /// From the order until nothing answered any more.
@@ -62,7 +62,7 @@ pub struct History {
 
 impl History {
     /// Bounds what came from a file: only configured backends, no more than is kept.
-    pub fn trim(&mut self, policy: &Policy) {
+    pub(super) fn trim(&mut self, policy: &Policy) {
         self.boot.trim();
         self.power_off.trim();
         for map in [
@@ -91,7 +91,7 @@ impl History {
 
     /// Seconds until the backend is healthy after its start order: the median, else as configured.
     #[must_use]
-    pub fn start_of(&self, name: &str, configured: Duration) -> f64 {
+    pub(super) fn start_of(&self, name: &str, configured: Duration) -> f64 {
         let known = self.start.get(name).and_then(Times::median);
         known.unwrap_or(configured.as_secs_f64())
     }
@@ -99,7 +99,7 @@ impl History {
     /// Seconds an operation for `goal` takes from where `view` is. `None` where a part of it that counts was never timed.
     /// `start_of` says how long each backend takes to start.
     #[must_use]
-    pub fn expected(
+    pub(super) fn expected(
         &self,
         goal: Goal,
         view: &View,
@@ -149,13 +149,13 @@ impl History {
 
 /// Watches orders turn into facts, and notes how long that took.
 #[derive(Clone, Debug, Default)]
-pub struct Stopwatch {
+pub(super) struct Stopwatch {
     running: Option<(Verb, Instant)>,
 }
 
 impl Stopwatch {
     /// An order is given. Wake packets are repeated: the first one counts.
-    pub fn ordered(&mut self, verb: Verb, now: Instant) {
+    pub(super) fn ordered(&mut self, verb: Verb, now: Instant) {
         match (verb, self.running) {
             (Verb::Wake, Some((Verb::Wake, _))) | (Verb::KillUnit(_), _) => {}
             _ => self.running = Some((verb, now)),
@@ -163,12 +163,12 @@ impl Stopwatch {
     }
 
     /// The order failed, or its operation ended: there is nothing to time any more.
-    pub fn drop_running(&mut self) {
+    pub(super) fn drop_running(&mut self) {
         self.running = None;
     }
 
     /// The answer of an order that is its own fact: saves and restores.
-    pub fn succeeded(
+    pub(super) fn succeeded(
         &mut self,
         verb: Verb,
         now: Instant,
@@ -180,7 +180,7 @@ impl Stopwatch {
     }
 
     /// The world is as ordered. True when the history has grown.
-    pub fn looked(
+    pub(super) fn looked(
         &mut self,
         view: &View,
         now: Instant,

@@ -22,9 +22,9 @@ use tracing::warn;
 use crate::machine::{Effect, Event, Hold, Instant, Look, Place, Policy};
 
 /// The journal.
-pub const STEPS: &str = "steps.jsonl";
+pub(super) const STEPS: &str = "steps.jsonl";
 /// The journal before it, replaced when the newer one is full.
-pub const OLDER_STEPS: &str = "steps.1.jsonl";
+pub(super) const OLDER_STEPS: &str = "steps.1.jsonl";
 /// A journal longer than this becomes the older one.
 const FULL: u64 = 4 << 20;
 /// Lines waiting for the disk: a minute of a busy loop with something to say each time.
@@ -58,7 +58,7 @@ const fn is_zero(n: &u64) -> bool {
 
 /// The driver's end of the journal.
 #[derive(Debug)]
-pub struct Journal {
+pub(super) struct Journal {
     lines: mpsc::Sender<Vec<u8>>,
     writer: JoinHandle<()>,
     dropped: Arc<AtomicU64>,
@@ -69,7 +69,7 @@ pub struct Journal {
 impl Journal {
     /// Starts the task that writes into `dir`; `None` writes nothing.
     #[must_use]
-    pub fn start(dir: Option<PathBuf>, wall: &str, policy: &Policy, holds: &[Hold]) -> Self {
+    pub(super) fn start(dir: Option<PathBuf>, wall: &str, policy: &Policy, holds: &[Hold]) -> Self {
         let (lines, inbox) = mpsc::channel(LINES_WAITING);
         let dropped = Arc::new(AtomicU64::new(0));
         let writer = tokio::spawn(write_lines(dir, inbox, Arc::clone(&dropped)));
@@ -91,7 +91,7 @@ impl Journal {
     }
 
     /// One step of the machine. `place` is where it is now, `moved` that it was elsewhere before.
-    pub fn step(
+    pub(super) fn step(
         &mut self,
         at: Instant,
         event: &Event,
@@ -118,7 +118,7 @@ impl Journal {
     }
 
     /// Writes what waits and ends; gives up after `within`.
-    pub async fn close(self, within: Duration) {
+    pub(super) async fn close(self, within: Duration) {
         drop(self.lines);
         if tokio::time::timeout(within, self.writer).await.is_err() {
             warn!("the journal of steps did not take its last lines in time");

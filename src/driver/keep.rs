@@ -21,9 +21,9 @@ use super::{
 use crate::machine::{Held, Hold, HoldId, Policy};
 
 /// The holds in force.
-pub const HOLDS: &str = "holds.json";
+pub(super) const HOLDS: &str = "holds.json";
 /// How long things took.
-pub const DURATIONS: &str = "durations.json";
+pub(super) const DURATIONS: &str = "durations.json";
 /// A longer file is not one of ours.
 const LONGEST: u64 = 1 << 20;
 /// More holds are not taken from a file.
@@ -64,7 +64,7 @@ struct Content {
 
 /// Where things are kept.
 #[derive(Debug)]
-pub struct Keeper {
+pub(super) struct Keeper {
     content: watch::Sender<Content>,
     writer: JoinHandle<()>,
 }
@@ -72,14 +72,14 @@ pub struct Keeper {
 impl Keeper {
     /// Starts the task that writes into `dir`; `None` keeps nothing.
     #[must_use]
-    pub fn start(dir: Option<PathBuf>) -> Self {
+    pub(super) fn start(dir: Option<PathBuf>) -> Self {
         let (content, changed) = watch::channel(Content::default());
         let writer = tokio::spawn(write_changes(dir, changed));
         Self { content, writer }
     }
 
     /// Keeps the holds.
-    pub fn holds(&self, holds: &[Hold], clock: &Clock, policy: &Policy) {
+    pub(super) fn holds(&self, holds: &[Hold], clock: &Clock, policy: &Policy) {
         let file = HoldsFile {
             holds: holds
                 .iter()
@@ -102,14 +102,14 @@ impl Keeper {
     }
 
     /// Keeps the history of durations.
-    pub fn durations(&self, history: &History) {
+    pub(super) fn durations(&self, history: &History) {
         let bytes = to_bytes(history);
         self.content
             .send_modify(|content| content.durations = bytes);
     }
 
     /// Writes what is not written yet and ends; gives up after `within`.
-    pub async fn close(self, within: Duration) {
+    pub(super) async fn close(self, within: Duration) {
         drop(self.content);
         if tokio::time::timeout(within, self.writer).await.is_err() {
             warn!("the state directory did not take the last writes in time");
@@ -161,7 +161,7 @@ fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
 
 /// The holds on file that are still in force.
 #[must_use]
-pub fn load_holds(dir: &Path, clock: &Clock, policy: &Policy) -> Vec<Hold> {
+pub(super) fn load_holds(dir: &Path, clock: &Clock, policy: &Policy) -> Vec<Hold> {
     let Some(file) = load::<HoldsFile>(dir, HOLDS) else {
         return vec![];
     };
@@ -210,7 +210,7 @@ pub fn load_holds(dir: &Path, clock: &Clock, policy: &Policy) -> Vec<Hold> {
 
 /// The history on file.
 #[must_use]
-pub fn load_history(dir: &Path, policy: &Policy) -> History {
+pub(super) fn load_history(dir: &Path, policy: &Policy) -> History {
     let mut history: History = load(dir, DURATIONS).unwrap_or_default();
     history.trim(policy);
     history

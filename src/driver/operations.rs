@@ -15,7 +15,7 @@ use crate::machine::{
 
 /// The record, newest last.
 #[derive(Debug)]
-pub struct Operations {
+pub(super) struct Operations {
     kept: VecDeque<OperationRecord>,
     published: watch::Sender<Arc<Vec<OperationRecord>>>,
     last_error: Option<(String, ErrorStatus)>,
@@ -24,7 +24,7 @@ pub struct Operations {
 impl Operations {
     /// An empty record, and where it is published.
     #[must_use]
-    pub fn new() -> (Self, watch::Receiver<Arc<Vec<OperationRecord>>>) {
+    pub(super) fn new() -> (Self, watch::Receiver<Arc<Vec<OperationRecord>>>) {
         let (published, listener) = watch::channel(Arc::new(vec![]));
         let record = Self {
             kept: VecDeque::new(),
@@ -35,7 +35,12 @@ impl Operations {
     }
 
     /// An operation has begun.
-    pub fn began(&mut self, op: &Operation, clock: &Clock, policy: &Policy) -> OperationRecord {
+    pub(super) fn began(
+        &mut self,
+        op: &Operation,
+        clock: &Clock,
+        policy: &Policy,
+    ) -> OperationRecord {
         let record = OperationRecord {
             id: op.id.0,
             kind: op.goal.kind().into(),
@@ -54,7 +59,7 @@ impl Operations {
 
     /// An operation has ended. The end and what the unit said come out together, so that whoever waits for the end
     /// reads both.
-    pub fn ended(
+    pub(super) fn ended(
         &mut self,
         op: OpId,
         end: &End,
@@ -103,7 +108,7 @@ impl Operations {
 
     /// The last operation that failed, until one of the same kind was done.
     #[must_use]
-    pub fn last_error(&self) -> Option<ErrorStatus> {
+    pub(super) fn last_error(&self) -> Option<ErrorStatus> {
         self.last_error.as_ref().map(|(_, error)| error.clone())
     }
 
@@ -125,7 +130,7 @@ fn message(failure: Failure, warnings: &[Warning]) -> String {
 
 /// The backend a goal is about.
 #[must_use]
-pub const fn backend_of(goal: Goal) -> Option<BackendId> {
+pub(super) const fn backend_of(goal: Goal) -> Option<BackendId> {
     match goal {
         Goal::Run(id) | Goal::Restart(id) | Goal::Save(id) | Goal::Restore(id) => Some(id),
         Goal::Stop | Goal::Awake | Goal::Off => None,
@@ -134,7 +139,7 @@ pub const fn backend_of(goal: Goal) -> Option<BackendId> {
 
 /// The backend whose unit can tell why this end came, where one can.
 #[must_use]
-pub const fn who_can_tell(goal: Goal, end: &End) -> Option<BackendId> {
+pub(super) const fn who_can_tell(goal: Goal, end: &End) -> Option<BackendId> {
     let (Goal::Run(id) | Goal::Restart(id), End::Failed { failure, .. }) = (goal, end) else {
         return None;
     };
@@ -151,7 +156,7 @@ pub const fn who_can_tell(goal: Goal, end: &End) -> Option<BackendId> {
 
 /// The word for a cause, as in `operation.cause`.
 #[must_use]
-pub const fn cause_name(cause: Cause) -> &'static str {
+pub(super) const fn cause_name(cause: Cause) -> &'static str {
     match cause {
         Cause::Command(_) => "command",
         Cause::IdleStop => "idle_stop",
@@ -162,7 +167,7 @@ pub const fn cause_name(cause: Cause) -> &'static str {
 
 /// The word for an end, as in [`OperationRecord::end`].
 #[must_use]
-pub const fn end_name(end: &End) -> &'static str {
+pub(super) const fn end_name(end: &End) -> &'static str {
     match end {
         End::Done { .. } => "done",
         End::Failed { .. } => "failed",

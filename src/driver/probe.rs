@@ -25,7 +25,7 @@ const PEOPLE_REST: Duration = Duration::from_mins(1);
 /// Between two looks at the network card's Wake-on setting at rest.
 const WAKE_ARMED_REST: Duration = Duration::from_mins(10);
 /// Before a power-off is decided on, people and Wake-on are not older than this.
-pub const FRESH: Duration = Duration::from_secs(5);
+pub(super) const FRESH: Duration = Duration::from_secs(5);
 /// ... and so are asked again after this.
 const AGAIN: Duration = Duration::from_secs(4);
 /// A power-off that a policy plans is prepared for so long before.
@@ -37,7 +37,7 @@ const AFTER_HANG: Duration = Duration::from_secs(10);
 
 /// What is looked at together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub(super) enum Source {
     /// Units over SSH and health over HTTP: what states are made of. Asked together, so that they tell of one moment.
     Core,
     /// Requests in flight and slots.
@@ -54,7 +54,7 @@ pub enum Source {
 
 impl Source {
     /// All sources, the ones that decide first.
-    pub const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Core,
         Self::Activity,
         Self::Gpu,
@@ -65,7 +65,7 @@ impl Source {
 
     /// The question.
     #[must_use]
-    pub fn ask(self) -> Ask {
+    pub(super) fn ask(self) -> Ask {
         let mut ask = Ask::default();
         match self {
             Self::Core => (ask.units, ask.http) = (true, true),
@@ -96,7 +96,7 @@ struct Line {
 
 /// When to look at what.
 #[derive(Clone, Debug)]
-pub struct Schedule {
+pub(super) struct Schedule {
     probe: Probe,
     lines: [Line; Source::ALL.len()],
     /// Since when each backend's unit has been seen down without a break; its GPU memory must be read after that.
@@ -106,7 +106,7 @@ pub struct Schedule {
 impl Schedule {
     /// The daemon starts: everything is wanted.
     #[must_use]
-    pub fn new(probe: Probe) -> Self {
+    pub(super) fn new(probe: Probe) -> Self {
         let line = Line {
             wanted: true,
             ..Line::default()
@@ -120,7 +120,7 @@ impl Schedule {
 
     /// When `source` is to be looked at next; `None` while it is in flight or there is nobody to ask.
     #[must_use]
-    pub fn due(&self, source: Source, view: &View, reading: &Reading) -> Option<Instant> {
+    pub(super) fn due(&self, source: Source, view: &View, reading: &Reading) -> Option<Instant> {
         let line = &self.lines[source as usize];
         let most = if source == Source::Core && line.superseded {
             2
@@ -144,7 +144,7 @@ impl Schedule {
 
     /// The next look of all.
     #[must_use]
-    pub fn next(&self, view: &View, reading: &Reading) -> Option<Instant> {
+    pub(super) fn next(&self, view: &View, reading: &Reading) -> Option<Instant> {
         Source::ALL
             .into_iter()
             .filter_map(|s| self.due(s, view, reading))
@@ -152,7 +152,7 @@ impl Schedule {
     }
 
     /// A look begins.
-    pub fn began(&mut self, source: Source, now: Instant) {
+    pub(super) fn began(&mut self, source: Source, now: Instant) {
         let line = &mut self.lines[source as usize];
         line.began = Some(now);
         line.in_flight += 1;
@@ -161,7 +161,7 @@ impl Schedule {
     }
 
     /// A look has ended. `began` is when it was asked, `hung` that it had to be given up.
-    pub fn ended(&mut self, source: Source, began: Instant, hung: bool, now: Instant) {
+    pub(super) fn ended(&mut self, source: Source, began: Instant, hung: bool, now: Instant) {
         let line = &mut self.lines[source as usize];
         line.in_flight = line.in_flight.saturating_sub(1);
         if line.in_flight == 0 || line.began.is_some_and(|newest| began < newest) {
@@ -173,7 +173,7 @@ impl Schedule {
     }
 
     /// An order has ended: what was asked before tells of the past, and the world is looked at again at once.
-    pub fn order_ended(&mut self, verb: Verb) {
+    pub(super) fn order_ended(&mut self, verb: Verb) {
         self.want(Source::Core);
         let core = &mut self.lines[Source::Core as usize];
         core.superseded = core.in_flight == 1 && verb != Verb::Wake;
@@ -184,19 +184,19 @@ impl Schedule {
     }
 
     /// Look as soon as possible.
-    pub fn want(&mut self, source: Source) {
+    pub(super) fn want(&mut self, source: Source) {
         self.lines[source as usize].wanted = true;
     }
 
     /// Another boot, or the first answer after silence: everything on the server is new.
-    pub fn want_everything(&mut self) {
+    pub(super) fn want_everything(&mut self) {
         for source in Source::ALL {
             self.want(source);
         }
     }
 
     /// Remembers since when each unit has been down, by its newest reading.
-    pub fn note(&mut self, reading: &Reading) {
+    pub(super) fn note(&mut self, reading: &Reading) {
         self.down_since.resize(reading.backends.len(), None);
         for (since, backend) in self.down_since.iter_mut().zip(&reading.backends) {
             let down = matches!(
@@ -273,7 +273,7 @@ fn before_power_off(asked: Instant, view: &View) -> Instant {
 
 /// The server answered, and it is another boot than before, or nothing had answered before.
 #[must_use]
-pub fn is_new(before: &Server, after: &Server) -> bool {
+pub(super) fn is_new(before: &Server, after: &Server) -> bool {
     match (before, after) {
         (Server::On { boot: old, .. }, Server::On { boot: new, .. }) => old != new,
         (_, Server::On { .. }) => true,

@@ -22,7 +22,7 @@ use crate::machine::{
 
 /// Everything the document is made of.
 #[derive(Debug)]
-pub struct Source<'a> {
+pub(super) struct Source<'a> {
     /// Names, URLs, units.
     pub setup: &'a Setup,
     /// Dates.
@@ -44,7 +44,7 @@ pub struct Source<'a> {
 impl Source<'_> {
     /// The document at `now`.
     #[must_use]
-    pub fn status(&self, now: Instant) -> Status {
+    pub(super) fn status(&self, now: Instant) -> Status {
         let Self { setup, view, .. } = *self;
         let place = view.place;
         let gpu_server = self.gpu_server();

@@ -70,7 +70,7 @@ impl From<&Config> for Setup {
 
 /// The word for a kind of backend, as in `backends.NAME.kind`.
 #[must_use]
-pub const fn kind_name(kind: BackendKind) -> &'static str {
+pub(super) const fn kind_name(kind: BackendKind) -> &'static str {
     match kind {
         BackendKind::LlamaCpp => "llama-cpp",
         BackendKind::Vllm => "vllm",

@@ -580,24 +580,37 @@ fn newly_running(before: &Look, after: &Look) -> bool {
 
 /// What a look that did not end says: that its sources do not answer.
 fn given_up(source: Source, at: Instant, backends: usize) -> Reading {
-    fn dated<T>(at: Instant, value: T) -> Option<Dated<T>> {
-        Some(Dated { at, value })
-    }
-    let why = "the look did not end in time";
+    let why = || "the look did not end in time".to_owned();
     let mut reading = Reading::default();
     match source {
         Source::Core => {
-            reading.ssh = dated(at, Ssh::Broken(why.into()));
+            let value = Ssh::Broken(why());
+            reading.ssh = Some(Dated { at, value });
             let silent = BackendReading {
-                unit: dated(at, Unit::Unread(why.into())),
-                http: dated(at, Http::TimedOut),
+                unit: Some(Dated {
+                    at,
+                    value: Unit::Unread(why()),
+                }),
+                http: Some(Dated {
+                    at,
+                    value: Http::TimedOut,
+                }),
                 ..BackendReading::default()
             };
             reading.backends = vec![silent; backends];
         }
-        Source::Gpu => reading.gpu = dated(at, Gpu::Hangs),
-        Source::People => reading.people = dated(at, People::Unread(why.into())),
-        Source::WakeArmed => reading.wake_armed = dated(at, WakeArmed::Unknown(why.into())),
+        Source::Gpu => {
+            let value = Gpu::Hangs;
+            reading.gpu = Some(Dated { at, value });
+        }
+        Source::People => {
+            let value = People::Unread(why());
+            reading.people = Some(Dated { at, value });
+        }
+        Source::WakeArmed => {
+            let value = WakeArmed::Unknown(why());
+            reading.wake_armed = Some(Dated { at, value });
+        }
         Source::Activity | Source::Saved => {}
     }
     reading
