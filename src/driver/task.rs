@@ -34,7 +34,8 @@ use crate::machine::{
 
 /// A look that has not ended after so long is given up. The adapters' own deadlines are shorter.
 pub const LOOK_AT_MOST: Duration = Duration::from_secs(30);
-/// An order is given up so long after the time it was given: the world's own word about it is better than ours.
+/// An order is given up so long before its time is over, and the world is told to end as long before that: its own word
+/// about an order is better than ours, and ours has reached the machine before the machine gives the order up itself.
 pub const VERB_SLACK: Duration = Duration::from_millis(100);
 /// The end of a failed start is published after so long even if nobody could tell why it failed.
 pub const POST_MORTEM_AT_MOST: Duration = Duration::from_secs(3);
@@ -294,6 +295,11 @@ impl<W: World> Driver<W> {
         } else if newly_running(&self.view.look, &look) {
             self.schedule.want(Source::Activity);
         }
+        // The machine counts looks that find nothing. What says the same of the same moment is not another one.
+        if look == self.view.look {
+            self.publish(vec![], vec![]);
+            return;
+        }
         self.step(&Event::Looked(look));
         let (view, policy) = (&self.view, &self.setup.policy);
         if self.stopwatch.looked(view, now, &mut self.history, policy) {
@@ -490,9 +496,10 @@ impl<W: World> Driver<W> {
         }
         self.stopwatch.ordered(what, now);
         let world = Arc::clone(&self.world);
+        let slack = VERB_SLACK.min(within / 4);
         self.tasks.spawn(async move {
-            let carried_out = world.carry_out(what, within);
-            let outcome = tokio::time::timeout(within + VERB_SLACK, carried_out).await;
+            let carried_out = world.carry_out(what, within - 2 * slack);
+            let outcome = tokio::time::timeout(within - slack, carried_out).await;
             let outcome = outcome.unwrap_or_else(|_| {
                 Outcome::Unknown(Warning::new(
                     "no_answer",
