@@ -280,3 +280,186 @@ pub(super) fn is_new(before: &Server, after: &Server) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        driver::tests_policy,
+        machine::{
+            BackendId, BootId, Cause, Machine, NextAction,
+            reading::{BackendReading, Dated, UnitState},
+        },
+    };
+
+    const PROBE: Probe = Probe {
+        rest: Duration::from_secs(10),
+        busy: Duration::from_millis(30),
+        waiting: Duration::from_secs(1),
+        http_timeout: Duration::from_secs(2),
+    };
+
+    fn at(millis: u64) -> Instant {
+        Instant::after_start(Duration::from_millis(millis))
+    }
+
+    fn view(pace: Pace) -> View {
+        let mut view = Machine::new(tests_policy(), vec![]).view();
+        view.pace = pace;
+        view
+    }
+
+    /// The server answers; the unit of each backend is as given.
+    fn answers(units: &[ActiveState], asked: Instant) -> Reading {
+        let unit = |active: &ActiveState| BackendReading {
+            unit: Some(Dated {
+                at: asked,
+                value: Unit::Loaded(UnitState {
+                    active: *active,
+                    sub: String::new(),
+                    job: false,
+                    main_pid: None,
+                    invocation: None,
+                    restarts: 0,
+                    result: String::new(),
+                    exec_status: 0,
+                    active_since: None,
+                    timeout_stop: None,
+                    fragment: String::new(),
+                    enabled: String::new(),
+                    processes_left: false,
+                }),
+            }),
+            ..BackendReading::default()
+        };
+        Reading {
+            ssh: Some(Dated {
+                at: asked,
+                value: Ssh::Answered {
+                    boot: BootId(1),
+                    session: 1,
+                },
+            }),
+            backends: units.iter().map(unit).collect(),
+            ..Reading::default()
+        }
+    }
+
+    #[test]
+    fn at_the_start_everything_is_asked_but_nobody_who_cannot_answer() {
+        let schedule = Schedule::new(PROBE);
+        let due = |source, reading: &Reading| schedule.due(source, &view(Pace::Rest), reading);
+        let nobody = Reading::default();
+        assert_eq!(due(Source::Core, &nobody), Some(Instant::START));
+        assert_eq!(due(Source::Saved, &nobody), Some(Instant::START));
+        assert_eq!(due(Source::Gpu, &nobody), None);
+        let somebody = answers(&[], at(1));
+        for source in [Source::Gpu, Source::People, Source::WakeArmed] {
+            assert_eq!(due(source, &somebody), Some(Instant::START), "{source:?}");
+        }
+    }
+
+    #[test]
+    fn the_pace_is_the_machines_and_one_look_is_in_flight() {
+        let mut schedule = Schedule::new(PROBE);
+        let nobody = Reading::default();
+        schedule.began(Source::Core, at(1000));
+        assert_eq!(schedule.due(Source::Core, &view(Pace::Busy), &nobody), None);
+        schedule.ended(Source::Core, at(1000), false, at(1005));
+        for (pace, next) in [
+            (Pace::Rest, 11_000),
+            (Pace::Busy, 1030),
+            (Pace::Waiting, 2000),
+        ] {
+            let due = schedule.due(Source::Core, &view(pace), &nobody);
+            assert_eq!(due, Some(at(next)), "{pace:?}");
+        }
+    }
+
+    #[test]
+    fn an_order_that_ended_is_looked_after_at_once_but_never_by_a_third_look() {
+        let mut schedule = Schedule::new(PROBE);
+        let (rest, nobody) = (view(Pace::Rest), Reading::default());
+        schedule.began(Source::Core, at(1000));
+        schedule.order_ended(Verb::StopUnit(BackendId(0)));
+        let due = schedule.due(Source::Core, &rest, &nobody);
+        assert_eq!(due, Some(Instant::START));
+        schedule.began(Source::Core, at(1001));
+        schedule.order_ended(Verb::StartUnit(BackendId(0)));
+        assert_eq!(schedule.due(Source::Core, &rest, &nobody), None);
+        schedule.ended(Source::Core, at(1000), false, at(1010));
+        schedule.ended(Source::Core, at(1001), false, at(1011));
+        let due = schedule.due(Source::Core, &rest, &nobody);
+        assert_eq!(
+            due,
+            Some(Instant::START),
+            "what was wanted is not forgotten"
+        );
+    }
+
+    #[test]
+    fn a_source_that_hung_is_left_alone_for_a_while() {
+        let mut schedule = Schedule::new(PROBE);
+        schedule.began(Source::Saved, at(0));
+        schedule.ended(Source::Saved, at(0), true, at(300_000));
+        let due = schedule.due(Source::Saved, &view(Pace::Rest), &Reading::default());
+        assert_eq!(due, Some(at(300_000) + AFTER_HANG));
+    }
+
+    #[test]
+    fn the_gpu_is_read_as_soon_as_a_unit_is_down_and_then_once_a_second() {
+        let mut schedule = Schedule::new(PROBE);
+        let mut busy = view(Pace::Busy);
+        schedule.began(Source::Gpu, at(1000));
+        schedule.ended(Source::Gpu, at(1000), false, at(1100));
+        let up = answers(&[ActiveState::Active, ActiveState::Inactive], at(900));
+        schedule.note(&up);
+        let rest = schedule.due(Source::Gpu, &busy, &up);
+        assert_eq!(rest, Some(at(61_000)), "nothing is to be proven");
+
+        let down = answers(&[ActiveState::Inactive, ActiveState::Inactive], at(1200));
+        schedule.note(&down);
+        busy.look.backends[0].seen = Seen::Lingering;
+        let due = schedule.due(Source::Gpu, &busy, &down);
+        assert_eq!(due, Some(at(1000)), "at once");
+        schedule.began(Source::Gpu, at(1201));
+        schedule.ended(Source::Gpu, at(1201), false, at(1300));
+        let due = schedule.due(Source::Gpu, &busy, &down);
+        assert_eq!(due, Some(at(2201)), "then at most once a second");
+    }
+
+    #[test]
+    fn who_uses_the_server_is_fresh_before_a_policy_powers_it_off() {
+        let mut schedule = Schedule::new(PROBE);
+        let mut rest = view(Pace::Rest);
+        let reading = answers(&[], at(0));
+        schedule.began(Source::People, at(0));
+        schedule.ended(Source::People, at(0), false, at(5));
+        let due = schedule.due(Source::People, &rest, &reading);
+        assert_eq!(due, Some(at(60_000)));
+        rest.next_action = Some(NextAction {
+            goal: Goal::Off,
+            cause: Cause::IdlePowerOff,
+            at: at(30_000),
+        });
+        let due = schedule.due(Source::People, &rest, &reading);
+        assert_eq!(due, Some(at(20_000)));
+        schedule.began(Source::People, at(20_000));
+        schedule.ended(Source::People, at(20_000), false, at(20_005));
+        let due = schedule.due(Source::People, &rest, &reading);
+        assert_eq!(due, Some(at(24_000)), "and stays so");
+    }
+
+    #[test]
+    fn use_is_asked_only_of_who_runs_and_not_too_often() {
+        let mut schedule = Schedule::new(PROBE);
+        let mut busy = view(Pace::Busy);
+        let reading = answers(&[], at(0));
+        assert_eq!(schedule.due(Source::Activity, &busy, &reading), None);
+        busy.look.backends[1].seen = Seen::Running;
+        schedule.began(Source::Activity, at(0));
+        schedule.ended(Source::Activity, at(0), false, at(5));
+        let due = schedule.due(Source::Activity, &busy, &reading);
+        assert_eq!(due, Some(at(2000)));
+    }
+}

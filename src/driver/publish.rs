@@ -529,3 +529,7 @@ const fn seen_name(seen: Seen) -> &'static str {
         Seen::Stranger => "stranger",
     }
 }
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;
