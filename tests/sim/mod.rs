@@ -1,6 +1,6 @@
 //! A simulated GPU server. [`Sim`] is pure: it has facts, is told the time, takes orders and shows what could be read of it.
 //! [`World`] puts it behind the driver's seam, on tokio's (paused) clock.
-#![allow(dead_code, reason = "each test binary uses its part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of it")]
 
 mod world;
 
