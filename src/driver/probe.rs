@@ -20,6 +20,10 @@ const ACTIVITY: Duration = Duration::from_secs(2);
 const GPU_REST: Duration = Duration::from_mins(1);
 /// Between two looks at the GPUs while a backend is to be proven stopped.
 const GPU_PROOF: Duration = Duration::from_secs(1);
+/// ... and just after its unit went down, when the memory is about to come back and a switch waits for it.
+const GPU_PROOF_SOON: Duration = Duration::from_millis(250);
+/// So long is just after.
+const SOON: Duration = Duration::from_secs(5);
 /// Between two looks at logins and inhibitors at rest.
 const PEOPLE_REST: Duration = Duration::from_mins(1);
 /// Between two looks at the network card's Wake-on setting at rest.
@@ -248,12 +252,16 @@ impl Schedule {
         let read = reading.gpu.as_ref().map(|g| g.at);
         let asked = self.lines[Source::Gpu as usize].began;
         let newest = read.max(asked);
-        let unproven = self
-            .down_since
-            .iter()
-            .flatten()
-            .any(|down| newest.is_none_or(|newest| newest < *down));
-        if unproven { Duration::ZERO } else { GPU_PROOF }
+        let (Some(newest), Some(down)) = (newest, self.down_since.iter().flatten().max()) else {
+            return GPU_PROOF;
+        };
+        if newest < *down {
+            Duration::ZERO
+        } else if newest.since(*down) < SOON {
+            GPU_PROOF_SOON
+        } else {
+            GPU_PROOF
+        }
     }
 }
 
@@ -425,7 +433,11 @@ mod tests {
         schedule.began(Source::Gpu, at(1201));
         schedule.ended(Source::Gpu, at(1201), false, at(1300));
         let due = schedule.due(Source::Gpu, &busy, &down);
-        assert_eq!(due, Some(at(2201)), "then at most once a second");
+        assert_eq!(due, Some(at(1451)), "then soon again");
+        schedule.began(Source::Gpu, at(6201));
+        schedule.ended(Source::Gpu, at(6201), false, at(6300));
+        let due = schedule.due(Source::Gpu, &busy, &down);
+        assert_eq!(due, Some(at(7201)), "then at most once a second");
     }
 
     #[test]

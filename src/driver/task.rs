@@ -301,10 +301,6 @@ impl<W: World> Driver<W> {
             return;
         }
         self.step(&Event::Looked(look));
-        let (view, policy) = (&self.view, &self.setup.policy);
-        if self.stopwatch.looked(view, now, &mut self.history, policy) {
-            self.keeper.durations(&self.history);
-        }
     }
 
     /// What was read of a process says nothing about the next one.
@@ -434,6 +430,10 @@ impl<W: World> Driver<W> {
                 self.powered_off = true;
             }
             _ => {}
+        }
+        let (view, policy) = (&self.view, &self.setup.policy);
+        if self.stopwatch.looked(view, now, &mut self.history, policy) {
+            self.keeper.durations(&self.history);
         }
         let (mut began, mut ended, mut answers) = (vec![], vec![], vec![]);
         for effect in effects {

@@ -1,6 +1,10 @@
 //! A simulated GPU server. [`Sim`] is pure: it has facts, is told the time, takes orders and shows what could be read of it.
 //! [`World`] puts it behind the driver's seam, on tokio's (paused) clock.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its part of it"
+)]
 
 mod world;
 
@@ -400,6 +404,11 @@ impl Sim {
             backend.in_flight = requests;
             backend.uses += 1;
         }
+    }
+
+    /// The SSH session is given up; the next answer comes from another one.
+    pub fn break_session(&mut self) {
+        self.answered_before = false;
     }
 
     // ---- orders -----------------------------------------------------------------------------------------------------

@@ -71,10 +71,16 @@ impl driver::World for World {
 
     async fn carry_out(&self, verb: Verb, _within: Duration) -> Outcome {
         let answered = self.sim().order(verb, self.now());
+        // Whoever gives an order up gives its session up, too: only another one can tell what became of it.
+        let mut session = Session {
+            world: self,
+            answered: false,
+        };
         match answered.at {
             Some(at) => tokio::time::sleep_until(self.epoch + at.since_start()).await,
             None => std::future::pending().await,
         }
+        session.answered = true;
         answered.outcome
     }
 
@@ -82,5 +88,18 @@ impl driver::World for World {
         let trip = self.sim().times.trip;
         tokio::time::sleep(trip).await;
         vec![format!("journal of backend {backend}")]
+    }
+}
+
+struct Session<'a> {
+    world: &'a World,
+    answered: bool,
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.world.sim().break_session();
+        }
     }
 }
