@@ -99,9 +99,10 @@ pub enum Seen {
     Running,
     /// systemd waits to restart it after a crash.
     CrashLoop,
-    /// Its unit is up and it says of itself that it is broken (vLLM's dead engine, garbage, wrong key).
+    /// Its unit is up, but what answers says that it is broken or is not what was meant (vLLM's dead engine, garbage, a
+    /// refused key, another model).
     Sick,
-    /// Its unit is down and somebody else answers at its URL, or the wrong model does.
+    /// Its unit is down and somebody else answers at its URL.
     Stranger,
 }
 

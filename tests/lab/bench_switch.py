@@ -40,7 +40,7 @@ def main() -> None:
     wechsler = None
     try:
         for name in NAMES:
-            machine.write(gpu.root / f"etc/systemd/system/{UNIT[name]}.d/bench.conf", f"""[Unit]
+            machine.write(gpu.root / f"etc/systemd/system/{UNIT[name]}.d/zz-bench.conf", f"""[Unit]
 StartLimitBurst=10000
 [Service]
 User=llama

@@ -30,6 +30,17 @@ def a_second_pinned_key_is_allowed(gpu, new_daemon):
     wechsler.wait_state("gpu-idle")
 
 
+def a_server_that_waits_in_its_initramfs_is_told_apart(gpu, new_daemon):
+    """Before the disk is unlocked another SSH server answers, with another key that is known as such."""
+    other = machine.key_pair(machine.RUN / "other_key").rsplit(" ", 1)[0]
+    wechsler = new_daemon(gpu_server={"ssh": {"host_keys": [other], "preboot_host_keys": [gpu.host_key]},
+                                      "timeouts": {"boot": "4s"}})
+    wechsler.wait("it is seen", lambda s: s["reason"] == "preboot", 15)
+    result = wechsler.run("start", "--json")
+    assert result.code in (1, 4) and "preboot" in daemon.codes(result.json), result
+    assert gpu.active() == set()
+
+
 def a_refused_login_key_is_said(gpu, new_daemon):
     machine.key_pair(machine.RUN / "other_key")
     wechsler = new_daemon(gpu_server={"ssh": {"key": str(machine.RUN / "other_key")}, "timeouts": {"boot": "5s"}})

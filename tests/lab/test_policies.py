@@ -162,14 +162,37 @@ def a_card_of_which_nothing_is_known_forbids_it_only_where_required(gpu, new_dae
 
 
 def a_strangers_process_on_the_gpu_is_shown_and_blocks_the_power_off(gpu, wechsler):
-    gpu.ssh("""printf '%s\\n' '#!/bin/sh' 'case "$*" in' \
-        '*query-gpu*) echo "0, GPU-1, Lab GPU, 12288, 8000, 4288";;' \
-        '*query-compute-apps*) echo "GPU-1, 4242, /usr/bin/blender, 7000";; esac' > /usr/local/bin/nvidia-smi;
-        chmod 755 /usr/local/bin/nvidia-smi""")
-    status = wechsler.wait("the stranger is seen", lambda s: any(b["kind"] == "gpu_process" for b in s["blockers"]), 40)
-    assert any("blender" in blocker["what"] or "4242" in blocker["what"] for blocker in status["blockers"]), status
+    gpu.ssh("systemd-run --unit=render sleep 1000")
+    pid = gpu.unit("render.service")["MainPID"]
+    _nvidia_smi(gpu, used=8000, process=(pid, 7000, "/usr/bin/blender"))
+    status = wechsler.wait("the stranger is seen", lambda s: any(b["kind"] == "gpu_process" for b in s["blockers"]), 70)
+    assert any("blender" in blocker["what"] and pid in blocker["what"] for blocker in status["blockers"]), status
+    assert status["gpu_memory"]["gpu0"] == {"used_mib": 8000, "total_mib": 12288}
     result = wechsler.run("shutdown", "--power-off", "--json")
     assert result.code in (1, 4) and gpu.powered, result
+    assert gpu.unit("render.service")["ActiveState"] == "active"
+
+
+def memory_that_comes_back_late_is_waited_for(gpu, wechsler):
+    """A stop is proven only when the GPU's memory is given back; the other backend starts after that."""
+    wechsler.do("start", "llama-cpp")
+    _nvidia_smi(gpu, used=9000)
+    wechsler.wait("the memory is read", lambda s: s["gpu_memory"], 70)
+    switching = wechsler.begin("switch", "vllm")
+    machine.until("llama.cpp is stopped", lambda: LLAMA not in gpu.active(), 15)
+    time.sleep(1.5)
+    assert gpu.active() == set(), "vllm was started while the memory was still held"
+    _nvidia_smi(gpu, used=1)
+    out, words = switching.communicate(timeout=30)
+    assert switching.returncode == 0, (out, words)
+    assert gpu.active() == {VLLM}
+
+
+def a_hanging_nvidia_smi_blocks_nothing(gpu, wechsler):
+    gpu.ssh("printf '%s\\n' '#!/bin/sh' 'sleep 1000' > /usr/local/bin/nvidia-smi; chmod 755 /usr/local/bin/nvidia-smi")
+    wechsler.do("start", "llama-cpp")
+    result = wechsler.do("switch", "vllm")
+    assert gpu.active() == {VLLM} and result.seconds < 40
 
 
 @contextlib.contextmanager
@@ -186,3 +209,20 @@ def _login(gpu):
 def _ethtool(gpu, setting: str) -> None:
     gpu.ssh(f"""printf '%s\\n' '#!/bin/sh' 'printf "Settings for eth0:\\n\\tSupports Wake-on: pumbg\\n\\tWake-on: {setting}\\n"' \
         > /usr/sbin/ethtool; chmod 755 /usr/sbin/ethtool""")
+
+
+def _nvidia_smi(gpu, used: int, process: tuple[str, int, str] | None = None) -> None:
+    """A program that answers as nvidia-smi does, for one card of 12 GiB."""
+    app = {"pid": process[0], "used_gpu_memory": process[1], "process_name": process[2]} if process else None
+    program = f"""#!/usr/bin/python3
+import sys
+gpu = {{"index": 0, "uuid": "GPU-1", "name": "Lab GPU", "memory.used": {used}, "memory.total": 12288}}
+app = {app!r}
+for word in sys.argv[1:]:
+    what, _, fields = word.partition("=")
+    row = {{"--query-gpu": gpu, "--query-compute-apps": app}}.get(what)
+    if row:
+        print(", ".join(str(row.get(field, "[N/A]")) for field in fields.split(",")))
+"""
+    machine.write(gpu.root / "usr/local/bin/nvidia-smi.new", program, 0o755)
+    gpu.ssh("mv /usr/local/bin/nvidia-smi.new /usr/local/bin/nvidia-smi")

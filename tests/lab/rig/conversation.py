@@ -35,8 +35,8 @@ class Answer:
 class Conversation:
     """One letter is one token of the lab's model, so 4,500 characters are more than 4,000 tokens."""
 
-    def __init__(self, url: str, tokens: int = 4500, about: str = "") -> None:
-        self.url = url
+    def __init__(self, url: str, tokens: int = 4500, about: str = "", slot: int = -1) -> None:
+        self.url, self.slot = url, slot
         self.text = about
         number = 0
         while len(self.text) < tokens:
@@ -46,7 +46,8 @@ class Conversation:
     def say(self, more: str = "", n_predict: int = 24) -> Answer:
         self.text += more
         answer = post(self.url + "/completion",
-                      {"prompt": self.text, "n_predict": n_predict, "temperature": 0, "cache_prompt": True})
+                      {"prompt": self.text, "n_predict": n_predict, "temperature": 0, "cache_prompt": True,
+                       "id_slot": self.slot})
         timings = answer["timings"]
         return Answer(timings["cache_n"], timings["prompt_n"])
 

@@ -44,7 +44,7 @@ def until(what: str, check, seconds: float, every: float = 0.03):
 
 def lay_the_link() -> None:
     """One bridge is the local network; this side of it is the management host, 10.77.0.1."""
-    if pathlib.Path("/sys/class/net/lan").exists():
+    if subprocess.run(["ip", "link", "show", "lan"], capture_output=True).returncode == 0:
         return
     sh("ip", "link", "add", "lan", "type", "bridge")
     sh("ip", "address", "add", f"{OUTER}/24", "broadcast", BROADCAST, "dev", "lan")
