@@ -4,10 +4,7 @@ use std::process::ExitCode;
 
 use wechsler::{
     daemon,
-    front::cli::{
-        self,
-        args::{Args, Verb},
-    },
+    front::cli::{self, args::Verb},
 };
 
 fn main() -> ExitCode {
@@ -15,33 +12,11 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    match args.verb {
-        Verb::Daemon => supervise(&args),
-        _ => cli::run(&args),
+    if !matches!(args.verb, Verb::Daemon) {
+        return cli::run(&args);
     }
-}
-
-/// Runs the daemon, on one thread: it waits far more than it works.
-fn supervise(args: &Args) -> ExitCode {
-    let config = match cli::configuration(args) {
-        Ok(config) => config,
-        Err(code) => return code,
-    };
-    daemon::start_tracing();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let ended = match runtime {
-        Ok(runtime) => runtime
-            .block_on(daemon::run(config))
-            .map_err(|error| error.to_string()),
-        Err(error) => Err(format!("the system gives no runtime: {error}")),
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error, "the daemon cannot go on");
-            ExitCode::FAILURE
-        }
+    match cli::configuration(&args) {
+        Ok(config) => daemon::process(config),
+        Err(code) => code,
     }
 }
