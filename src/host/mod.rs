@@ -1,1 +1,520 @@
-//! The real world.
+//! The real world: SSH, HTTP, wake packets.
+//!
+//! [`Host`] composes the rooms beside it and decides nothing: what it reads goes to the machine unjudged. Command lines come
+//! from [`remote`] only, answers are read by pure functions, and everything has its deadline and its bound.
+
+pub mod ethtool;
+pub mod gpu;
+pub mod http;
+pub mod people;
+pub mod remote;
+pub mod slot_files;
+pub mod slot_folder;
+pub mod slots;
+pub mod ssh;
+pub mod systemd;
+pub mod wake;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::{join_all, join5};
+use tokio::time::{Instant as Clock, timeout};
+
+use crate::{
+    config::{self, Config},
+    driver::World,
+    machine::{
+        BackendId, BackendPolicy, BootId, Instant, Outcome, Verb, Warning,
+        reading::{
+            self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, SavedSlot, Unit,
+            WakeArmed,
+        },
+    },
+};
+use http::{HttpSetupError, Probe};
+use remote::{Interface, RemotePath, RemoteVerb, UnitName};
+use slot_folder::SlotFolder;
+use slots::SlotStore;
+use ssh::{Ssh, SshSetupError, Trouble};
+use systemd::Ended;
+
+/// A GPU tool that hangs is not asked again for so long (or until the next boot): each call would hang beside it.
+const GPU_HANGS_FOR: Duration = Duration::from_mins(10);
+/// Both calls of the GPU tool end on the server by themselves, a second after their limit at the latest; then comes this.
+const GPU_SLACK: Duration = Duration::from_secs(4);
+
+/// The configured server and its backends.
+#[derive(Debug)]
+pub struct Host {
+    server: Arc<Ssh>,
+    backends: Vec<Backend>,
+    wake: config::Wake,
+    wake_interface: Option<Interface>,
+    gpu: config::GpuTool,
+    privilege: Vec<String>,
+    /// The boot that last answered.
+    boot: Mutex<Option<BootId>>,
+    /// The boot in which the GPU tool hung, and until when it is left alone.
+    gpu_hung: Mutex<Option<(Option<BootId>, Clock)>>,
+}
+
+/// One backend's adapters.
+#[derive(Debug)]
+struct Backend {
+    name: String,
+    unit: UnitName,
+    port: u16,
+    /// The server's, or its own.
+    ssh: Arc<Ssh>,
+    probe: Probe,
+    /// It answered as itself when last asked: only then it is asked about its use.
+    ready: AtomicBool,
+    slots: Option<Slots>,
+}
+
+#[derive(Debug)]
+struct Slots {
+    store: SlotStore,
+    folder: SlotFolder,
+    /// The SSH session in which leftovers were last swept: once in each is enough.
+    swept: AtomicU64,
+}
+
+/// The configuration cannot be turned into adapters.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// An SSH target.
+    #[error(transparent)]
+    Ssh(#[from] SshSetupError),
+    /// A backend's URL or key file.
+    #[error("backend `{backend}`: {source}")]
+    Http {
+        /// Its name.
+        backend: String,
+        /// What is wrong.
+        source: HttpSetupError,
+    },
+    /// A word that must not reach the server's shell.
+    #[error("`{word}` cannot be used as {what}")]
+    Word {
+        /// As configured.
+        word: String,
+        /// What it should be.
+        what: &'static str,
+    },
+}
+
+impl HostError {
+    fn word(word: impl Into<String>, what: &'static str) -> Self {
+        Self::Word {
+            word: word.into(),
+            what,
+        }
+    }
+}
+
+impl Host {
+    /// The world of that configuration. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When something configured cannot be used: a pinned key, a key file, a unit name, a path.
+    pub fn new(config: &Config) -> Result<Self, HostError> {
+        let server = Arc::new(Ssh::new(&config.server.ssh)?);
+        let backend = |(backend, policy): (&config::Backend, &BackendPolicy)| {
+            let ssh = match &backend.ssh {
+                Some(target) => Arc::new(Ssh::new(target)?),
+                None => Arc::clone(&server),
+            };
+            let slots = backend.slots.as_ref().map(|slots| {
+                let dir = slots.dir.to_string_lossy();
+                let folder = RemotePath::new(&dir)
+                    .ok_or_else(|| HostError::word(dir, "the path of a slot folder"))?;
+                let (state, server) = (&config.daemon.state_dir, &config.server.name);
+                Ok::<_, HostError>(Slots {
+                    store: SlotStore::new(state, server, &backend.name, slots.clone()),
+                    folder: SlotFolder::new(Arc::clone(&ssh), folder),
+                    swept: AtomicU64::new(0),
+                })
+            });
+            let probe =
+                Probe::new(backend, policy.kind, config.probe.http_timeout).map_err(|source| {
+                    HostError::Http {
+                        backend: backend.name.clone(),
+                        source,
+                    }
+                })?;
+            Ok::<_, HostError>(Backend {
+                name: backend.name.clone(),
+                unit: UnitName::new(&backend.unit)
+                    .ok_or_else(|| HostError::word(&backend.unit, "the name of a unit"))?,
+                port: reqwest::Url::parse(&backend.url)
+                    .ok()
+                    .and_then(|url| url.port_or_known_default())
+                    .ok_or_else(|| HostError::word(&backend.url, "a backend's URL"))?,
+                ssh,
+                probe,
+                ready: AtomicBool::new(false),
+                slots: slots.transpose()?,
+            })
+        };
+        let backends = config
+            .backends
+            .iter()
+            .zip(&config.policy.backends)
+            .map(backend);
+        let backends = backends.collect::<Result<Vec<_>, _>>()?;
+        let nic = config.server.wake_interface.as_deref().map(|nic| {
+            Interface::new(nic)
+                .ok_or_else(|| HostError::word(nic, "the name of a network interface"))
+        });
+        Ok(Self {
+            wake_interface: nic.transpose()?,
+            backends,
+            wake: config.server.wake.clone(),
+            gpu: config.server.gpu.clone(),
+            privilege: config.server.privilege.clone(),
+            server,
+            boot: Mutex::default(),
+            gpu_hung: Mutex::default(),
+        })
+    }
+
+    /// SSH and all units: one command for each target.
+    async fn look_at_units(&self) -> (reading::Ssh, Vec<Unit>) {
+        // Backends by target; the server's own target is always asked, also without units.
+        let mut targets: BTreeMap<usize, (&Arc<Ssh>, Vec<usize>)> = BTreeMap::new();
+        let key = |ssh: &Arc<Ssh>| Arc::as_ptr(ssh) as usize;
+        targets.insert(key(&self.server), (&self.server, vec![]));
+        for (i, backend) in self.backends.iter().enumerate() {
+            let entry = targets
+                .entry(key(&backend.ssh))
+                .or_insert((&backend.ssh, vec![]));
+            entry.1.push(i);
+        }
+        let ask = |(ssh, which): (&Arc<Ssh>, Vec<usize>)| {
+            let (ssh, server) = (Arc::clone(ssh), Arc::ptr_eq(ssh, &self.server));
+            let units: Vec<UnitName> = which
+                .iter()
+                .map(|i| self.backends[*i].unit.clone())
+                .collect();
+            async move {
+                let answer = match ssh.ask(&remote::units(&units), ssh.command_timeout()).await {
+                    Ok(reply) => systemd::parse_units(&reply.stdout, &reply.stderr, &units)
+                        .map_err(reading::Ssh::Broken),
+                    Err(trouble) => Err(trouble.reading()),
+                };
+                (server, which, answer)
+            }
+        };
+        let mut units = vec![Unit::Unread("not asked".into()); self.backends.len()];
+        let mut told = reading::Ssh::Silent;
+        for (server, which, answer) in join_all(targets.into_values().map(ask)).await {
+            let (ssh, states) = match answer {
+                Ok(answer) => {
+                    let ssh = reading::Ssh::Answered {
+                        boot: answer.boot,
+                        session: self.sessions(),
+                    };
+                    (ssh, answer.units)
+                }
+                Err(down) => {
+                    let unread = vec![Unit::Unread(down.words()); which.len()];
+                    (down, unread)
+                }
+            };
+            for (i, state) in which.into_iter().zip(states) {
+                units[i] = state;
+            }
+            if server {
+                told = ssh;
+            }
+        }
+        if let reading::Ssh::Answered { boot, .. } = told {
+            *locked(&self.boot) = Some(boot);
+        }
+        (told, units)
+    }
+
+    /// Sessions opened so far with all targets together: counts up with each new one, whichever target it was that left
+    /// something in doubt.
+    fn sessions(&self) -> u64 {
+        let own = self
+            .backends
+            .iter()
+            .filter(|b| !Arc::ptr_eq(&b.ssh, &self.server));
+        self.server.sessions() + own.map(|b| b.ssh.sessions()).sum::<u64>()
+    }
+
+    /// `None` where SSH itself is in the way: that says nothing of the GPU.
+    async fn look_at_gpu(&self) -> Option<Gpu> {
+        if !self.gpu.enabled {
+            return Some(Gpu::Absent);
+        }
+        let boot = *locked(&self.boot);
+        if let Some((then, until)) = *locked(&self.gpu_hung)
+            && then == boot
+            && Clock::now() < until
+        {
+            return Some(Gpu::Hangs);
+        }
+        let within = self.gpu.timeout.saturating_mul(2) + GPU_SLACK;
+        match self
+            .server
+            .run(&remote::gpu(self.gpu.timeout), within)
+            .await
+        {
+            Ok(reply) => {
+                *locked(&self.gpu_hung) = None;
+                let units: Vec<UnitName> = self.backends.iter().map(|b| b.unit.clone()).collect();
+                Some(gpu::parse(&reply.stdout, &units, &self.gpu))
+            }
+            Err(Trouble::TimedOut(_)) => {
+                *locked(&self.gpu_hung) = Some((boot, Clock::now() + GPU_HANGS_FOR));
+                Some(Gpu::Hangs)
+            }
+            Err(Trouble::Down(_) | Trouble::Lost(_)) => None,
+        }
+    }
+
+    async fn look_at_people(&self) -> People {
+        match self
+            .server
+            .ask(&remote::people(), self.server.command_timeout())
+            .await
+        {
+            Ok(reply) => people::parse(&reply.stdout, self.server.user()),
+            Err(trouble) => People::Unread(trouble.to_string()),
+        }
+    }
+
+    async fn look_at_wake_on(&self) -> WakeArmed {
+        match &self.wake {
+            // Whatever the command does, it does not go through the card.
+            config::Wake::Command(_) => WakeArmed::Armed,
+            config::Wake::None => WakeArmed::Unknown("no way of waking is configured".into()),
+            config::Wake::MagicPacket { .. } => {
+                let line = remote::wake_on(self.wake_interface.as_ref());
+                match self.server.ask(&line, self.server.command_timeout()).await {
+                    Ok(reply) => ethtool::parse(&reply.stdout),
+                    Err(trouble) => WakeArmed::Unknown(trouble.to_string()),
+                }
+            }
+        }
+    }
+
+    async fn wake(&self, within: Duration) -> Outcome {
+        match &self.wake {
+            config::Wake::None => Outcome::Failed(Warning::new(
+                "cannot_wake",
+                "no way of waking is configured",
+            )),
+            config::Wake::Command(argv) => wake::run(argv, within).await,
+            config::Wake::MagicPacket {
+                mac,
+                secure_on,
+                targets,
+                source,
+            } => {
+                let packet = wake::magic_packet(*mac, *secure_on);
+                let sent = timeout(within, wake::send(&packet, targets, *source)).await;
+                sent.unwrap_or_else(|_| {
+                    Outcome::Unknown(Warning::new(
+                        "wake_send",
+                        format!("not sent within {within:?}"),
+                    ))
+                })
+            }
+        }
+    }
+
+    fn backend(&self, id: BackendId) -> Option<&Backend> {
+        self.backends.get(usize::from(id.0))
+    }
+
+    /// Gives one order to systemd at `ssh` and judges its end.
+    async fn order(&self, ssh: &Ssh, verb: RemoteVerb<'_>, within: Duration) -> Outcome {
+        let ended = match verb {
+            RemoteVerb::Start(_) | RemoteVerb::Stop(_) => Ended::Unit,
+            RemoteVerb::Kill(_) | RemoteVerb::ResetFailed(_) => Ended::Harmless,
+            RemoteVerb::PowerOff => Ended::PowerOff,
+        };
+        // Whatever is in doubt is cleared up by a later session, so there must be one: also if this future is dropped.
+        let mut doubt = InDoubt(Some(ssh));
+        let line = remote::verb(&self.privilege, verb);
+        let outcome = match timeout(within, ssh.run(&line, within)).await {
+            Ok(Ok(reply)) => systemd::judge_verb(ended, reply.status, &reply.stderr),
+            Ok(Err(Trouble::Down(down))) => {
+                Outcome::Failed(Warning::new(down.code(), down.words()))
+            }
+            Ok(Err(lost)) => Outcome::Unknown(Warning::new("verb_lost", lost.to_string())),
+            Err(_) => Outcome::Unknown(Warning::new(
+                "verb_lost",
+                format!("no answer within {within:?}"),
+            )),
+        };
+        if !matches!(outcome, Outcome::Unknown(_)) {
+            doubt.0 = None;
+        }
+        outcome
+    }
+}
+
+/// Forgets the session when dropped, unless it was emptied.
+struct InDoubt<'a>(Option<&'a Ssh>);
+
+impl Drop for InDoubt<'_> {
+    fn drop(&mut self) {
+        if let Some(ssh) = self.0 {
+            ssh.forget();
+        }
+    }
+}
+
+async fn when<T>(asked: bool, look: impl Future<Output = T>) -> Option<T> {
+    if asked { Some(look.await) } else { None }
+}
+
+fn dated<T>(at: Instant, value: Option<T>) -> Option<Dated<T>> {
+    value.map(|value| Dated { at, value })
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Only plain values are put in and taken out while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Backend {
+    /// Health, then use, where the backend answers as itself.
+    async fn look(&self, ask: Ask, now: Instant) -> BackendReading {
+        let mut reading = BackendReading::default();
+        if ask.http {
+            let http = self.probe.health().await;
+            self.ready
+                .store(matches!(http, Http::Ready(_)), Ordering::Relaxed);
+            reading.http = Some(Dated {
+                at: now,
+                value: http,
+            });
+        }
+        if ask.activity && self.ready.load(Ordering::Relaxed) {
+            let activity = self.probe.activity(now).await;
+            reading.activity = activity.map(|value| Dated { at: now, value });
+        }
+        if ask.saved
+            && let Some(slots) = &self.slots
+        {
+            reading.saved = Some(Dated {
+                at: now,
+                value: slots.look(&self.ssh, &self.name).await,
+            });
+        }
+        reading
+    }
+}
+
+impl Slots {
+    /// The slots on record. Once in each SSH session the leftovers of broken-off saves are swept first.
+    async fn look(&self, ssh: &Ssh, backend: &str) -> Vec<SavedSlot> {
+        let session = ssh.sessions();
+        if self.swept.swap(session, Ordering::Relaxed) != session {
+            let swept = self.store.sweep(&self.folder).await;
+            if swept > 0 {
+                tracing::info!(backend, swept, "leftovers of broken-off saves were removed");
+            }
+        }
+        self.store.saved()
+    }
+}
+
+impl World for Host {
+    async fn look(&self, ask: Ask, now: Instant) -> Reading {
+        let backends = join_all(self.backends.iter().map(|backend| backend.look(ask, now)));
+        // Boxed: all sources together are a large future, and most looks ask one or two.
+        let (units, mut backends, gpu, people, wake_armed) = Box::pin(join5(
+            when(ask.units, self.look_at_units()),
+            backends,
+            when(ask.gpu, self.look_at_gpu()),
+            when(ask.people, self.look_at_people()),
+            when(ask.wake_armed, self.look_at_wake_on()),
+        ))
+        .await;
+        let mut reading = Reading {
+            gpu: dated(now, gpu.flatten()),
+            people: dated(now, people),
+            wake_armed: dated(now, wake_armed),
+            ..Reading::default()
+        };
+        if let Some((ssh, units)) = units {
+            reading.ssh = dated(now, Some(ssh));
+            for (backend, unit) in backends.iter_mut().zip(units) {
+                backend.unit = dated(now, Some(unit));
+            }
+        }
+        reading.backends = backends;
+        reading
+    }
+
+    async fn carry_out(&self, verb: Verb, within: Duration) -> Outcome {
+        let no_such = || Outcome::Failed(Warning::new("verb_failed", "there is no such backend"));
+        let (Verb::StartUnit(id)
+        | Verb::StopUnit(id)
+        | Verb::KillUnit(id)
+        | Verb::ResetFailed(id)
+        | Verb::SaveSlots(id)
+        | Verb::RestoreSlots(id)) = verb
+        else {
+            return match verb {
+                Verb::Wake => self.wake(within).await,
+                _ => self.order(&self.server, RemoteVerb::PowerOff, within).await,
+            };
+        };
+        let Some(backend) = self.backend(id) else {
+            return no_such();
+        };
+        let unit = &backend.unit;
+        let order = match verb {
+            Verb::StartUnit(_) => RemoteVerb::Start(unit),
+            Verb::StopUnit(_) => RemoteVerb::Stop(unit),
+            Verb::KillUnit(_) => RemoteVerb::Kill(unit),
+            Verb::ResetFailed(_) => RemoteVerb::ResetFailed(unit),
+            _ => {
+                let Some(slots) = &backend.slots else {
+                    return Outcome::Failed(Warning::new(
+                        "no_slots",
+                        "no slot folder is configured",
+                    ));
+                };
+                return if let Verb::SaveSlots(_) = verb {
+                    slots
+                        .store
+                        .save(&backend.probe, &slots.folder, within)
+                        .await
+                } else {
+                    slots
+                        .store
+                        .restore(&backend.probe, &slots.folder, within)
+                        .await
+                };
+            }
+        };
+        self.order(&backend.ssh, order, within).await
+    }
+
+    async fn post_mortem(&self, backend: BackendId) -> Vec<String> {
+        let Some(backend) = self.backend(backend) else {
+            return vec![];
+        };
+        let line = remote::post_mortem(&backend.unit, backend.port);
+        match backend.ssh.ask(&line, backend.ssh.command_timeout()).await {
+            Ok(reply) => systemd::parse_post_mortem(&reply.stdout, &backend.unit, backend.port),
+            Err(trouble) => vec![format!("the server could not be asked why: {trouble}")],
+        }
+    }
+}

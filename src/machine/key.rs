@@ -48,7 +48,7 @@ impl Machine {
             vacant_since,
             work,
             order,
-            order_ended,
+            order_ended: _,
             doubt,
             holds,
             next_hold: _,
@@ -89,7 +89,7 @@ impl Machine {
         for (
             b,
             Memory {
-                last_use,
+                last_use: _,
                 calm,
                 restored,
                 unwell,
@@ -109,7 +109,7 @@ impl Machine {
             )
                 .hash(h);
             runs.of(b.invocation.map(|i| i.0)).hash(h);
-            (last_use.is_some(), calm, unwell).hash(h);
+            (calm, unwell).hash(h);
             runs.of(restored.map(|i| i.0)).hash(h);
             runs.of(ready.map(|i| i.0)).hash(h);
         }
@@ -119,7 +119,6 @@ impl Machine {
         (
             self.chart.is_settled(),
             order.map(|o| (o.what, rank(o.until))),
-            *order_ended <= *now,
         )
             .hash(h);
         doubt.map(|d| (d.session.is_some(), d.backend)).hash(h);

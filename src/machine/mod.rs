@@ -158,6 +158,7 @@ impl Machine {
             }
         };
         View {
+            now: core.now,
             place,
             since: self.since,
             operation: core.work.as_ref().map(|w| w.op.clone()),

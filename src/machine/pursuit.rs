@@ -302,6 +302,20 @@ fn powered(core: &Core) -> Option<super::BootId> {
 /// The server does not answer, or not as one that is up.
 fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> Pursued {
     if let State::Waking { until, resend, .. } = leaf {
+        match goal {
+            // Nothing runs there, and nothing will be started.
+            Goal::Stop | Goal::Save(_) => {
+                core.done(step);
+                return Ended;
+            }
+            // It may be coming up: it is off for certain only when its time to do so is over.
+            Goal::Off if until > core.now => return STAY,
+            Goal::Off => {
+                core.done(step);
+                return Ended;
+            }
+            Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(_) => {}
+        }
         if until <= core.now {
             core.fail(boot_failure(core.look.server, Failure::WakeTimeout), step);
             return Ended;
@@ -532,6 +546,14 @@ fn leave_all(
     step: &mut Step,
 ) -> Option<Pursued> {
     let others = |id: &BackendId| Some(*id) != keep;
+    let left = core
+        .work
+        .as_ref()
+        .and_then(|w| w.leaving)
+        .is_some_and(|l| core.seen(l.backend).is_stopped());
+    if let (true, Some(work)) = (left, &mut core.work) {
+        work.leaving = None;
+    }
     // One that is being left already goes first, so that leaving never alternates.
     let current = core
         .work
@@ -553,13 +575,14 @@ fn leave_all(
     {
         return Some(linger(core, leaf, backend));
     }
-    if core
+    // A stop does not touch what is not ours; a start or a power-off needs proof that nothing is there.
+    let proof_needed = core.work.as_ref().is_some_and(|w| w.op.goal != Goal::Stop);
+    let stranger = core
         .policy
         .ids()
         .filter(others)
-        .any(|id| core.seen(id) == Seen::Stranger)
-        && keep.is_some()
-    {
+        .any(|id| core.seen(id) == Seen::Stranger);
+    if stranger && proof_needed {
         core.fail(Failure::Unavailable, step);
         return Some(Ended);
     }

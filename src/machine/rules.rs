@@ -131,6 +131,8 @@ impl blocking::State<Core> for State {
             Signal::Begin(now) => {
                 core.now = *now;
                 step.ignored = Some(Ignored::NothingDue);
+                core.expire_holds(step);
+                core.expire_order(step);
                 Handled
             }
             Signal::Take(Event::Commanded { request, command }) => {
@@ -244,8 +246,6 @@ impl blocking::Superstate<Core> for Region {
                 Handled
             }
             (Self::Top, Event::Tick) => {
-                core.expire_holds(step);
-                core.expire_order(step);
                 step.ignored = Some(Ignored::NothingDue);
                 Handled
             }

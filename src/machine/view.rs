@@ -8,6 +8,8 @@ use super::{
 /// The machine as others see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
+    /// When the last step was.
+    pub now: Instant,
     /// The leaf.
     pub place: Place,
     /// Since when this leaf.

@@ -1,0 +1,408 @@
+//! llama.cpp's `llama-server` (facts observed on build 11434).
+//!
+//! * `/health` is 503 while the model loads and 200 afterwards, also while it sleeps and also for a router without a
+//!   model: so `/props` is asked for who it is.
+//! * `/slots` wakes a sleeping server and keeps it awake, and with a router any question with a model's name loads that
+//!   model: so `/props`, which does neither, is asked first, and both are left alone then.
+//! * `/slots` and `/metrics` are tasks of the one thread that decodes; see [`super::ACTIVITY_EVERY`].
+//! * Slot ids wrap: id 5 of a server with one slot is slot 0. An id is sent only if `/slots` has just shown it.
+//! * No time it shows is one: `created` is the time of the question, `Process-Start-Time-Unix` is not Unix time. None is
+//!   read here.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use thiserror::Error;
+use tokio::time::Instant;
+
+use super::{Probe, prometheus, refusal, wire::WireError};
+use crate::{
+    host::slot_files::FileName,
+    machine::reading::{Activity, Http, Identity, SlotReading},
+};
+
+/// More slots than this are not looked at. `--parallel` beyond a few dozen is unheard of.
+const MOST_SLOTS: usize = 1024;
+/// Why a router cannot save.
+const ROUTER_MODE: &str = "router mode";
+
+/// `GET /props`: what the process is. Asking neither wakes a sleeping server nor counts as use.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct Props {
+    /// Number of slots.
+    pub(crate) total_slots: Option<u32>,
+    /// `--alias`.
+    pub(crate) model_alias: Option<String>,
+    /// `--model`.
+    pub(crate) model_path: Option<String>,
+    /// As `b11434-abcdef`.
+    pub(crate) build_info: Option<String>,
+    /// The model is freed; `/slots` would load it again.
+    #[serde(default)]
+    pub(crate) is_sleeping: bool,
+    role: Option<String>,
+    endpoint_slots: Option<bool>,
+    endpoint_metrics: Option<bool>,
+    default_generation_settings: Option<GenerationSettings>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct GenerationSettings {
+    n_ctx: Option<u64>,
+}
+
+impl Props {
+    /// A server of servers, without a model of its own.
+    pub(crate) fn is_router(&self) -> bool {
+        self.role.as_deref() == Some("router")
+    }
+
+    /// Context size of one slot.
+    pub(crate) fn n_ctx(&self) -> Option<u64> {
+        self.default_generation_settings.as_ref()?.n_ctx
+    }
+
+    fn identity(&self) -> Identity {
+        let told = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
+        Identity {
+            model: told(&self.model_alias).or_else(|| told(&self.model_path)),
+            n_ctx: self.n_ctx(),
+            build: told(&self.build_info),
+        }
+    }
+}
+
+/// One of `GET /slots`.
+#[derive(Debug, Deserialize)]
+struct Slot {
+    id: u32,
+    #[serde(default)]
+    n_ctx: u64,
+    #[serde(default)]
+    is_processing: bool,
+    /// Absent until the slot is first used; changes with each real request and never with our questions.
+    id_task: Option<i64>,
+    /// Tokens held now; absent until the slot is first used.
+    n_prompt_tokens: Option<u64>,
+}
+
+impl Slot {
+    const fn reading(&self) -> SlotReading {
+        SlotReading {
+            id: self.id,
+            n_ctx: self.n_ctx,
+            is_processing: self.is_processing,
+            tokens: self.n_prompt_tokens,
+        }
+    }
+}
+
+/// What a save or a restore says it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlotDone {
+    /// Tokens saved or restored.
+    pub(crate) tokens: u64,
+    /// Bytes written or read.
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct SlotAnswer {
+    id_slot: u32,
+    filename: String,
+    #[serde(alias = "n_restored")]
+    n_saved: u64,
+    #[serde(alias = "n_read")]
+    n_written: u64,
+}
+
+/// Why a save or a restore is not known to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum SlotError {
+    /// It was surely not begun: nobody there, still loading, or the key is wrong.
+    #[error("not begun: {0}")]
+    NotBegun(String),
+    /// This server does not save slots at all.
+    #[error("not supported: {0}")]
+    NotSupported(String),
+    /// 400. A rejected restore has emptied the slot.
+    #[error("rejected: {0}")]
+    Rejected(String),
+    /// 500, or another status.
+    #[error("failed with {status}: {message}")]
+    Failed {
+        /// HTTP status.
+        status: u16,
+        /// What the server said.
+        message: String,
+    },
+    /// No answer in time. A save is given up by the server then; a restore may go on.
+    #[error("no answer in time")]
+    TimedOut,
+    /// The process closed the connection without an answer: it died.
+    #[error("the connection was closed before an answer came")]
+    Closed,
+    /// An answer that cannot be understood, or one for another slot or file.
+    #[error("{0}")]
+    Garbage(String),
+}
+
+impl From<WireError> for SlotError {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Refused | WireError::Unreachable(_) => Self::NotBegun(error.to_string()),
+            WireError::TimedOut => Self::TimedOut,
+            WireError::Closed => Self::Closed,
+            WireError::Garbage(why) => Self::Garbage(why),
+        }
+    }
+}
+
+impl Probe {
+    /// Who the server says it is.
+    pub(super) async fn llama_identity(&self, deadline: Instant) -> Result<Identity, Http> {
+        let answer = self.wire.get("/props", deadline).await?;
+        let props = match answer.status.as_u16() {
+            200 => answer.json()?,
+            status @ (401 | 403 | 503) => return Err(refusal(status)),
+            // Another program, most likely; its models tell which.
+            _ => Props::default(),
+        };
+        if props.is_router() {
+            return Ok(props.identity());
+        }
+        let path = props.model_path.as_deref().unwrap_or_default();
+        let model = self.expected_model("llamacpp", &[path], deadline).await?;
+        Ok(Identity {
+            model: Some(model.id),
+            ..props.identity()
+        })
+    }
+
+    /// `GET /props`.
+    pub(crate) async fn props(&self) -> Result<Props, WireError> {
+        self.props_by(self.deadline()).await
+    }
+
+    async fn props_by(&self, deadline: Instant) -> Result<Props, WireError> {
+        let answer = self.wire.get("/props", deadline).await?;
+        match answer.status.as_u16() {
+            200 => answer.json(),
+            status => Err(unexpected("/props", status)),
+        }
+    }
+
+    /// `GET /slots`. Only after [`Probe::props`] has shown that the server is awake and no router; seldom.
+    pub(crate) async fn slots(&self) -> Result<Vec<SlotReading>, WireError> {
+        let slots = self.slots_by(self.deadline()).await?;
+        Ok(slots.iter().map(Slot::reading).collect())
+    }
+
+    async fn slots_by(&self, deadline: Instant) -> Result<Vec<Slot>, WireError> {
+        let answer = self.wire.get("/slots", deadline).await?;
+        match answer.status.as_u16() {
+            200 => {
+                let mut slots: Vec<Slot> = answer.json()?;
+                slots.truncate(MOST_SLOTS);
+                Ok(slots)
+            }
+            // Not enabled.
+            404 | 501 => Ok(Vec::new()),
+            status => Err(unexpected("/slots", status)),
+        }
+    }
+
+    /// `GET /metrics`; `None` where it is not enabled.
+    async fn metrics_page(&self, deadline: Instant) -> Result<Option<String>, WireError> {
+        let answer = self.wire.get("/metrics", deadline).await?;
+        match answer.status.as_u16() {
+            200 => Ok(Some(String::from_utf8_lossy(&answer.body).into_owned())),
+            404 | 501 => Ok(None),
+            status => Err(unexpected("/metrics", status)),
+        }
+    }
+
+    pub(super) async fn llama_activity(&self, deadline: Instant) -> Result<Activity, WireError> {
+        let props = self.props_by(deadline).await?;
+        if props.is_router() {
+            return Ok(Activity {
+                cannot_save: Some(ROUTER_MODE.into()),
+                ..Activity::default()
+            });
+        }
+        let (mark, cannot_save) = {
+            let known = self.known();
+            (known.mark, known.cannot_save.clone())
+        };
+        if props.is_sleeping {
+            return Ok(Activity {
+                in_flight: Some(0),
+                mark,
+                slots: vec![],
+                sleeping: true,
+                cannot_save,
+            });
+        }
+        let slots = match props.endpoint_slots {
+            Some(false) => vec![],
+            _ => self.slots_by(deadline).await?,
+        };
+        let page = match props.endpoint_metrics {
+            Some(false) => None,
+            _ => self.metrics_page(deadline).await?,
+        };
+        let mark = mark_of(&slots, page.as_deref());
+        self.known().mark = mark;
+        Ok(Activity {
+            in_flight: in_flight(&slots, page.as_deref()),
+            mark,
+            slots: slots.iter().map(Slot::reading).collect(),
+            sleeping: false,
+            cannot_save,
+        })
+    }
+
+    /// Saves a slot into `file`. The slot must be one that [`Probe::slots`] has just shown idle and holding tokens: a busy
+    /// one would make this wait without limit, an empty one overwrites the file and says 200.
+    pub(crate) async fn save_slot(
+        &self,
+        slot: u32,
+        file: &FileName,
+        within: Duration,
+    ) -> Result<SlotDone, SlotError> {
+        self.slot_action("save", slot, file, within).await
+    }
+
+    /// Restores a slot from `file`, which must have been checked: a truncated one kills the server.
+    pub(crate) async fn restore_slot(
+        &self,
+        slot: u32,
+        file: &FileName,
+        within: Duration,
+    ) -> Result<SlotDone, SlotError> {
+        self.slot_action("restore", slot, file, within).await
+    }
+
+    async fn slot_action(
+        &self,
+        action: &str,
+        slot: u32,
+        file: &FileName,
+        within: Duration,
+    ) -> Result<SlotDone, SlotError> {
+        let path = format!("/slots/{slot}?action={action}");
+        let body = serde_json::json!({ "filename": file.as_str() });
+        let answer = self.wire.post(&path, &body, within).await?;
+        match answer.status.as_u16() {
+            200 => {
+                let done: SlotAnswer = answer.json()?;
+                if done.id_slot != slot || done.filename != file.as_str() {
+                    return Err(SlotError::Garbage(format!(
+                        "asked for slot {slot}, it answered for slot {}",
+                        done.id_slot
+                    )));
+                }
+                Ok(SlotDone {
+                    tokens: done.n_saved,
+                    bytes: done.n_written,
+                })
+            }
+            400 => Err(SlotError::Rejected(answer.complaint())),
+            401 | 403 | 503 => Err(SlotError::NotBegun(answer.complaint())),
+            404 | 501 => {
+                self.note_cannot_save(answer.complaint());
+                Err(SlotError::NotSupported(answer.complaint()))
+            }
+            status => Err(SlotError::Failed {
+                status,
+                message: answer.complaint(),
+            }),
+        }
+    }
+}
+
+fn unexpected(path: &str, status: u16) -> WireError {
+    WireError::Garbage(format!("{path} answered {status}"))
+}
+
+/// Requests running and waiting. Waiting ones are only in the metrics.
+fn in_flight(slots: &[Slot], page: Option<&str>) -> Option<u32> {
+    let busy = slots.iter().filter(|s| s.is_processing).count();
+    let told = page.and_then(|page| {
+        let running = prometheus::sum(page, "llamacpp:requests_processing")?;
+        let waiting = prometheus::sum(page, "llamacpp:requests_deferred").unwrap_or(0.0);
+        Some(super::count(running + waiting))
+    });
+    match (told, slots.is_empty()) {
+        (Some(told), _) => Some(told),
+        (None, false) => Some(u32::try_from(busy).unwrap_or(u32::MAX)),
+        (None, true) => None,
+    }
+}
+
+/// A number that changes whenever a request is worked on: `n_decode_total` moves during generation, the others when a
+/// request ends or begins. Our own questions move none of them.
+fn mark_of(slots: &[Slot], page: Option<&str>) -> Option<u64> {
+    const COUNTERS: [&str; 4] = [
+        "llamacpp:n_decode_total",
+        "llamacpp:prompt_tokens_total",
+        "llamacpp:prompt_tokens_cached_total",
+        "llamacpp:tokens_predicted_total",
+    ];
+    let counters =
+        page.map(|page| COUNTERS.map(|name| prometheus::sum(page, name).map(f64::to_bits)));
+    let told = counters.is_some_and(|c| c.iter().any(Option::is_some)) || !slots.is_empty();
+    told.then(|| {
+        let mut hasher = DefaultHasher::new();
+        counters.hash(&mut hasher);
+        for slot in slots {
+            (slot.id, slot.id_task).hash(&mut hasher);
+        }
+        hasher.finish()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(id: u32, is_processing: bool, id_task: Option<i64>) -> Slot {
+        Slot {
+            id,
+            n_ctx: 4096,
+            is_processing,
+            id_task,
+            n_prompt_tokens: id_task.map(|_| 33),
+        }
+    }
+
+    #[test]
+    fn requests_that_wait_for_a_slot_are_in_flight_too() {
+        let page = "llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n";
+        assert_eq!(in_flight(&[slot(0, true, Some(1))], Some(page)), Some(3));
+    }
+
+    #[test]
+    fn without_metrics_busy_slots_are_counted_and_without_either_nothing_is_known() {
+        let slots = [slot(0, true, Some(1)), slot(1, false, None)];
+        assert_eq!(in_flight(&slots, None), Some(1));
+        assert_eq!(in_flight(&[], None), None);
+        assert_eq!(mark_of(&[], None), None);
+        assert_eq!(mark_of(&[], Some("something_else 1\n")), None);
+    }
+
+    #[test]
+    fn the_mark_moves_with_decoding_and_with_a_new_task_and_with_nothing_else() {
+        let page = "llamacpp:n_decode_total 5\nllamacpp:predicted_tokens_seconds 7.5\n";
+        let other_rate = "llamacpp:n_decode_total 5\nllamacpp:predicted_tokens_seconds 1.5\n";
+        let decoded = "llamacpp:n_decode_total 6\nllamacpp:predicted_tokens_seconds 7.5\n";
+        let mark = |page, task| mark_of(&[slot(0, false, task)], Some(page));
+        assert_eq!(mark(page, Some(3)), mark(other_rate, Some(3)));
+        assert_ne!(mark(page, Some(3)), mark(decoded, Some(3)));
+        assert_ne!(mark(page, Some(3)), mark(page, Some(4)));
+        assert_ne!(mark(page, None), mark(page, Some(0)));
+    }
+}

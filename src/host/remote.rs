@@ -1,0 +1,502 @@
+//! Everything the daemon ever asks a shell on the server to do: a closed set of command lines.
+//!
+//! Command lines are made of fixed text and of words whose type keeps them plain ([`UnitName`], [`RemotePath`],
+//! [`FileName`], [`Interface`]), so no configured or remote text reaches the server's shell as anything but a word.
+//!
+//! Two forms. *Verbs* are one plain command, so that polkit, a sudoers file or a forced command can name it exactly.
+//! *Questions* are POSIX scripts handed to `sh -c`, whatever the login shell is; they hold neither `'` nor `\`, take
+//! their words as positional parameters, and print their answers between lines that begin with `@@`.
+
+use std::{fmt, time::Duration};
+
+use super::slot_files::FileName;
+
+/// Begins each line that divides the parts of an answer.
+pub const MARK: &str = "@@";
+
+/// A command line for the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandLine(String);
+
+impl CommandLine {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// A plain command with its words; they are quoted only where a shell would notice them.
+    fn plain<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
+        // Messages are read by us: in English, whatever the account's locale.
+        let mut line = String::from("env LC_ALL=C");
+        for word in words {
+            line.push(' ');
+            line.push_str(&quoted(word));
+        }
+        Self(line)
+    }
+
+    /// A script for `sh` with its positional parameters.
+    fn script<'a>(text: &str, parameters: impl IntoIterator<Item = &'a str>) -> Self {
+        debug_assert!(
+            !text.contains(['\'', '\\']),
+            "a script must survive any shell's single quotes"
+        );
+        let mut line = format!("exec sh -c '{text}' wechsler");
+        for word in parameters {
+            line.push(' ');
+            line.push_str(&quoted(word));
+        }
+        Self(line)
+    }
+}
+
+/// One word for a POSIX shell.
+fn quoted(word: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(&b);
+    if !word.is_empty() && word.bytes().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+macro_rules! plain_word {
+    ($(#[$doc:meta])* $name:ident, $test:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+        impl $name {
+            /// Takes a word that keeps to the rule; `None` for any other.
+            #[must_use]
+            pub fn new(word: &str) -> Option<Self> {
+                let test: fn(&str) -> bool = $test;
+                test(word).then(|| Self(word.to_owned()))
+            }
+            /// The word.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+plain_word!(
+    /// The name of a systemd unit: letters, digits and `:_.@-`, not beginning with a dash, at most 255 bytes (systemd's
+    /// own limit; its backslash escapes are left out on purpose).
+    UnitName,
+    |w| {
+        !w.is_empty()
+            && w.len() <= 255
+            && !w.starts_with('-')
+            && w.bytes().all(|b| b.is_ascii_alphanumeric() || b":_.@-".contains(&b))
+    }
+);
+plain_word!(
+    /// An absolute path on the server, of at most 4096 bytes, without control characters, quotes, backslashes and `..`.
+    RemotePath,
+    |w| {
+        w.starts_with('/')
+            && w.len() <= 4096
+            && !w.chars().any(|c| c.is_control() || c == '\'' || c == '\\')
+            && !w.split('/').any(|part| part == "..")
+    }
+);
+plain_word!(
+    /// A network interface (Linux allows 15 bytes).
+    Interface,
+    |w| {
+        !w.is_empty()
+            && w.len() <= 15
+            && !w.starts_with(['-', '.'])
+            && w.bytes().all(|b| b.is_ascii_alphanumeric() || b":_.@-".contains(&b))
+    }
+);
+
+/// What changes something on the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteVerb<'a> {
+    /// `systemctl start`.
+    Start(&'a UnitName),
+    /// `systemctl stop`: waits until the unit is down.
+    Stop(&'a UnitName),
+    /// SIGKILL to all processes of the unit.
+    Kill(&'a UnitName),
+    /// `systemctl reset-failed`.
+    ResetFailed(&'a UnitName),
+    /// `systemctl poweroff`.
+    PowerOff,
+}
+
+/// The command line of a verb. `privilege` (as `["sudo", "-n"]`) comes before `systemctl`.
+///
+/// `--no-ask-password`: without a terminal there is nobody to ask, and a refusal must come at once.
+#[must_use]
+pub fn verb(privilege: &[String], verb: RemoteVerb<'_>) -> CommandLine {
+    let words: &[&str] = match verb {
+        RemoteVerb::Start(unit) => &["start", unit.as_str()],
+        RemoteVerb::Stop(unit) => &["stop", unit.as_str()],
+        RemoteVerb::Kill(unit) => &["kill", "--signal=KILL", unit.as_str()],
+        RemoteVerb::ResetFailed(unit) => &["reset-failed", unit.as_str()],
+        RemoteVerb::PowerOff => &["poweroff"],
+    };
+    let systemctl = ["systemctl", "--no-ask-password"];
+    let privilege = privilege.iter().map(String::as_str);
+    CommandLine::plain(privilege.chain(systemctl).chain(words.iter().copied()))
+}
+
+/// Boot id, the state of `units`, and what their control groups still hold, in one exchange. Read by
+/// [`super::systemd::parse_units`].
+///
+/// Times come out in UTC, which every systemd prints alike. The control group is looked for where systemd puts it: at most
+/// two slices deep, in the unified hierarchy (`cgroup.events` counts the groups below, too) or the old one.
+#[must_use]
+pub fn units(units: &[UnitName]) -> CommandLine {
+    const SCRIPT: &str = r#"export LC_ALL=C TZ=UTC
+echo @@boot
+read -r boot </proc/sys/kernel/random/boot_id && echo "$boot"
+echo @@units
+systemctl --no-pager show -p Names,LoadState,ActiveState,SubState,Job,MainPID,InvocationID,NRestarts,Result,ExecMainStatus,ActiveEnterTimestamp,TimeoutStopUSec,FragmentPath,UnitFileState -- "$@"
+echo "@@status $?"
+for unit do
+  echo @@left
+  for root in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
+    for file in "$root"/*.slice/"$unit"/cgroup.events "$root"/*.slice/*.slice/"$unit"/cgroup.events "$root"/*.slice/"$unit"/cgroup.procs "$root"/*.slice/*.slice/"$unit"/cgroup.procs; do
+      [ -r "$file" ] && read -r line <"$file" && echo "$line"
+    done
+  done 2>/dev/null
+done
+echo @@end"#;
+    CommandLine::script(SCRIPT, units.iter().map(UnitName::as_str))
+}
+
+/// Why a unit is not up: its result, and the last lines of its journal. And whether `port` listens on the server.
+#[must_use]
+pub fn post_mortem(unit: &UnitName, port: u16) -> CommandLine {
+    const SCRIPT: &str = r#"export LC_ALL=C TZ=UTC
+echo @@unit
+systemctl --no-pager show -p ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts -- "$1"
+echo @@listens
+command -v ss >/dev/null 2>&1 && timeout -k 1 3 ss -Hltn "sport = :$2" && echo @@asked
+echo @@journal
+timeout -k 1 5 journalctl --no-pager -q -n 10 -o cat -u "$1" 2>&1
+echo @@end"#;
+    CommandLine::script(SCRIPT, [unit.as_str(), &port.to_string()])
+}
+
+/// Who is logged in, and what inhibits a shutdown. Read by [`super::people::parse`].
+///
+/// Properties rather than tables: the columns of `loginctl` and `systemd-inhibit` differ between versions and may be
+/// empty or hold spaces.
+#[must_use]
+pub fn people() -> CommandLine {
+    const SCRIPT: &str = r#"export LC_ALL=C
+echo "@@own $XDG_SESSION_ID"
+ids=$(timeout -k 1 3 loginctl list-sessions --no-legend 2>/dev/null)
+if [ $? = 0 ]; then
+  echo @@sessions
+  ids=$(echo "$ids" | while read -r id rest; do echo "$id"; done)
+  [ -z "$ids" ] || timeout -k 1 3 loginctl show-session -p Id -p Name -p TTY -p Remote -p RemoteHost -p Class -p State -p Display $ids
+  echo "@@status $?"
+else
+  echo @@who
+  timeout -k 1 3 who
+  echo "@@status $?"
+fi
+echo @@inhibitors
+timeout -k 1 3 busctl --json=short call org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager ListInhibitors
+echo "@@status $?"
+echo @@end"#;
+    CommandLine::script(SCRIPT, [])
+}
+
+/// GPU memory and compute processes by `nvidia-smi`, or by the amdgpu driver's files in /sys. Read by [`super::gpu::parse`].
+///
+/// Free-text fields come last, as they may hold commas. Each tool call has its limit on the server as well: one that
+/// hangs must not outlive the question by much.
+#[must_use]
+pub fn gpu(limit: Duration) -> CommandLine {
+    const SCRIPT: &str = r#"export LC_ALL=C PATH="$PATH:/usr/local/bin:/usr/bin:/usr/lib/wsl/lib"
+owner() {
+  echo "@@process $1 $(stat -c %U /proc/"$1" 2>/dev/null)"
+  cat /proc/"$1"/cgroup 2>/dev/null
+}
+if command -v nvidia-smi >/dev/null 2>&1; then
+  echo @@nvidia
+  timeout -k 1 "$1" nvidia-smi --query-gpu=index,memory.used,memory.total --format=csv,noheader,nounits
+  status=$?
+  echo "@@status $status"
+  if [ $status = 0 ]; then
+    apps=$(timeout -k 1 "$1" nvidia-smi --query-compute-apps=pid,used_gpu_memory,process_name --format=csv,noheader,nounits)
+    status=$?
+    echo @@apps
+    echo "$apps"
+    echo "@@status $status"
+    echo "$apps" | while IFS=, read -r pid rest; do
+      case $pid in ""|*[!0-9]*) ;; *) owner "$pid" ;; esac
+    done
+  fi
+else
+  echo @@amd
+  for card in /sys/class/drm/card*/device; do
+    [ -r "$card/mem_info_vram_used" ] && read -r used <"$card/mem_info_vram_used" && read -r total <"$card/mem_info_vram_total" && echo "$used $total"
+  done
+  echo "@@status 0"
+  echo @@kfd
+  for queue in /sys/class/kfd/kfd/proc/*; do
+    [ -d "$queue" ] || continue
+    sum=0
+    for file in "$queue"/vram_*; do
+      [ -r "$file" ] && read -r bytes <"$file" && sum=$((sum + bytes))
+    done
+    pid=${queue##*/}
+    [ "$sum" -gt 0 ] && read -r name <"/proc/$pid/comm" && echo "$pid $sum $name"
+  done 2>/dev/null
+  echo "@@status 0"
+  for queue in /sys/class/kfd/kfd/proc/*; do
+    [ -d "$queue" ] && owner "${queue##*/}"
+  done
+fi
+echo @@end"#;
+    CommandLine::script(SCRIPT, [limit.as_secs().max(1).to_string().as_str()])
+}
+
+/// The Wake-on setting of `interface`, or of the one that carries this very session. Read by [`super::ethtool::parse`].
+///
+/// Reading it needs root: first as we are, then by `sudo -n`, which contrib's sudoers file allows.
+#[must_use]
+pub fn wake_on(interface: Option<&Interface>) -> CommandLine {
+    const SCRIPT: &str = r#"export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
+nic=$1
+if [ -z "$nic" ]; then
+  set -- $SSH_CONNECTION
+  nic=$(ip -o addr show to "$3" 2>/dev/null | { read -r number name rest; echo "${name%%@*}"; })
+fi
+echo "@@nic $nic"
+command -v ethtool >/dev/null 2>&1 || { echo @@none; exit 0; }
+text=$(timeout -k 1 3 ethtool "$nic" 2>&1)
+case $text in
+  *Wake-on:*) ;;
+  *) more=$(timeout -k 1 3 sudo -n ethtool "$nic" 2>/dev/null) && text=$more ;;
+esac
+echo "$text"
+echo @@end"#;
+    CommandLine::script(SCRIPT, [interface.map_or("", Interface::as_str)])
+}
+
+/// What is asked of a slot folder. Answers are read by [`super::slot_folder`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileQuestion<'a> {
+    /// Size and age.
+    Stat(&'a RemotePath),
+    /// All plain files of a folder.
+    List(&'a RemotePath),
+    /// The first bytes, in hex.
+    Head(&'a RemotePath, usize),
+    /// Remove.
+    Remove(&'a RemotePath),
+    /// Rename.
+    Rename(&'a RemotePath, &'a RemotePath),
+    /// Free space.
+    Free(&'a RemotePath),
+}
+
+/// The command line of a question about files.
+#[must_use]
+pub fn files(question: FileQuestion<'_>) -> CommandLine {
+    use FileQuestion as Q;
+    match question {
+        Q::Stat(path) => CommandLine::script(
+            r#"export LC_ALL=C; stat -L -c "%s %Y" -- "$1""#,
+            [path.as_str()],
+        ),
+        Q::List(path) => CommandLine::script(
+            r#"export LC_ALL=C; cd -- "$1" || exit 1; for f in *; do [ -f "$f" ] && stat -L -c "%s %Y %n" -- "$f"; done | head -n 512; echo @@end"#,
+            [path.as_str()],
+        ),
+        Q::Head(path, bytes) => CommandLine::script(
+            r#"export LC_ALL=C; head -c "$2" -- "$1" | od -An -v -tx1"#,
+            [path.as_str(), &bytes.to_string()],
+        ),
+        Q::Remove(path) => {
+            CommandLine::script(r#"export LC_ALL=C; rm -f -- "$1""#, [path.as_str()])
+        }
+        Q::Rename(from, to) => CommandLine::script(
+            r#"export LC_ALL=C; mv -f -- "$1" "$2""#,
+            [from.as_str(), to.as_str()],
+        ),
+        Q::Free(path) => CommandLine::script(r#"export LC_ALL=C; df -Pk -- "$1""#, [path.as_str()]),
+    }
+}
+
+impl RemotePath {
+    /// The file `name` in this folder.
+    #[must_use]
+    pub fn join(&self, name: &FileName) -> Self {
+        Self(format!("{}/{name}", self.0.trim_end_matches('/')))
+    }
+}
+
+/// Splits an answer at its marks: what stands before the first is noise of a login script and is dropped.
+pub(super) fn parts(answer: &str) -> Vec<(&str, &str)> {
+    let mut found: Vec<(&str, usize, usize)> = Vec::new();
+    let mut at = 0;
+    for line in answer.split_inclusive('\n') {
+        let end = at + line.len();
+        if let Some(mark) = line.strip_prefix(MARK) {
+            if let Some(last) = found.last_mut() {
+                last.2 = at;
+            }
+            found.push((mark.trim(), end, answer.len()));
+        }
+        at = end;
+    }
+    found
+        .into_iter()
+        .map(|(mark, from, to)| (mark, &answer[from..to]))
+        .collect()
+}
+
+/// Text of the server made fit to show: no control characters, at most `most` characters, one line.
+#[must_use]
+pub fn plain_text(text: &str, most: usize) -> String {
+    let mut out = String::new();
+    let mut blank = false;
+    for c in text.trim().chars() {
+        if out.chars().count() >= most {
+            out.push('…');
+            break;
+        }
+        if c.is_control() || c.is_whitespace() || c == '\u{fffd}' {
+            blank = !out.is_empty();
+        } else {
+            if std::mem::take(&mut blank) {
+                out.push(' ');
+            }
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(name: &str) -> UnitName {
+        UnitName::new(name).expect("a plain unit name")
+    }
+
+    #[test]
+    fn verbs_are_plain_commands_that_a_sudoers_file_can_name() {
+        let (none, sudo) = ([], ["sudo".to_owned(), "-n".to_owned()]);
+        let vllm = unit("vllm.service");
+        for (privilege, what, line) in [
+            (
+                &none[..],
+                RemoteVerb::Start(&vllm),
+                "env LC_ALL=C systemctl --no-ask-password start vllm.service",
+            ),
+            (
+                &sudo[..],
+                RemoteVerb::Stop(&vllm),
+                "env LC_ALL=C sudo -n systemctl --no-ask-password stop vllm.service",
+            ),
+            (
+                &none[..],
+                RemoteVerb::Kill(&vllm),
+                "env LC_ALL=C systemctl --no-ask-password kill --signal=KILL vllm.service",
+            ),
+            (
+                &none[..],
+                RemoteVerb::ResetFailed(&vllm),
+                "env LC_ALL=C systemctl --no-ask-password reset-failed vllm.service",
+            ),
+            (
+                &sudo[..],
+                RemoteVerb::PowerOff,
+                "env LC_ALL=C sudo -n systemctl --no-ask-password poweroff",
+            ),
+        ] {
+            assert_eq!(verb(privilege, what).as_str(), line);
+        }
+    }
+
+    #[test]
+    fn no_word_reaches_the_shell_as_anything_but_a_word() {
+        for bad in [
+            "",
+            "-H evil",
+            "--host=evil",
+            "a b",
+            "a;b",
+            "$(a)",
+            "a\nb",
+            "a'b",
+            "a\\x2d",
+            "ä",
+        ] {
+            assert!(UnitName::new(bad).is_none(), "{bad:?}");
+            assert!(Interface::new(bad).is_none(), "{bad:?}");
+        }
+        for bad in ["", "relative", "/a/../b", "/a'b", "/a\nb", "/a\\b"] {
+            assert!(RemotePath::new(bad).is_none(), "{bad:?}");
+        }
+        let path = RemotePath::new("/mnt/my models/$(x)").expect("quoted, so harmless");
+        let line = files(FileQuestion::Free(&path));
+        assert!(
+            line.as_str().ends_with(" '/mnt/my models/$(x)'"),
+            "{}",
+            line.as_str()
+        );
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
+
+    #[test]
+    fn every_script_survives_single_quotes_and_is_posix() {
+        let path = RemotePath::new("/a").expect("a path");
+        let lines = [
+            units(&[unit("a.service"), unit("b@1.service")]),
+            post_mortem(&unit("a.service"), 8080),
+            people(),
+            gpu(Duration::from_secs(3)),
+            wake_on(None),
+            files(FileQuestion::Stat(&path)),
+            files(FileQuestion::List(&path)),
+            files(FileQuestion::Head(&path, 36)),
+        ];
+        for line in lines {
+            let inner = line
+                .as_str()
+                .strip_prefix("exec sh -c '")
+                .expect("a script");
+            let script = inner.split_once('\'').expect("its end").0;
+            let checked = std::process::Command::new("sh")
+                .args(["-n", "-c", script])
+                .status();
+            assert!(checked.expect("there is an sh").success(), "{script}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_read_between_its_marks_whatever_a_login_script_says_first() {
+        let answer = "Welcome!\n@@boot\nabc\n@@status 0\n@@end\n";
+        assert_eq!(
+            parts(answer),
+            [("boot", "abc\n"), ("status 0", ""), ("end", "")]
+        );
+        assert_eq!(parts("nothing"), []);
+    }
+
+    #[test]
+    fn shown_text_is_one_bounded_line_without_control_characters() {
+        assert_eq!(plain_text(" a\x1b[31m\tb\r\n\nc ", 80), "a [31m b c");
+        assert_eq!(plain_text("abcdef", 3), "abc…");
+    }
+}

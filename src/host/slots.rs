@@ -1,0 +1,388 @@
+//! llama.cpp's slots, kept on disk across stops: saved the safe way, restored only where they fit.
+//!
+//! The rules, each against something that llama-server really does:
+//! * A save goes to a name never used before, is checked on disk, and counts only with its note, which is written last: a save
+//!   truncates its target first, so a full disk would destroy the older file.
+//! * An empty slot is not saved, and a save that turns out empty does not count: the server answers it with 200.
+//! * A busy slot is not saved: the call would wait for it without limit.
+//! * Only slots that the server has just shown are named to it: other ids act on some other slot.
+//! * Nothing is asked of a server that sleeps: that would load its model.
+//! * A file is restored only by the same model, build and layout (the file itself knows none of them), with exactly the noted
+//!   size (a truncated file aborts the server), into a slot never used since the start.
+//! * Before a restore is sent, its note says so; a file whose restore failed, or never ended, is put aside and never sent again.
+//!
+//! What a restore cannot promise is reuse: models with a sliding window or recurrent state take the file and may still compute
+//! the prompt anew. Only the answer to a real request tells (`cache_n`).
+
+mod head;
+mod name;
+mod note;
+mod reason;
+mod restore;
+mod save;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    config,
+    host::{
+        http::{Probe, Props, SlotError},
+        slot_files::{FileName, SlotFiles},
+    },
+    machine::{
+        Outcome, Warning,
+        reading::{SavedSlot, SlotReading},
+    },
+};
+use note::{Fit, Model, Note, Notes, Shelf};
+pub use reason::Reason;
+use reason::Said;
+
+/// A file of ours without a note is swept after so long; until then it may be a save under way.
+pub const LEFTOVER_AFTER: Duration = Duration::from_mins(10);
+/// Of the time for a save or restore, so much is kept for what comes after: checking, noting, clearing away.
+const RESERVE: Duration = Duration::from_secs(2);
+
+/// The saved slots of one backend: files on the server, notes here.
+#[derive(Debug)]
+pub struct SlotStore {
+    shelf: Shelf,
+    slots: config::Slots,
+    tag: String,
+    serial: AtomicU16,
+    /// One save or restore at a time.
+    turn: tokio::sync::Mutex<()>,
+    seen: Mutex<Seen>,
+}
+
+/// What this life of the daemon remembers beside the notes.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The file whose restore is under way.
+    restoring: Option<String>,
+    /// Damaged notes that were reported.
+    damaged: BTreeSet<String>,
+}
+
+impl SlotStore {
+    /// The store of backend `backend` of `server`. Its notes are in `state_dir/slots/SERVER/BACKEND/`, one for each saved
+    /// generation; nothing is read or made yet.
+    #[must_use]
+    pub fn new(state_dir: &Path, server: &str, backend: &str, slots: config::Slots) -> Self {
+        let since_epoch = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        // Where to begin does not matter, if only another life of the daemon in the same second begins elsewhere.
+        let serial = (since_epoch.subsec_micros() & 0xffff) as u16;
+        Self {
+            shelf: Shelf::new(state_dir, server, backend),
+            slots,
+            tag: name::tag(server, backend),
+            serial: AtomicU16::new(serial),
+            turn: tokio::sync::Mutex::default(),
+            seen: Mutex::default(),
+        }
+    }
+
+    /// The saved slots on record, newest first, also those put aside.
+    #[must_use]
+    pub fn saved(&self) -> Vec<SavedSlot> {
+        let under_way = self.seen().restoring.clone();
+        let unfinished = |note: &Note| note.restoring && Some(&note.file) != under_way.as_ref();
+        self.notes()
+            .notes
+            .into_iter()
+            .map(|mut note| {
+                if note.put_aside.is_none() && unfinished(&note) {
+                    note.put_aside = Some(UNFINISHED.into());
+                }
+                note.shown()
+            })
+            .collect()
+    }
+
+    /// Notes that cannot be read, with what is wrong. They are lived without: their slots count as not saved.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<(String, String)> {
+        self.notes().damaged
+    }
+
+    /// Saves each slot that holds tokens and is not busy, within `within` all together.
+    ///
+    /// `Succeeded` with what there is to say of each slot (`saved`, or why not); `Failed` with the first reason if something
+    /// failed and nothing was saved. What is not noted when time is up does not count and is swept later.
+    pub async fn save(&self, probe: &Probe, files: &impl SlotFiles, within: Duration) -> Outcome {
+        let deadline = Instant::now() + within;
+        let mut said = Vec::new();
+        let whole = async {
+            let _turn = self.turn.lock().await;
+            self.save_each(probe, files, deadline, &mut said).await;
+        };
+        if timeout_at(deadline, whole).await.is_err() {
+            said.push(Reason::SaveTimeout.say("the time for saving was up"));
+        }
+        log(&said);
+        let saved = said.iter().any(|s| s.reason == Reason::Saved);
+        let failed = said
+            .iter()
+            .position(|s| !s.reason.is_news() && !s.reason.is_skip());
+        match failed {
+            Some(first) if !saved => Outcome::Failed(said.swap_remove(first).into()),
+            _ => Outcome::Succeeded(said.into_iter().map(Warning::from).collect()),
+        }
+    }
+
+    /// Restores the newest fitting generation of each slot, within `within` all together.
+    ///
+    /// `Succeeded` if a slot was restored and none went wrong; `Failed` if the server rejected or died of one (restart it: a
+    /// rejected restore may have spoilt it), or if nothing could be sent; `Unknown` if one did not end in time.
+    pub async fn restore(
+        &self,
+        probe: &Probe,
+        files: &impl SlotFiles,
+        within: Duration,
+    ) -> Outcome {
+        let deadline = Instant::now() + within;
+        let mut said = Vec::new();
+        let whole = async {
+            let _turn = self.turn.lock().await;
+            self.restore_each(probe, files, deadline, &mut said).await;
+        };
+        if timeout_at(deadline, whole).await.is_err() {
+            let was_sent = self.notes().notes.iter().any(|n| n.restoring);
+            let reason = if was_sent {
+                Reason::RestoreTimeout
+            } else {
+                Reason::RestoreUnchecked
+            };
+            said.push(reason.say("the time for restoring was up"));
+        }
+        log(&said);
+        if let Some(spoilt) = said.iter().position(|s| s.reason.is_spoilt()) {
+            let spoilt = said.swap_remove(spoilt);
+            return if spoilt.reason == Reason::RestoreTimeout {
+                Outcome::Unknown(spoilt.into())
+            } else {
+                Outcome::Failed(spoilt.into())
+            };
+        }
+        let restored = said
+            .iter()
+            .any(|s| matches!(s.reason, Reason::Restored | Reason::RestorePartial));
+        if restored {
+            return Outcome::Succeeded(said.into_iter().map(Warning::from).collect());
+        }
+        let first = said.into_iter().next();
+        Outcome::Failed(
+            first
+                .unwrap_or_else(|| Reason::RestoreNothing.say("nothing is saved"))
+                .into(),
+        )
+    }
+
+    /// Removes what broken-off saves have left in the folder: files of this backend's own naming, without a note of anybody,
+    /// older than [`LEFTOVER_AFTER`]. Returns how many; failures are logged and tried again by the next sweep.
+    pub async fn sweep(&self, files: &impl SlotFiles) -> usize {
+        let _turn = self.turn.lock().await;
+        let (listed, noted) = match (files.list().await, self.shelf.noted_anywhere()) {
+            (Ok(listed), Ok(noted)) => (listed, noted),
+            (Err(error), _) => {
+                tracing::debug!(%error, "the slot folder cannot be listed");
+                return 0;
+            }
+            (_, Err(error)) => {
+                tracing::warn!(%error, "the notes of saved slots cannot be listed");
+                return 0;
+            }
+        };
+        let old = now().saturating_sub(LEFTOVER_AFTER.as_secs());
+        let mut swept = 0;
+        for file in listed.into_iter().map(|f| f.name) {
+            let is_leftover = name::made_at(file.as_str(), &self.slots.name, &self.tag)
+                .is_some_and(|at| at < old)
+                && !noted.iter().any(|n| n == file.as_str());
+            if is_leftover && remove(files, &file).await {
+                tracing::info!(%file, "a leftover of a broken-off save is removed");
+                swept += 1;
+            }
+        }
+        swept
+    }
+
+    /// All notes; damaged ones are reported the first time they are met.
+    fn notes(&self) -> Notes {
+        let notes = self.shelf.load();
+        let mut seen = self.seen();
+        for (name, why) in &notes.damaged {
+            if seen.damaged.insert(name.clone()) {
+                tracing::warn!(note = name, why, "the note of a saved slot is damaged");
+            }
+        }
+        // Forget those that are gone, so that the set stays small.
+        seen.damaged
+            .retain(|name| notes.damaged.iter().any(|(n, _)| n == name));
+        drop(seen);
+        notes
+    }
+
+    /// Marks a note as never to be restored again.
+    async fn put_aside(&self, note: &Note, why: &str) {
+        let note = Note {
+            restoring: false,
+            put_aside: Some(why.to_owned()),
+            ..note.clone()
+        };
+        if let Err(error) = self.shelf.write(&note).await {
+            // A restore that was begun stays marked as such, which puts it aside as well.
+            tracing::warn!(file = note.file, %error, "a saved slot could not be put aside");
+        }
+    }
+
+    fn next_serial(&self) -> u16 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        // Never held over an await, and nothing under it can panic.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While it lives, a restore is under way; dropped with the future that waits for it, whatever ends that.
+struct UnderWay<'a>(&'a SlotStore);
+
+impl<'a> UnderWay<'a> {
+    fn new(store: &'a SlotStore, note: &Note) -> Self {
+        store.seen().restoring = Some(note.file.clone());
+        Self(store)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.seen().restoring = None;
+    }
+}
+
+/// Why a note whose restore was begun and never ended is put aside.
+const UNFINISHED: &str = "its restore never ended: it may have killed the server";
+
+/// A server that may be asked about its slots, and what it shows of them.
+struct Awake {
+    props: Props,
+    slots: Vec<SlotReading>,
+    total_slots: u32,
+}
+
+/// Why a server may not be asked about its slots.
+enum Closed {
+    Router,
+    Asleep,
+    Hidden,
+    Silent(String),
+}
+
+/// Asks `/props`, and `/slots` if that does no harm.
+async fn look_in(probe: &Probe) -> Result<Awake, Closed> {
+    let silent = |what: &str, e: &dyn std::fmt::Display| Closed::Silent(format!("{what}: {e}"));
+    let props = probe.props().await.map_err(|e| silent("/props", &e))?;
+    if props.is_router() {
+        return Err(Closed::Router);
+    }
+    if props.is_sleeping {
+        return Err(Closed::Asleep);
+    }
+    let mut slots = probe.slots().await.map_err(|e| silent("/slots", &e))?;
+    if slots.is_empty() {
+        return Err(Closed::Hidden);
+    }
+    let shown = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+    let total_slots = props.total_slots.unwrap_or(shown).min(shown);
+    // An id beyond the last slot would act on another one.
+    slots.retain(|slot| slot.id < total_slots);
+    Ok(Awake {
+        props,
+        slots,
+        total_slots,
+    })
+}
+
+impl Closed {
+    fn say(self, not_supported: Reason, asleep: Reason, failed: Reason) -> Said {
+        match self {
+            Self::Router => not_supported.say("the server is in router mode"),
+            Self::Asleep => asleep.say("the server sleeps; its slots are empty"),
+            Self::Hidden => not_supported.say("the server does not show its slots (--no-slots)"),
+            Self::Silent(why) => failed.say(why),
+        }
+    }
+}
+
+impl Awake {
+    /// What a file saved now from a slot with that context fits.
+    async fn fit(&self, n_ctx: u64, files: &impl SlotFiles) -> Fit {
+        let told = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
+        let path = told(&self.props.model_path);
+        let stat = match &path {
+            Some(path) => files.stat_path(path).await.ok().flatten(),
+            None => None,
+        };
+        Fit {
+            model: Model {
+                id: told(&self.props.model_alias)
+                    .or_else(|| path.clone())
+                    .unwrap_or_default(),
+                path,
+                bytes: stat.map(|s| s.bytes),
+                mtime: stat.map(|s| s.mtime),
+            },
+            build: told(&self.props.build_info),
+            n_ctx,
+            total_slots: self.total_slots,
+        }
+    }
+}
+
+/// What is left for one request, keeping back some time for what must follow it.
+fn left(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left.saturating_sub(RESERVE.min(left / 5))
+}
+
+async fn remove(files: &impl SlotFiles, file: &FileName) -> bool {
+    files
+        .remove(file)
+        .await
+        .inspect_err(|error| tracing::warn!(%file, %error, "a slot file could not be removed"))
+        .is_ok()
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+fn log(said: &[Said]) {
+    for said in said {
+        let (code, message) = (said.reason.code(), said.message.as_str());
+        if said.reason.is_news() || said.reason.is_skip() {
+            tracing::info!(code, message, "slots");
+        } else {
+            tracing::warn!(code, message, "slots");
+        }
+    }
+}

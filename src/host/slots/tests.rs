@@ -1,0 +1,135 @@
+use super::{
+    Reason,
+    note::{Fit, Model, Note},
+    save::superseded,
+};
+
+type Change = fn(&mut Fit);
+
+fn fit() -> Fit {
+    Fit {
+        model: Model {
+            id: "m".into(),
+            path: Some("/models/m.gguf".into()),
+            bytes: Some(1000),
+            mtime: Some(7),
+        },
+        build: Some("b11434-abcdef".into()),
+        n_ctx: 4096,
+        total_slots: 1,
+    }
+}
+
+fn note(round: u64, tokens: u64) -> Note {
+    Note {
+        name: "localbot".into(),
+        file: format!("localbot.{round}.slot"),
+        slot: 0,
+        bytes: 100 * tokens,
+        tokens,
+        saved_at: round,
+        round,
+        fit: fit(),
+        format: 4,
+        restoring: false,
+        put_aside: None,
+    }
+}
+
+fn rounds(notes: &[&Note]) -> Vec<u64> {
+    notes.iter().map(|n| n.round).collect()
+}
+
+#[test]
+fn reasons_have_codes_of_their_own() {
+    let mut codes: Vec<_> = Reason::ALL.iter().map(|r| r.code()).collect();
+    codes.sort_unstable();
+    codes.dedup();
+    assert_eq!(codes.len(), Reason::ALL.len());
+}
+
+#[test]
+fn the_newest_stay_and_the_largest_beside_them() {
+    let notes = [
+        note(6, 10),
+        note(5, 10),
+        note(4, 50),
+        note(3, 900),
+        note(2, 80),
+        note(1, 900),
+    ];
+    assert_eq!(rounds(&superseded(&notes, "localbot", 3)), [2, 1]);
+    assert_eq!(rounds(&superseded(&notes, "localbot", 10)), [0; 0]);
+    assert_eq!(rounds(&superseded(&notes, "other", 1)), [0; 0]);
+}
+
+#[test]
+fn the_only_good_one_stays_even_if_none_is_to_be_kept() {
+    let mut aside = note(2, 900);
+    aside.put_aside = Some("restore_rejected".into());
+    assert_eq!(
+        rounds(&superseded(&[aside, note(1, 10)], "localbot", 0)),
+        [0; 0]
+    );
+}
+
+#[test]
+fn those_put_aside_do_not_pile_up_and_push_no_good_one_out() {
+    let notes: Vec<_> = (1..=6)
+        .rev()
+        .map(|round| {
+            let put_aside = (round > 2).then(|| "restore_rejected".into());
+            Note {
+                put_aside,
+                ..note(round, 10)
+            }
+        })
+        .collect();
+    assert_eq!(rounds(&superseded(&notes, "localbot", 2)), [4, 3]);
+}
+
+#[test]
+fn trap_5_each_thing_that_makes_a_file_unfit_is_named() {
+    assert!(fit().differences(&fit()).is_empty());
+    let told = |change: Change| {
+        let mut now = fit();
+        change(&mut now);
+        fit().differences(&now).join(", ")
+    };
+    let changes: [(Change, &str); 6] = [
+        (
+            |f| f.model.path = Some("/models/x.gguf".into()),
+            "model /models/x.gguf instead of /models/m.gguf",
+        ),
+        (
+            |f| f.model.mtime = Some(8),
+            "the file of model m has changed",
+        ),
+        (
+            |f| f.model.bytes = Some(1),
+            "the file of model m has changed",
+        ),
+        (|f| f.n_ctx = 8192, "context 8192 instead of 4096"),
+        (|f| f.build = None, "build unknown instead of b11434-abcdef"),
+        (|f| f.total_slots = 4, "4 slots instead of 1"),
+    ];
+    for (change, expected) in changes {
+        assert_eq!(told(change), expected);
+    }
+}
+
+#[test]
+fn a_model_file_that_cannot_be_looked_at_is_no_difference_and_an_alias_neither() {
+    let mut now = fit();
+    now.model.bytes = None;
+    now.model.mtime = None;
+    now.model.id = "another alias".into();
+    assert!(fit().differences(&now).is_empty());
+}
+
+#[test]
+fn a_note_reads_back_as_it_was_written() {
+    let note = note(3, 909);
+    let text = serde_json::to_string(&note).expect("a note is JSON");
+    assert_eq!(serde_json::from_str::<Note>(&text).expect("it reads"), note);
+}
