@@ -1,6 +1,6 @@
 //! The daemon as a process: the driver, the real world, the socket, and what systemd expects of a service.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::{
@@ -59,6 +59,27 @@ pub fn start_tracing() {
     });
     // A second call (in a test) changes nothing.
     let _ = registry.with(journal).with(lines).try_init();
+}
+
+/// The process of `wechsler daemon`: from configuration to exit code.
+pub fn process(config: Config) -> ExitCode {
+    start_tracing();
+    // One thread is plenty: everything waits for the network.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(config)),
+        Err(error) => Err(DaemonError::Signals(error)),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the daemon ends");
+            eprintln!("wechsler: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Runs the daemon until SIGTERM, SIGINT or SIGHUP. Needs a tokio runtime with time and IO.
