@@ -16,6 +16,8 @@ use crate::{
 
 /// Between two looks at use while it matters: llama.cpp's `/slots` and `/metrics` interrupt its work.
 const ACTIVITY: Duration = Duration::from_secs(2);
+/// ... and at rest at most: an older word of it is no evidence of idleness.
+const ACTIVITY_REST: Duration = Duration::from_secs(10);
 /// Between two looks at the GPUs at rest.
 const GPU_REST: Duration = Duration::from_mins(1);
 /// Between two looks at the GPUs while a backend is to be proven stopped.
@@ -232,7 +234,7 @@ impl Schedule {
                 let pace = if busy {
                     ACTIVITY
                 } else {
-                    self.probe.rest.max(ACTIVITY)
+                    self.probe.rest.clamp(ACTIVITY, ACTIVITY_REST)
                 };
                 up.then_some(pace)
             }

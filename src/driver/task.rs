@@ -89,7 +89,6 @@ pub fn spawn<W: World>(
             backends: vec![BackendReading::default(); setup.policy.backends.len()],
             ..Reading::default()
         },
-        runs: vec![None; setup.policy.backends.len()],
         world: Arc::new(world),
         setup,
         clock,
@@ -138,9 +137,6 @@ enum Done {
     },
 }
 
-/// What is remembered of a run of a unit: which, and when it was first seen.
-type Run = (crate::machine::Invocation, Instant);
-
 struct Driver<W> {
     setup: Setup,
     world: Arc<W>,
@@ -149,7 +145,6 @@ struct Driver<W> {
     /// The machine as it was after the last step.
     view: View,
     reading: Reading,
-    runs: Vec<Option<Run>>,
     schedule: Schedule,
     history: History,
     stopwatch: Stopwatch,
@@ -287,7 +282,6 @@ impl<W: World> Driver<W> {
             Box::new(given_up(source, began, self.setup.policy.backends.len()))
         });
         self.reading.absorb(*reading);
-        self.forget_other_runs();
         self.schedule.note(&self.reading);
         let look = judge(&self.reading, &self.setup.policy, now);
         if probe::is_new(&self.view.look.server, &look.server) {
@@ -301,26 +295,6 @@ impl<W: World> Driver<W> {
             return;
         }
         self.step(&Event::Looked(look));
-    }
-
-    /// What was read of a process says nothing about the next one.
-    fn forget_other_runs(&mut self) {
-        for (run, backend) in self.runs.iter_mut().zip(&mut self.reading.backends) {
-            let Some(Dated {
-                at,
-                value: Unit::Loaded(unit),
-            }) = &backend.unit
-            else {
-                continue;
-            };
-            match (unit.invocation, *run) {
-                (Some(now), Some((before, _))) if now == before => {}
-                (now, _) => *run = now.map(|now| (now, *at)),
-            }
-            if let Some((_, first_seen)) = *run {
-                backend.activity.take_if(|a| a.at < first_seen);
-            }
-        }
     }
 
     fn order_ended(&mut self, verb: VerbId, what: Verb, outcome: Outcome) {

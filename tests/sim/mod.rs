@@ -614,7 +614,7 @@ impl Sim {
                     WakeArmed::NotArmed("d".into())
                 }
             }),
-            backends: vec![],
+            ..Reading::default()
         };
         for (backend, kind) in self.backends.iter().zip(&self.kinds) {
             let talks = up && !self.faults.http_silent;
@@ -624,6 +624,7 @@ impl Sim {
                 http: dated(ask.http, now, || http(backend, *kind, up, talks)),
                 activity: dated(ask.activity && ready, now, || activity(backend)),
                 saved: dated(ask.saved, now, || backend.saved.clone()),
+                ..BackendReading::default()
             });
         }
         reading
@@ -758,5 +759,6 @@ pub fn policy() -> Policy {
         idle_stop_after: None,
         idle_power_off_after: None,
         policy_backoff: Duration::from_secs(60),
+        gpu_baseline_mib: Some(500),
     }
 }
