@@ -61,9 +61,9 @@ pub fn start_tracing() {
     let _ = registry.with(journal).with(lines).try_init();
 }
 
-/// Runs the daemon until it is told to end, and says why if it could not.
+/// The process of `wechsler daemon`: from configuration to exit code.
 #[must_use]
-pub fn run(config: Config) -> ExitCode {
+pub fn process(config: Config) -> ExitCode {
     start_tracing();
     for warning in config.warnings() {
         warn!("{warning}");
@@ -79,7 +79,7 @@ pub fn run(config: Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(serve(config));
+    let ended = runtime.block_on(run(config));
     // A disk that hangs must not keep the process.
     runtime.shutdown_timeout(END_AT_MOST);
     match ended {
@@ -99,7 +99,7 @@ pub fn run(config: Config) -> ExitCode {
 ///
 /// # Errors
 /// See [`DaemonError`]. A daemon that ends by a signal has not failed.
-pub async fn serve(config: Config) -> Result<(), DaemonError> {
+pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut signals = Signals::listen().map_err(DaemonError::Signals)?;
     prepare_state_dir(&config.daemon.state_dir);
     // First the socket: a second daemon ends here, before it has looked at or touched anything.

@@ -29,7 +29,7 @@ use crate::machine::{
     Answer, Command, Effect, End, Event, Goal, Instant, Kind, Look, Machine, OpId, Outcome,
     PowerChoice, Refusal, RequestId, Seen, Server, Verb, VerbId, View, WakeCheck, Warning,
     evidence::judge,
-    reading::{BackendReading, Dated, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed},
+    reading::{BackendReading, Reading},
 };
 
 /// A look that has not ended after so long is given up. The adapters' own deadlines are shorter.
@@ -279,14 +279,18 @@ impl<W: World> Driver<W> {
         self.schedule.ended(source, began, reading.is_none(), now);
         let reading = reading.unwrap_or_else(|| {
             warn!(?source, "a look did not end in time and was given up");
-            Box::new(given_up(source, began, self.setup.policy.backends.len()))
+            Box::new(probe::given_up(
+                source,
+                began,
+                self.setup.policy.backends.len(),
+            ))
         });
         self.reading.absorb(*reading);
         self.schedule.note(&self.reading);
         let look = judge(&self.reading, &self.setup.policy, now);
         if probe::is_new(&self.view.look.server, &look.server) {
             self.schedule.want_everything();
-        } else if newly_running(&self.view.look, &look) {
+        } else if probe::newly_running(&self.view.look, &look) {
             self.schedule.want(Source::Activity);
         }
         // The machine counts looks that find nothing. What says the same of the same moment is not another one.
@@ -472,8 +476,8 @@ impl<W: World> Driver<W> {
         let world = Arc::clone(&self.world);
         let slack = VERB_SLACK.min(within / 4);
         self.tasks.spawn(async move {
-            let carried_out = world.carry_out(what, within - 2 * slack);
-            let outcome = tokio::time::timeout(within - slack, carried_out).await;
+            let carried_out = world.carry_out(what, within.saturating_sub(2 * slack));
+            let outcome = tokio::time::timeout(within.saturating_sub(slack), carried_out).await;
             let outcome = outcome.unwrap_or_else(|_| {
                 Outcome::Unknown(Warning::new(
                     "no_answer",
@@ -545,56 +549,6 @@ impl<W: World> Driver<W> {
             let _ = self.changes.send(Arc::new(change));
         }
     }
-}
-
-/// A backend is running that was not, or by another run: its use is worth a look at once.
-fn newly_running(before: &Look, after: &Look) -> bool {
-    after
-        .backends
-        .iter()
-        .zip(&before.backends)
-        .any(|(new, old)| {
-            new.seen == Seen::Running
-                && (old.seen != Seen::Running || old.invocation != new.invocation)
-        })
-}
-
-/// What a look that did not end says: that its sources do not answer.
-fn given_up(source: Source, at: Instant, backends: usize) -> Reading {
-    let why = || "the look did not end in time".to_owned();
-    let mut reading = Reading::default();
-    match source {
-        Source::Core => {
-            let value = Ssh::Broken(why());
-            reading.ssh = Some(Dated { at, value });
-            let silent = BackendReading {
-                unit: Some(Dated {
-                    at,
-                    value: Unit::Unread(why()),
-                }),
-                http: Some(Dated {
-                    at,
-                    value: Http::TimedOut,
-                }),
-                ..BackendReading::default()
-            };
-            reading.backends = vec![silent; backends];
-        }
-        Source::Gpu => {
-            let value = Gpu::Hangs;
-            reading.gpu = Some(Dated { at, value });
-        }
-        Source::People => {
-            let value = People::Unread(why());
-            reading.people = Some(Dated { at, value });
-        }
-        Source::WakeArmed => {
-            let value = WakeArmed::Unknown(why());
-            reading.wake_armed = Some(Dated { at, value });
-        }
-        Source::Activity | Source::Saved => {}
-    }
-    reading
 }
 
 /// A panic in a task is a bug, and must not be taken for a hung world.

@@ -30,7 +30,11 @@ class Tap(threading.Thread):
 
     def run(self) -> None:
         while True:
-            frame = self.wire.recv(262144)
+            try:
+                frame = self.wire.recv(262144)
+            except OSError:  # the cable is pulled; it will be plugged in again
+                time.sleep(0.01)
+                continue
             if len(frame) < 54 or frame[12:14] != b"\x08\x00" or frame[23] != socket.IPPROTO_TCP:
                 continue
             tcp = 14 + (frame[14] & 15) * 4
