@@ -28,9 +28,7 @@ use wechsler::{
         },
     },
     front::socket::{Listener, serve},
-    machine::{
-        Answer, Command, HoldId, OpId, Policy, Refusal, Warning,
-    },
+    machine::{Answer, Command, HoldId, OpId, Policy, Refusal, Warning},
 };
 
 /// A fake daemon on a socket of its own.
