@@ -1,1 +1,22 @@
-fn main() {}
+//! One binary: the daemon, and every client of it.
+
+use std::process::ExitCode;
+
+use wechsler::{
+    daemon,
+    front::cli::{self, args::Verb},
+};
+
+fn main() -> ExitCode {
+    let args = match cli::parse(std::env::args_os()) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    if !matches!(args.verb, Verb::Daemon) {
+        return cli::run(&args);
+    }
+    match cli::configuration(&args) {
+        Ok(config) => daemon::process(config),
+        Err(code) => code,
+    }
+}

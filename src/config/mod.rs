@@ -1,13 +1,34 @@
 //! The configuration, validated: what the rest of the program is handed.
 //!
-//! `raw` is the file as written; [`Config`] has passed every check, and names no file any more but those it must read later.
+//! From text to [`Config`] in four steps, none of which stops at its first fault: `raw` is the file as written with the
+//! environment laid over it; `sections` says what keys there are; `value` what each may be; `relations` what must hold
+//! between them. What comes out has passed every check, and names no file any more but those that are read later.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod error;
+mod raw;
+mod relations;
+mod section;
+mod sections;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::{
+    io::Read as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use error::{ConfigErrors, Fault, Origin};
 
 use crate::machine::Policy;
 
+/// A larger file is refused. The example, which says everything there is to say, has a hundredth of it.
+const LARGEST: u64 = 1 << 20;
+
 /// Everything configured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The daemon itself.
     pub daemon: Daemon,
@@ -19,6 +40,125 @@ pub struct Config {
     pub policy: Policy,
     /// How the world is looked at.
     pub probe: Probe,
+}
+
+/// Reads the file at `path`, with `env` (usually [`std::env::vars`]) laid over it, and checks everything.
+///
+/// # Errors
+/// Every fault there is, at once.
+pub fn load(
+    path: &Path,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<Config, ConfigErrors> {
+    let errors = |faults| ConfigErrors {
+        path: path.to_owned(),
+        faults,
+    };
+    let text = read(path).map_err(|message| {
+        let (at, key) = (Origin::File, String::new());
+        errors(vec![Fault { at, key, message }])
+    })?;
+    parse(&text, env).map_err(errors)
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text))
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    if text.len() as u64 > LARGEST {
+        return Err(format!("is larger than {LARGEST} bytes"));
+    }
+    Ok(text)
+}
+
+/// Reads and checks the text of a file, with `env` laid over it.
+///
+/// # Errors
+/// Every fault there is, at once, in the order of lines.
+pub fn parse(
+    text: &str,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<Config, Vec<Fault>> {
+    let mut credentials = None;
+    let ours = env.into_iter().filter(|(name, value)| {
+        if name == "CREDENTIALS_DIRECTORY" {
+            credentials = Some(value.clone());
+        }
+        name.starts_with(raw::PREFIX)
+    });
+    let ours: Vec<_> = ours.collect();
+    let (mut config, faults, _) = examine(text, ours)?;
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    if let Some(folder) = credentials {
+        for path in config.secret_files_mut() {
+            if let Ok(file) = path.strip_prefix(value::CREDENTIALS.trim_end_matches('/')) {
+                *path = Path::new(&folder).join(file);
+            }
+        }
+    }
+    Ok(config)
+}
+
+/// Reads the text as far as it goes: what it says, what is wrong with it, and which keys there are.
+fn examine(
+    text: &str,
+    env: Vec<(String, String)>,
+) -> Result<(Config, Vec<Fault>, section::Known), Vec<Fault>> {
+    let mut root = raw::parse(text)?;
+    raw::overlay(&mut root, env);
+    let reader = section::Reader::default();
+    let config = reader.root(&root, sections::config);
+    relations::check(&config, &reader);
+    let (faults, known) = reader.finish();
+    Ok((config, faults, known))
+}
+
+impl Config {
+    /// What is allowed but probably not meant, or cannot work as things are on this machine now: for `config check` and
+    /// the daemon's journal. Looks at the files that hold keys, and never at what is in them.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for path in self.secret_files() {
+            let shown = path.display();
+            if path.starts_with(value::CREDENTIALS.trim_end_matches('/')) {
+                warnings.push(format!(
+                    "{shown} cannot be looked at here: systemd sets $CREDENTIALS_DIRECTORY for the service only"
+                ));
+            } else if let Err(error) = std::fs::File::open(path) {
+                warnings.push(format!(
+                    "{shown} cannot be read by this user: {error}; the daemon must be able to"
+                ));
+            }
+        }
+        if self.server.wake == Wake::None && self.policy.idle_power_off_after.is_some() {
+            warnings.push(
+                "idle.power_off_after powers the server off, but gpu_server.wake.method is \"none\": somebody must \
+                 switch it on by hand"
+                    .into(),
+            );
+        }
+        warnings
+    }
+
+    fn secret_files(&self) -> impl Iterator<Item = &PathBuf> {
+        let backends = self.backends.iter().flat_map(|backend| {
+            let ssh = backend.ssh.iter().map(|ssh| &ssh.key);
+            ssh.chain(&backend.api_key_file)
+        });
+        std::iter::once(&self.server.ssh.key).chain(backends)
+    }
+
+    fn secret_files_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let backends = self.backends.iter_mut().flat_map(|backend| {
+            let ssh = backend.ssh.iter_mut().map(|ssh| &mut ssh.key);
+            ssh.chain(&mut backend.api_key_file)
+        });
+        std::iter::once(&mut self.server.ssh.key).chain(backends)
+    }
 }
 
 /// `[daemon]`.
@@ -33,7 +173,7 @@ pub struct Daemon {
 }
 
 /// `[gpu_server]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     /// Its name in paths, status and configuration.
     pub name: String,
@@ -81,7 +221,7 @@ pub enum Wake {
     MagicPacket {
         /// Its hardware address.
         mac: [u8; 6],
-        /// SecureOn password.
+        /// `SecureOn` password.
         secure_on: Option<[u8; 6]>,
         /// Where the packets go; every one of them each time.
         targets: Vec<SocketAddr>,
@@ -97,18 +237,19 @@ pub enum Wake {
 pub struct GpuTool {
     /// Ask at all.
     pub enabled: bool,
-    /// Memory in use on an idle GPU, MiB: what remains below counts as given back.
-    pub baseline_mib: u64,
+    /// Memory in use on an idle GPU, MiB: a stopped backend has given its memory back once all GPUs are at or below it.
+    /// `None`: its processes alone decide.
+    pub baseline_mib: Option<u64>,
     /// Programs that may stay on the GPU: desktop, transcoder.
     pub ignore: Vec<String>,
     /// A foreign process that holds less than this, MiB, is shown but blocks nothing.
     pub foreign_threshold_mib: u64,
-    /// How long the tool may take.
+    /// How long the tool may take. Without persistence mode the driver initialises at each call, which takes 1 to 3 s.
     pub timeout: Duration,
 }
 
 /// `[backends.NAME]`, what the adapters need; the rest is in [`Policy::backends`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// Its name.
     pub name: String,

@@ -85,3 +85,12 @@ pub struct Handle {
     /// The policy, for names of backends.
     pub policy: Arc<crate::machine::Policy>,
 }
+
+impl Handle {
+    /// The newest status, brought up to this moment.
+    #[must_use]
+    pub fn status_now(&self) -> Status {
+        let newest = Arc::clone(&self.status.borrow());
+        newest.at(tokio::time::Instant::now())
+    }
+}

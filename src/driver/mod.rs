@@ -1,8 +1,69 @@
 //! The driver: the one task that owns the machine.
+//!
+//! [`spawn`] starts it. It looks at the world through [`World`] when [`probe`] says so, has each reading judged, steps the
+//! machine, carries out what the machine asks for, and publishes what came of it. Nothing else changes anything:
+//!
+//! - between receiving an event and having started all its effects nothing is awaited, so no event sees half of another;
+//! - every look and every order has its own bound; one that hangs costs its own answer and nothing else;
+//! - a panic in a look or an order ends the driver: systemd starts the daemon anew, and a fresh look is always right.
 
+mod changes;
+mod clock;
 pub mod handle;
+mod history;
+mod journal;
+mod keep;
+mod operations;
+mod probe;
+mod publish;
+mod setup;
 pub mod status;
+mod task;
 pub mod world;
 
 pub use handle::{Change, Handle, OperationRecord, Request};
+pub use setup::{BackendFacts, Pulse, Setup};
+pub use task::{LOOK_AT_MOST, POST_MORTEM_AT_MOST, SHUTDOWN_AT_MOST, VERB_SLACK, spawn};
 pub use world::World;
+
+#[cfg(test)]
+pub(crate) fn tests_policy() -> crate::machine::Policy {
+    use std::time::Duration;
+
+    use crate::machine::{
+        BackendId, BackendKind, BackendPolicy, OnStartTimeout, Policy, RestorePolicy, WakeCheck,
+    };
+    let backend = |name: &str, kind, slots| BackendPolicy {
+        name: name.into(),
+        kind,
+        start_timeout: Duration::from_secs(120),
+        on_start_timeout: OnStartTimeout::Leave,
+        drain_timeout: Duration::from_secs(60),
+        stop_timeout: Duration::from_secs(90),
+        kill_timeout: Duration::from_secs(15),
+        slots,
+        restore: RestorePolicy::Auto,
+        save_timeout: Duration::from_secs(60),
+        restore_timeout: Duration::from_secs(60),
+    };
+    Policy {
+        backends: vec![
+            backend("llama-cpp", BackendKind::LlamaCpp, true),
+            backend("vllm", BackendKind::Vllm, false),
+        ],
+        default_backend: BackendId(0),
+        can_wake: true,
+        wake_check: WakeCheck::Warn,
+        wake_resend: Duration::from_secs(3),
+        boot_timeout: Duration::from_secs(300),
+        power_off_timeout: Duration::from_secs(180),
+        command_timeout: Duration::from_secs(10),
+        silence: Duration::from_secs(30),
+        misses: 3,
+        conflict_after: Duration::from_secs(5),
+        idle_stop_after: None,
+        idle_power_off_after: None,
+        policy_backoff: Duration::from_secs(60),
+        gpu_baseline_mib: Some(500),
+    }
+}

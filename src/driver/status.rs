@@ -1,7 +1,7 @@
 //! The status document: what the daemon says of the present, to people and programs. A contract: see
 //! `status.schema.json`. What cannot be known is null, never a guess. Times are RFC 3339.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +61,38 @@ pub struct Status {
     pub holds: Vec<HoldStatus>,
     /// How old each reading is, seconds; absent: never read.
     pub ages: BTreeMap<String, f64>,
+    /// When the document was made, for [`Status::at`]; no part of the document.
+    #[serde(skip)]
+    pub made: Option<tokio::time::Instant>,
+}
+
+impl Status {
+    /// The same document with everything that counts seconds brought up to `now`: between two looks at rest a minute may
+    /// pass, and nothing but time has.
+    #[must_use]
+    pub fn at(&self, now: tokio::time::Instant) -> Self {
+        let mut status = self.clone();
+        let passed = self
+            .made
+            .map_or(Duration::ZERO, |made| now.saturating_duration_since(made));
+        let seconds = (passed.as_secs_f64() * 1000.0).round() / 1000.0;
+        status.made = Some(now);
+        status.uptime_seconds = self.uptime_seconds.map(|s| s + passed.as_secs());
+        for age in status.ages.values_mut() {
+            *age += seconds;
+        }
+        if let Some(operation) = &mut status.operation {
+            operation.elapsed_seconds += seconds;
+        }
+        for used in status
+            .backends
+            .values_mut()
+            .filter_map(|b| b.last_used_seconds.as_mut())
+        {
+            *used += seconds;
+        }
+        status
+    }
 }
 
 /// `operation`.

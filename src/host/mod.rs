@@ -482,7 +482,6 @@ impl World for Host {
         let (Verb::StartUnit(id)
         | Verb::StopUnit(id)
         | Verb::KillUnit(id)
-        | Verb::ResetFailed(id)
         | Verb::SaveSlots(id)
         | Verb::RestoreSlots(id)) = verb
         else {
@@ -499,7 +498,6 @@ impl World for Host {
             Verb::StartUnit(_) => RemoteVerb::Start(unit),
             Verb::StopUnit(_) => RemoteVerb::Stop(unit),
             Verb::KillUnit(_) => RemoteVerb::Kill(unit),
-            Verb::ResetFailed(_) => RemoteVerb::ResetFailed(unit),
             _ => {
                 let Some(slots) = &backend.slots else {
                     return Outcome::Failed(Warning::new(
@@ -520,7 +518,18 @@ impl World for Host {
                 };
             }
         };
-        self.order(&backend.ssh, order, within).await
+        let outcome = self.order(&backend.ssh, order, within).await;
+        // Quick switches use up systemd's start counter (manual starts count too): it is cleared, and asked once more.
+        match outcome {
+            Outcome::Failed(why)
+                if why.code == "start_limit" && matches!(order, RemoteVerb::Start(_)) =>
+            {
+                self.order(&backend.ssh, RemoteVerb::ResetFailed(unit), within)
+                    .await;
+                self.order(&backend.ssh, order, within).await
+            }
+            other => other,
+        }
     }
 
     async fn post_mortem(&self, backend: BackendId) -> Vec<String> {

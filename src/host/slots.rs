@@ -51,7 +51,7 @@ pub use reason::Reason;
 use reason::Said;
 
 /// A file of ours without a note is swept after so long; until then it may be a save under way.
-pub const LEFTOVER_AFTER: Duration = Duration::from_secs(600);
+pub const LEFTOVER_AFTER: Duration = Duration::from_mins(10);
 /// Of the time for a save or restore, so much is kept for what comes after: checking, noting, clearing away.
 const RESERVE: Duration = Duration::from_secs(2);
 
@@ -358,7 +358,7 @@ impl Awake {
 /// What is left for one request, keeping back some time for what must follow it.
 fn left(deadline: Instant) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
-    left - RESERVE.min(left / 5)
+    left.saturating_sub(RESERVE.min(left / 5))
 }
 
 async fn remove(files: &impl SlotFiles, file: &FileName) -> bool {

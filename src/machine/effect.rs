@@ -46,14 +46,12 @@ pub enum Effect {
 pub enum Verb {
     /// Send one round of wake packets (or run the wake command). Repeated by the machine until there is a sign of life.
     Wake,
-    /// Start the backend's unit. Every other backend is proven stopped.
+    /// Start the backend's unit, its `failed` state and start counter cleared first. Every other backend is proven stopped.
     StartUnit(BackendId),
     /// Stop the backend's unit. Slots are saved, or it is recorded why not.
     StopUnit(BackendId),
     /// SIGKILL to the unit, once, after a stop outlasted its time.
     KillUnit(BackendId),
-    /// Clear `failed` and the start counter, before a start.
-    ResetFailed(BackendId),
     /// Save each slot that holds tokens and is not busy, checked and noted.
     SaveSlots(BackendId),
     /// Restore the newest fitting saved slots; noted before it is sent.

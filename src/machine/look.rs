@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BackendId, BootId, Invocation};
+use super::{BackendId, BootId, Instant, Invocation};
 
 /// One judged look at everything, made by [`super::evidence::judge`]. Complete: what was not asked anew is carried over
 /// from the reading before.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Look {
+    /// When the units were asked, the question's sending: nothing older proves how an order ended.
+    pub at: Instant,
     /// The server itself.
     pub server: Server,
     /// Each configured backend, in order.
@@ -65,6 +67,8 @@ pub struct BackendLook {
     pub restarts: u32,
     /// Requests in flight.
     pub use_: Use,
+    /// When it was asked for its requests.
+    pub use_at: Instant,
     /// Changes whenever it was used; `None` where nobody can tell.
     pub mark: Option<u64>,
     /// Some slot holds tokens worth saving.
@@ -95,9 +99,10 @@ pub enum Seen {
     Running,
     /// systemd waits to restart it after a crash.
     CrashLoop,
-    /// Its unit is up and it says of itself that it is broken (vLLM's dead engine, garbage, wrong key).
+    /// Its unit is up, but what answers says that it is broken or is not what was meant (vLLM's dead engine, garbage, a
+    /// refused key, another model).
     Sick,
-    /// Its unit is down and somebody else answers at its URL, or the wrong model does.
+    /// Its unit is down and somebody else answers at its URL.
     Stranger,
 }
 
@@ -152,6 +157,7 @@ impl Look {
             invocation: None,
             restarts: 0,
             use_: Use::Unknown,
+            use_at: Instant::START,
             mark: None,
             holds_tokens: false,
             unused: false,
@@ -159,6 +165,7 @@ impl Look {
             sleeping: false,
         };
         Self {
+            at: Instant::START,
             server: Server::NotLooked,
             backends: vec![unknown; backends],
             foreign_gpu: false,

@@ -2,66 +2,219 @@
 //!
 //! [`Machine::step`] takes an [`Event`] and returns the [`Effect`]s the driver must carry out, in order.
 //! [`Machine::deadline`] is computed from the state: the driver sleeps until then and sends [`Event::Tick`].
+//! [`Machine::view`] is what others may know of it.
+//!
+//! Reading order: [`event`] and [`look`] (what it is told), [`effect`] (what it asks for), [`state`] (where it can be),
+//! then `rules` (the statechart), `pursuit` (from goal and observation to the next leaf) and `admission` (which commands
+//! are taken).
 
+mod admission;
+mod core;
 pub mod effect;
 pub mod event;
 pub mod evidence;
 pub mod hold;
 pub mod ids;
+pub mod ignored;
+mod key;
 pub mod look;
 pub mod policy;
+mod pursuit;
 pub mod reading;
+mod rules;
 pub mod state;
 pub mod time;
 pub mod view;
+
+use statig::blocking::{InitializedStateMachine, IntoStateMachineExt};
 
 pub use effect::{Answer, Cause, Effect, End, Failure, Goal, Operation, Refusal, Verb, Warning};
 pub use event::{Command, Event, Held, HoldSpec, Options, Outcome, PowerChoice};
 pub use hold::Hold;
 pub use ids::{BackendId, BootId, HoldId, Invocation, OpId, RequestId, VerbId};
+pub use ignored::Ignored;
 pub use look::{BackendLook, BootPhase, Look, Seen, Server, Use};
 pub use policy::{BackendKind, BackendPolicy, OnStartTimeout, Policy, RestorePolicy, WakeCheck};
 pub use state::{Kind, Place, Region};
 pub use time::Instant;
 pub use view::{Attention, NextAction, Pace, View};
 
+use self::{
+    core::{Core, Step, WorryKind},
+    rules::{Signal, State},
+};
+
+/// Leaves that one event may lead through at most; the rules settle in far fewer.
+const MOST_MOVES: usize = 8;
+
 /// The machine of one GPU server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Machine {
-    policy: Policy,
+    chart: InitializedStateMachine<Core>,
+    since: Instant,
+    ignored: Option<Ignored>,
 }
 
 impl Machine {
     /// A machine that knows nothing yet but what people asked to last: the holds in force.
     #[must_use]
     pub fn new(policy: Policy, holds: Vec<Hold>) -> Self {
-        let _ = holds;
-        Self { policy }
+        let chart = Core::new(policy, holds)
+            .uninitialized_state_machine()
+            .init_with_context(&mut Step::at(Instant::START));
+        Self {
+            chart,
+            since: Instant::START,
+            ignored: None,
+        }
     }
 
-    /// Takes one event at the time `now` and says what must be done.
+    /// Takes one event at the time `now` and says what must be done, in this order.
     #[must_use]
     pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
-        let _ = (now, event);
-        vec![]
+        let mut step = Step::at(now.max(self.chart.now));
+        let before = self.place();
+        self.chart
+            .handle_with_context(&Signal::Begin(step.now), &mut step);
+        self.chart
+            .handle_with_context(&Signal::Take(&event), &mut step);
+        for _ in 0..MOST_MOVES {
+            let leaf = *self.chart.state();
+            let work = self.chart.work.as_ref().map(|w| w.op.id);
+            self.chart.handle_with_context(&Signal::Proceed, &mut step);
+            if *self.chart.state() == leaf && self.chart.work.as_ref().map(|w| w.op.id) == work {
+                break;
+            }
+        }
+        if before != self.place() {
+            self.since = step.now;
+        }
+        self.ignored = if before == self.place() && step.effects.is_empty() {
+            step.ignored
+        } else {
+            None
+        };
+        step.effects
+    }
+
+    /// Why the last event led to nothing; `None` if it led to something.
+    #[must_use]
+    pub const fn ignored(&self) -> Option<Ignored> {
+        self.ignored
+    }
+
+    /// Which leaf it is in.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.chart.state().place()
     }
 
     /// When [`Event::Tick`] is due; always later than the last step. `None`: nothing is waited for.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        None
+        let core: &Core = &self.chart;
+        let leaf = *self.chart.state();
+        let crowd = (leaf != State::Conflict)
+            .then_some(core.crowded_since)
+            .flatten();
+        [
+            leaf.deadline(),
+            core.work.as_ref().map(|w| w.op.until),
+            core.work.as_ref().and_then(|w| w.power_check_until),
+            core.order.map(|o| o.until),
+            core.holds.iter().filter_map(|h| h.until).min(),
+            crowd.map(|since| since + core.policy.conflict_after),
+            pursuit::next_policy(core, leaf).map(|(_, _, at)| at),
+        ]
+        .into_iter()
+        .flatten()
+        // What is overdue waits for something else, which has a deadline of its own or is a look.
+        .filter(|at| *at > core.now)
+        .min()
     }
 
-    /// What the machine shows of itself at `now`.
+    /// What the machine shows of itself.
     #[must_use]
-    pub fn view(&self, now: Instant) -> View {
-        let _ = now;
-        todo!("written by the lead")
+    pub fn view(&self) -> View {
+        let core: &Core = &self.chart;
+        let leaf = *self.chart.state();
+        let place = leaf.place();
+        let busy = core.work.is_some() || core.order.is_some();
+        let how_fast = match place.kind {
+            Kind::Waking | Kind::PoweringOff => Pace::Waiting,
+            Kind::Offline if busy => Pace::Waiting,
+            // Before the first certainty, and while silence is being counted, a look a second.
+            Kind::Unknown => Pace::Waiting,
+            Kind::Starting | Kind::Restoring | Kind::Draining | Kind::Saving | Kind::Stopping => {
+                Pace::Busy
+            }
+            Kind::Idle | Kind::Running | Kind::Conflict if busy => Pace::Busy,
+            Kind::Offline => Pace::Rest,
+            Kind::Idle | Kind::Running | Kind::Conflict => {
+                let doubtful = core.silence.is_some()
+                    || core.crowded_since.is_some()
+                    || place.backend.is_some_and(|b| core.memory(b).unwell > 0);
+                if doubtful { Pace::Waiting } else { Pace::Rest }
+            }
+        };
+        View {
+            now: core.now,
+            place,
+            since: self.since,
+            operation: core.work.as_ref().map(|w| w.op.clone()),
+            order: core.order.map(|o| (o.verb, o.what)),
+            save_ended: core
+                .work
+                .as_ref()
+                .and_then(|w| w.leaving)
+                .is_some_and(|l| l.saved),
+            restored: core.backends.iter().map(|m| m.restored).collect(),
+            look: core.look.clone(),
+            boot: core.boot,
+            is_off: core.is_off(),
+            last_use: core.backends.iter().map(|m| m.last_use).collect(),
+            holds: core.holds.clone(),
+            next_action: pursuit::next_policy(core, leaf).map(|(goal, cause, at)| NextAction {
+                goal,
+                cause,
+                at,
+            }),
+            attention: core
+                .attention
+                .iter()
+                .map(|w| Attention {
+                    what: match w.what {
+                        WorryKind::Failure(f) => Warning::new(f.code(), f.message()),
+                        WorryKind::WakeUnarmed => Warning::new(
+                            Failure::WakeUnarmed.code(),
+                            "The server could not be woken again after a power-off.",
+                        ),
+                    },
+                    hint: match w.what {
+                        WorryKind::Failure(f) => f.hint(),
+                        WorryKind::WakeUnarmed => Failure::WakeUnarmed.hint(),
+                    },
+                    backend: w.backend,
+                    since: w.since,
+                })
+                .collect(),
+            pace: how_fast,
+        }
     }
 
     /// What it goes by.
     #[must_use]
-    pub const fn policy(&self) -> &Policy {
-        &self.policy
+    pub fn policy(&self) -> &Policy {
+        &self.chart.policy
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let core: &Core = &self.chart;
+        f.debug_struct("Machine")
+            .field("leaf", self.chart.state())
+            .field("core", core)
+            .finish_non_exhaustive()
     }
 }

@@ -37,6 +37,8 @@ pub struct Policy {
     pub idle_power_off_after: Option<Duration>,
     /// A policy that failed waits so long, doubling up to an hour, before it tries again.
     pub policy_backoff: Duration,
+    /// Memory in use on an idle GPU, MiB; a backend counts as stopped only once no GPU holds more. `None`: not compared.
+    pub gpu_baseline_mib: Option<u64>,
 }
 
 /// What the machine goes by for one backend.

@@ -63,6 +63,9 @@ pub struct Reading {
     pub people: Option<Dated<People>>,
     /// Wake-on-LAN on the server's NIC.
     pub wake_armed: Option<Dated<WakeArmed>>,
+    /// The boot that answered last and when it first did; kept by [`Reading::absorb`]. Older readings are of another boot.
+    #[serde(default)]
+    pub boot: Option<Dated<BootId>>,
 }
 
 /// The sources of one backend.
@@ -76,6 +79,13 @@ pub struct BackendReading {
     pub activity: Option<Dated<Activity>>,
     /// Saved slots on record for this backend, newest first.
     pub saved: Option<Dated<Vec<SavedSlot>>>,
+    /// The run of the unit that was seen last and when it first was; kept by [`Reading::absorb`]. Older answers are of
+    /// another process.
+    #[serde(default)]
+    pub run: Option<Dated<Invocation>>,
+    /// The last run that answered as itself; kept by [`Reading::absorb`].
+    #[serde(default)]
+    pub served: Option<Invocation>,
 }
 
 impl Reading {
@@ -101,6 +111,41 @@ impl Reading {
             take(&mut old.http, new.http);
             take(&mut old.activity, new.activity);
             take(&mut old.saved, new.saved);
+            old.remember();
+        }
+        if let Some(ssh) = &self.ssh
+            && let Ssh::Answered { boot, .. } = ssh.value
+        {
+            first(&mut self.boot, boot, ssh.at);
+        }
+    }
+}
+
+/// Notes when `value` was first seen.
+fn first<T: PartialEq>(seen: &mut Option<Dated<T>>, value: T, at: Instant) {
+    if seen.as_ref().is_none_or(|seen| seen.value != value) {
+        *seen = Some(Dated { at, value });
+    }
+}
+
+impl BackendReading {
+    /// Keeps which run this is, and that it answered as itself.
+    fn remember(&mut self) {
+        let Some(Dated {
+            at,
+            value: Unit::Loaded(unit),
+        }) = &self.unit
+        else {
+            return;
+        };
+        let Some(invocation) = unit.invocation else {
+            return;
+        };
+        first(&mut self.run, invocation, *at);
+        let since = self.run.as_ref().map_or(*at, |run| run.at);
+        let answers = |http: &Dated<Http>| http.at >= since && matches!(http.value, Http::Ready(_));
+        if self.http.as_ref().is_some_and(answers) {
+            self.served = Some(invocation);
         }
     }
 }

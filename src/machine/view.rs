@@ -1,22 +1,33 @@
 //! What the machine shows of itself: everything the status document needs, nothing it could be changed by.
 
-use super::{BackendId, BootId, Cause, Goal, Hold, Instant, Look, Operation, Place, Warning};
+use super::{
+    BackendId, BootId, Cause, Goal, Hold, Instant, Invocation, Look, Operation, Place, Verb,
+    VerbId, Warning,
+};
 
 /// The machine as others see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
+    /// When the last step was.
+    pub now: Instant,
     /// The leaf.
     pub place: Place,
     /// Since when this leaf.
     pub since: Instant,
     /// The operation under way.
     pub operation: Option<Operation>,
-    /// When the phase of the operation began (the leaf was entered).
-    pub phase_since: Instant,
+    /// The order under way and its name; wake packets are not one.
+    pub order: Option<(VerbId, Verb)>,
+    /// The backend being left has had its save, or it is recorded why not.
+    pub save_ended: bool,
+    /// For each backend, the run that a restore was last ordered for.
+    pub restored: Vec<Option<Invocation>>,
     /// The newest look.
     pub look: Look,
     /// The boot last seen.
     pub boot: Option<BootId>,
+    /// Nothing that is up has answered for long enough.
+    pub is_off: bool,
     /// When each backend was last seen in use, in configuration order; `None`: not since the daemon's first look.
     pub last_use: Vec<Option<Instant>>,
     /// The holds in force.

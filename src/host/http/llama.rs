@@ -16,6 +16,7 @@ use std::{
 
 use serde::Deserialize;
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::{Probe, prometheus, refusal, wire::WireError};
 use crate::{
@@ -162,8 +163,8 @@ impl From<WireError> for SlotError {
 
 impl Probe {
     /// Who the server says it is.
-    pub(super) async fn llama_identity(&self) -> Result<Identity, Http> {
-        let answer = self.wire.get("/props", self.deadline()).await?;
+    pub(super) async fn llama_identity(&self, deadline: Instant) -> Result<Identity, Http> {
+        let answer = self.wire.get("/props", deadline).await?;
         let props = match answer.status.as_u16() {
             200 => answer.json()?,
             status @ (401 | 403 | 503) => return Err(refusal(status)),
@@ -174,7 +175,7 @@ impl Probe {
             return Ok(props.identity());
         }
         let path = props.model_path.as_deref().unwrap_or_default();
-        let model = self.expected_model("llamacpp", &[path]).await?;
+        let model = self.expected_model("llamacpp", &[path], deadline).await?;
         Ok(Identity {
             model: Some(model.id),
             ..props.identity()
@@ -183,7 +184,11 @@ impl Probe {
 
     /// `GET /props`.
     pub(crate) async fn props(&self) -> Result<Props, WireError> {
-        let answer = self.wire.get("/props", self.deadline()).await?;
+        self.props_by(self.deadline()).await
+    }
+
+    async fn props_by(&self, deadline: Instant) -> Result<Props, WireError> {
+        let answer = self.wire.get("/props", deadline).await?;
         match answer.status.as_u16() {
             200 => answer.json(),
             status => Err(unexpected("/props", status)),
@@ -192,12 +197,12 @@ impl Probe {
 
     /// `GET /slots`. Only after [`Probe::props`] has shown that the server is awake and no router; seldom.
     pub(crate) async fn slots(&self) -> Result<Vec<SlotReading>, WireError> {
-        let slots = self.slots_wire().await?;
+        let slots = self.slots_by(self.deadline()).await?;
         Ok(slots.iter().map(Slot::reading).collect())
     }
 
-    async fn slots_wire(&self) -> Result<Vec<Slot>, WireError> {
-        let answer = self.wire.get("/slots", self.deadline()).await?;
+    async fn slots_by(&self, deadline: Instant) -> Result<Vec<Slot>, WireError> {
+        let answer = self.wire.get("/slots", deadline).await?;
         match answer.status.as_u16() {
             200 => {
                 let mut slots: Vec<Slot> = answer.json()?;
@@ -211,8 +216,8 @@ impl Probe {
     }
 
     /// `GET /metrics`; `None` where it is not enabled.
-    async fn metrics_page(&self) -> Result<Option<String>, WireError> {
-        let answer = self.wire.get("/metrics", self.deadline()).await?;
+    async fn metrics_page(&self, deadline: Instant) -> Result<Option<String>, WireError> {
+        let answer = self.wire.get("/metrics", deadline).await?;
         match answer.status.as_u16() {
             200 => Ok(Some(String::from_utf8_lossy(&answer.body).into_owned())),
             404 | 501 => Ok(None),
@@ -220,8 +225,8 @@ impl Probe {
         }
     }
 
-    pub(super) async fn llama_activity(&self) -> Result<Activity, WireError> {
-        let props = self.props().await?;
+    pub(super) async fn llama_activity(&self, deadline: Instant) -> Result<Activity, WireError> {
+        let props = self.props_by(deadline).await?;
         if props.is_router() {
             return Ok(Activity {
                 cannot_save: Some(ROUTER_MODE.into()),
@@ -243,11 +248,11 @@ impl Probe {
         }
         let slots = match props.endpoint_slots {
             Some(false) => vec![],
-            _ => self.slots_wire().await?,
+            _ => self.slots_by(deadline).await?,
         };
         let page = match props.endpoint_metrics {
             Some(false) => None,
-            _ => self.metrics_page().await?,
+            _ => self.metrics_page(deadline).await?,
         };
         let mark = mark_of(&slots, page.as_deref());
         self.known().mark = mark;

@@ -122,7 +122,8 @@ impl Probe {
 
     /// How it is used: requests in flight, slots, a mark that changes with every use. `now` is the daemon's time.
     ///
-    /// `None`: asked less than [`ACTIVITY_EVERY`] ago, or no useful answer came. Ask only a backend that is ready.
+    /// Ends within the timeout. `None`: asked less than [`ACTIVITY_EVERY`] ago, or no useful answer came. Ask only a backend
+    /// that is ready.
     pub async fn activity(&self, now: machine::Instant) -> Option<Activity> {
         if self.kind == BackendKind::Generic {
             return Some(Activity::default());
@@ -137,9 +138,10 @@ impl Probe {
             }
             known.activity_asked = Some(now);
         }
+        let deadline = self.deadline();
         let activity = match self.kind {
-            BackendKind::LlamaCpp => self.llama_activity().await,
-            BackendKind::Vllm => self.vllm_activity().await,
+            BackendKind::LlamaCpp => self.llama_activity(deadline).await,
+            BackendKind::Vllm => self.vllm_activity(deadline).await,
             BackendKind::Generic => return None,
         };
         activity
@@ -169,9 +171,10 @@ impl Probe {
         {
             return Http::Ready(identity.clone());
         }
+        let deadline = self.deadline();
         let told = match self.kind {
-            BackendKind::LlamaCpp => self.llama_identity().await,
-            BackendKind::Vllm => self.vllm_identity().await,
+            BackendKind::LlamaCpp => self.llama_identity(deadline).await,
+            BackendKind::Vllm => self.vllm_identity(deadline).await,
             BackendKind::Generic => Ok(Identity::default()),
         };
         match (told, known) {
@@ -188,8 +191,13 @@ impl Probe {
     /// `GET /v1/models`: the model that answers, if its engine and its name are the expected ones.
     ///
     /// `paths` are other names the model goes by (llama.cpp's model path); the last component of a path counts as well.
-    async fn expected_model(&self, owner: &str, paths: &[&str]) -> Result<Model, Http> {
-        let answer = self.wire.get("/v1/models", self.deadline()).await?;
+    async fn expected_model(
+        &self,
+        owner: &str,
+        paths: &[&str],
+        deadline: Instant,
+    ) -> Result<Model, Http> {
+        let answer = self.wire.get("/v1/models", deadline).await?;
         if answer.status.as_u16() != 200 {
             return Err(refusal(answer.status.as_u16()));
         }

@@ -1,4 +1,4 @@
-//! vLLM's OpenAI server (facts observed on 0.32 and 0.33).
+//! The server of `vLLM` (facts observed on 0.32 and 0.33).
 //!
 //! * Its port is refused during the whole load and 503 means that its engine is dead: the opposite of llama.cpp.
 //! * `/health` is 200 while it sleeps or drains; only its metrics tell. `/load` says 0 when nobody counts and is not asked.
@@ -7,6 +7,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::{
     Probe, prometheus,
@@ -21,9 +22,9 @@ struct Version {
 
 impl Probe {
     /// Who the server says it is.
-    pub(super) async fn vllm_identity(&self) -> Result<Identity, Http> {
-        let model = self.expected_model("vllm", &[]).await?;
-        let build = match self.wire.get("/version", self.deadline()).await {
+    pub(super) async fn vllm_identity(&self, deadline: Instant) -> Result<Identity, Http> {
+        let model = self.expected_model("vllm", &[], deadline).await?;
+        let build = match self.wire.get("/version", deadline).await {
             Ok(answer) => answer.json::<Version>().ok().map(|v| v.version),
             Err(_) => None,
         };
@@ -34,10 +35,10 @@ impl Probe {
         })
     }
 
-    pub(super) async fn vllm_activity(&self) -> Result<Activity, WireError> {
+    pub(super) async fn vllm_activity(&self, deadline: Instant) -> Result<Activity, WireError> {
         let answer = self
             .wire
-            .get_open("/metrics", MOST_ANSWER_BYTES, self.deadline())
+            .get_open("/metrics", MOST_ANSWER_BYTES, deadline)
             .await?;
         if answer.status.as_u16() != 200 {
             return Ok(Activity::default());

@@ -21,20 +21,20 @@ pub(super) fn check(head: &[u8], file_bytes: u64, tokens: u64) -> Result<u32, St
         return Err(format!("it begins with {magic:08x}: not a slot file"));
     }
     let version = word()?;
-    let record = u64::from(word()?);
-    if record == 0 || 12 + 4 * record > file_bytes {
+    let length = u64::from(word()?);
+    if length == 0 || 12 + 4 * length > file_bytes {
         return Err(format!(
-            "its token record of {record} words does not fit its {file_bytes} bytes"
+            "its token record of {length} words does not fit its {file_bytes} bytes"
         ));
     }
     if word()? == PACKED {
         word()?;
-        let held = u64::from(word()?);
-        if held != tokens {
-            return Err(format!("it holds {held} tokens instead of {tokens}"));
+        let count = u64::from(word()?);
+        if count != tokens {
+            return Err(format!("it holds {count} tokens instead of {tokens}"));
         }
-    } else if record < tokens {
-        return Err(format!("it holds {record} tokens instead of {tokens}"));
+    } else if length < tokens {
+        return Err(format!("it holds {length} tokens instead of {tokens}"));
     }
     Ok(version)
 }

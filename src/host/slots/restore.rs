@@ -203,17 +203,17 @@ async fn whole_file(note: &Note, files: &impl SlotFiles) -> Result<FileName, Sai
     let Some(file) = FileName::new(&note.file) else {
         return Err(damaged(format!("{:?} cannot be a file name", note.file)));
     };
-    let (stat, start) = tokio::join!(files.stat(&file), files.head(&file, head::BYTES));
-    let Some(stat) = stat.map_err(unchecked)? else {
+    let (stat, first) = tokio::join!(files.stat(&file), files.head(&file, head::BYTES));
+    let Some(found) = stat.map_err(unchecked)? else {
         // Not damaged: the folder may only not be mounted now.
         return Err(Reason::RestoreMissing.say(format!("{name}: {file} is not in the slot folder")));
     };
-    if stat.bytes != note.bytes {
-        let (now, then) = (stat.bytes, note.bytes);
+    if found.bytes != note.bytes {
+        let (now, then) = (found.bytes, note.bytes);
         return Err(damaged(format!("{file} has {now} bytes instead of {then}")));
     }
-    let start = start.map_err(unchecked)?;
-    match head::check(&start, stat.bytes, note.tokens) {
+    let first = first.map_err(unchecked)?;
+    match head::check(&first, found.bytes, note.tokens) {
         Ok(format) if format == note.format => Ok(file),
         Ok(format) => Err(damaged(format!(
             "{file} is of version {format} instead of {}",

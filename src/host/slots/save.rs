@@ -135,28 +135,28 @@ impl SlotStore {
             let why = format!("{name}: slot {} turned out to be empty", slot.id);
             return Err(Reason::SlotEmpty.say(why));
         }
-        let (stat, start) = tokio::join!(files.stat(file), files.head(file, head::BYTES));
+        let (stat, first) = tokio::join!(files.stat(file), files.head(file, head::BYTES));
         let unchecked = |e| Reason::SaveUnchecked.say(format!("{name}: {e}"));
-        let Some(stat) = stat.map_err(unchecked)? else {
+        let Some(found) = stat.map_err(unchecked)? else {
             let dir = self.slots.dir.display();
             return Err(Reason::SaveMisplaced.say(format!(
                 "{name}: saved, but not in {dir}; is --slot-save-path another folder?"
             )));
         };
-        let start = start.map_err(unchecked)?;
-        if stat.bytes != done.bytes {
+        let first = first.map_err(unchecked)?;
+        if found.bytes != done.bytes {
             return Err(Reason::SaveDamaged.say(format!(
                 "{name}: {} bytes written, {} on disk",
-                done.bytes, stat.bytes
+                done.bytes, found.bytes
             )));
         }
-        let format = head::check(&start, stat.bytes, done.tokens)
+        let format = head::check(&first, found.bytes, done.tokens)
             .map_err(|why| Reason::SaveDamaged.say(format!("{name}: {why}")))?;
         let note = Note {
             name: name.to_owned(),
             file: file.as_str().to_owned(),
             slot: slot.id,
-            bytes: stat.bytes,
+            bytes: found.bytes,
             tokens: done.tokens,
             saved_at: round.at,
             round: round.number,

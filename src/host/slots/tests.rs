@@ -4,6 +4,8 @@ use super::{
     save::superseded,
 };
 
+type Change = fn(&mut Fit);
+
 fn fit() -> Fit {
     Fit {
         model: Model {
@@ -89,12 +91,12 @@ fn those_put_aside_do_not_pile_up_and_push_no_good_one_out() {
 #[test]
 fn trap_5_each_thing_that_makes_a_file_unfit_is_named() {
     assert!(fit().differences(&fit()).is_empty());
-    let changed = |change: fn(&mut Fit)| {
+    let told = |change: Change| {
         let mut now = fit();
         change(&mut now);
         fit().differences(&now).join(", ")
     };
-    let changes: [(fn(&mut Fit), &str); 6] = [
+    let changes: [(Change, &str); 6] = [
         (
             |f| f.model.path = Some("/models/x.gguf".into()),
             "model /models/x.gguf instead of /models/m.gguf",
@@ -111,8 +113,8 @@ fn trap_5_each_thing_that_makes_a_file_unfit_is_named() {
         (|f| f.build = None, "build unknown instead of b11434-abcdef"),
         (|f| f.total_slots = 4, "4 slots instead of 1"),
     ];
-    for (change, told) in changes {
-        assert_eq!(changed(change), told);
+    for (change, expected) in changes {
+        assert_eq!(told(change), expected);
     }
 }
 

@@ -1,0 +1,117 @@
+//! Why a configuration is refused: every fault at once, each with its place.
+
+use std::{fmt, path::PathBuf};
+
+/// Where something stands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// A line of the file, counted from 1.
+    Line(usize),
+    /// An environment variable.
+    Variable(String),
+    /// The file as a whole.
+    File,
+}
+
+/// One fault.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// Where.
+    pub at: Origin,
+    /// The key concerned, in full, as `gpu_server.ssh.port`; empty for the file as a whole.
+    pub key: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// Everything that is wrong with a configuration, in the order of its lines. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigErrors {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub faults: Vec<Fault>,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Variable(name) => f.write_str(name),
+            Self::File => f.write_str("file"),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.key.is_empty() {
+            write!(f, "{}: {}", self.at, self.message)
+        } else {
+            write!(f, "{}: {}: {}", self.at, self.key, self.message)
+        }
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (n, s) = (
+            self.faults.len(),
+            if self.faults.len() == 1 { "" } else { "s" },
+        );
+        write!(f, "{}: {n} fault{s}", self.path.display())?;
+        self.faults
+            .iter()
+            .try_for_each(|fault| write!(f, "\n  {fault}"))
+    }
+}
+
+/// `; did you mean ...?` with the nearest of `known`, if one is near enough to be a slip of the fingers.
+pub(super) fn suggestion<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near = known
+        .map(|name| (distance(wrong, name), name))
+        .min()
+        .filter(|(d, name)| *d <= 1 + name.len() / 4);
+    near.map_or_else(String::new, |(_, name)| format!("; did you mean `{name}`?"))
+}
+
+/// Levenshtein's distance: insertions, deletions and replacements from one word to the other.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut corner = i;
+        let mut left = i + 1;
+        row[0] = left;
+        for (j, y) in b.chars().enumerate() {
+            let best = (corner + usize::from(x != y))
+                .min(left + 1)
+                .min(row[j + 1] + 1);
+            corner = row[j + 1];
+            row[j + 1] = best;
+            left = best;
+        }
+    }
+    row[b.chars().count()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_is_suggested_and_a_stranger_is_not() {
+        let known = ["start_timeout", "stop_timeout", "url"];
+        let of = |wrong| suggestion(wrong, known.into_iter());
+        assert_eq!(of("start_timout"), "; did you mean `start_timeout`?");
+        assert_eq!(of("ulr"), "");
+        assert_eq!(of("urls"), "; did you mean `url`?");
+        assert_eq!(of("colour"), "");
+    }
+
+    #[test]
+    fn distance_counts_single_changes() {
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("abc", "abc"), 0);
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+}

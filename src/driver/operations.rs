@@ -1,0 +1,233 @@
+//! The record of operations: what began, how it ended, and what the unit said when it failed.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::{
+    clock::Clock,
+    handle::{OPERATIONS_KEPT, OperationRecord},
+    status::ErrorStatus,
+};
+use crate::machine::{
+    BackendId, Cause, End, Failure, Goal, Instant, OpId, Operation, Policy, Warning,
+};
+
+/// The record, newest last.
+#[derive(Debug)]
+pub(super) struct Operations {
+    kept: VecDeque<OperationRecord>,
+    published: watch::Sender<Arc<Vec<OperationRecord>>>,
+    last_error: Option<(String, ErrorStatus)>,
+}
+
+impl Operations {
+    /// An empty record, and where it is published.
+    #[must_use]
+    pub(super) fn new() -> (Self, watch::Receiver<Arc<Vec<OperationRecord>>>) {
+        let (published, listener) = watch::channel(Arc::new(vec![]));
+        let record = Self {
+            kept: VecDeque::new(),
+            published,
+            last_error: None,
+        };
+        (record, listener)
+    }
+
+    /// An operation has begun.
+    pub(super) fn began(
+        &mut self,
+        op: &Operation,
+        clock: &Clock,
+        policy: &Policy,
+    ) -> OperationRecord {
+        let record = OperationRecord {
+            id: op.id.0,
+            kind: op.goal.kind().into(),
+            goal: backend_of(op.goal).map(|id| policy.backend(id).name.clone()),
+            cause: cause_name(op.cause).into(),
+            started: clock.rfc3339(op.started),
+            ..OperationRecord::default()
+        };
+        self.kept.push_back(record.clone());
+        while self.kept.len() > OPERATIONS_KEPT {
+            self.kept.pop_front();
+        }
+        self.publish();
+        record
+    }
+
+    /// An operation has ended. The end and what the unit said come out together, so that whoever waits for the end
+    /// reads both.
+    pub(super) fn ended(
+        &mut self,
+        op: OpId,
+        end: &End,
+        at: Instant,
+        post_mortem: Vec<String>,
+        clock: &Clock,
+    ) -> Option<OperationRecord> {
+        let record = self.kept.iter_mut().rev().find(|r| r.id == op.0)?;
+        let when = clock.rfc3339(at);
+        record.ended = Some(when.clone());
+        record.end = Some(end_name(end).into());
+        record.post_mortem = post_mortem;
+        match end {
+            End::Done { warnings } => {
+                record.warnings.clone_from(warnings);
+                if self
+                    .last_error
+                    .as_ref()
+                    .is_some_and(|(kind, _)| *kind == record.kind)
+                {
+                    self.last_error = None;
+                }
+            }
+            End::Failed { failure, warnings } => {
+                record.warnings.clone_from(warnings);
+                record.code = Some(failure.code().into());
+                record.message = Some(message(*failure, warnings));
+                record.hint = Some(failure.hint().into());
+                let error = ErrorStatus {
+                    code: failure.code().into(),
+                    message: message(*failure, warnings),
+                    hint: failure.hint().into(),
+                    at: when,
+                };
+                self.last_error = Some((record.kind.clone(), error));
+            }
+            End::Cancelled => record.message = Some("Somebody cancelled it.".into()),
+            End::Replaced { by } => {
+                record.message = Some(format!("Operation {by} took its place."));
+            }
+        }
+        let record = record.clone();
+        self.publish();
+        Some(record)
+    }
+
+    /// The last operation that failed, until one of the same kind was done.
+    #[must_use]
+    pub(super) fn last_error(&self) -> Option<ErrorStatus> {
+        self.last_error.as_ref().map(|(_, error)| error.clone())
+    }
+
+    fn publish(&self) {
+        let all = self.kept.iter().cloned().collect();
+        self.published.send_replace(Arc::new(all));
+    }
+}
+
+/// What happened, with the details that were told first.
+fn message(failure: Failure, warnings: &[Warning]) -> String {
+    match warnings.iter().find(|w| w.code == failure.code()) {
+        Some(detail) if detail.message != failure.message() => {
+            format!("{} ({})", failure.message(), detail.message)
+        }
+        _ => failure.message().into(),
+    }
+}
+
+/// The backend a goal is about.
+#[must_use]
+pub(super) const fn backend_of(goal: Goal) -> Option<BackendId> {
+    match goal {
+        Goal::Run(id) | Goal::Restart(id) | Goal::Save(id) | Goal::Restore(id) => Some(id),
+        Goal::Stop | Goal::Awake | Goal::Off => None,
+    }
+}
+
+/// The backend whose unit can tell why this end came, where one can.
+#[must_use]
+pub(super) const fn who_can_tell(goal: Goal, end: &End) -> Option<BackendId> {
+    let (Goal::Run(id) | Goal::Restart(id), End::Failed { failure, .. }) = (goal, end) else {
+        return None;
+    };
+    match failure {
+        Failure::HealthTimeout
+        | Failure::HttpUnreachable
+        | Failure::StartFailed
+        | Failure::CrashLoop
+        | Failure::UnitMissing
+        | Failure::Unavailable => Some(id),
+        _ => None,
+    }
+}
+
+/// The word for a cause, as in `operation.cause`.
+#[must_use]
+pub(super) const fn cause_name(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Command(_) => "command",
+        Cause::IdleStop => "idle_stop",
+        Cause::IdlePowerOff => "idle_power_off",
+        Cause::AutoRestore => "auto_restore",
+    }
+}
+
+/// The word for an end, as in [`OperationRecord::end`].
+#[must_use]
+pub(super) const fn end_name(end: &End) -> &'static str {
+    match end {
+        End::Done { .. } => "done",
+        End::Failed { .. } => "failed",
+        End::Cancelled => "cancelled",
+        End::Replaced { .. } => "replaced",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::RequestId;
+
+    fn policy() -> Policy {
+        crate::driver::tests_policy()
+    }
+
+    fn operation(id: u64, goal: Goal) -> Operation {
+        Operation {
+            id: OpId(id),
+            goal,
+            cause: Cause::Command(RequestId(1)),
+            started: Instant::START,
+            until: Instant::START,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_record_is_bounded_and_an_old_operation_is_forgotten() {
+        let (mut record, listener) = Operations::new();
+        let clock = Clock::start();
+        for id in 1..=OPERATIONS_KEPT as u64 + 1 {
+            record.began(&operation(id, Goal::Stop), &clock, &policy());
+        }
+        assert_eq!(listener.borrow().len(), OPERATIONS_KEPT);
+        assert_eq!(listener.borrow().first().map(|r| r.id), Some(2));
+        let done = End::Done { warnings: vec![] };
+        let now = clock.now();
+        assert!(record.ended(OpId(1), &done, now, vec![], &clock).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_stays_the_last_error_until_the_same_was_done() {
+        let (mut record, _listener) = Operations::new();
+        let clock = Clock::start();
+        let now = clock.now();
+        let failed = End::Failed {
+            failure: Failure::HealthTimeout,
+            warnings: vec![],
+        };
+        let done = End::Done { warnings: vec![] };
+        let run = Goal::Run(BackendId(0));
+        record.began(&operation(1, run), &clock, &policy());
+        record.ended(OpId(1), &failed, now, vec!["it said so".into()], &clock);
+        record.began(&operation(2, Goal::Stop), &clock, &policy());
+        record.ended(OpId(2), &done, now, vec![], &clock);
+        let code = record.last_error().map(|e| e.code);
+        assert_eq!(code.as_deref(), Some("health_timeout"));
+        record.began(&operation(3, run), &clock, &policy());
+        record.ended(OpId(3), &done, now, vec![], &clock);
+        assert_eq!(record.last_error(), None);
+    }
+}

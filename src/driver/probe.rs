@@ -1,0 +1,529 @@
+//! When to look at what. Pure: the driver asks what is due, and tells what came back.
+//!
+//! Each kind of look runs by itself, so that a GPU tool that hangs does not keep the health of a backend waiting; of each
+//! kind at most one is in flight (two of [`Source::Core`] for the moment in which an order ended and the look under way
+//! was asked before that).
+
+use std::time::Duration;
+
+use crate::{
+    config::Probe,
+    machine::{
+        Goal, Instant, Kind, Look, Pace, Seen, Server, Verb, View,
+        reading::{
+            ActiveState, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Ssh, Unit,
+            WakeArmed,
+        },
+    },
+};
+
+/// Between two looks at use while it matters: llama.cpp's `/slots` and `/metrics` interrupt its work.
+const ACTIVITY: Duration = Duration::from_secs(2);
+/// ... and at rest at most: an older word of it is no evidence of idleness.
+const ACTIVITY_REST: Duration = Duration::from_secs(10);
+/// Between two looks at the GPUs at rest.
+const GPU_REST: Duration = Duration::from_mins(1);
+/// Between two looks at the GPUs while a backend is to be proven stopped.
+const GPU_PROOF: Duration = Duration::from_secs(1);
+/// ... and just after its unit went down, when the memory is about to come back and a switch waits for it.
+const GPU_PROOF_SOON: Duration = Duration::from_millis(250);
+/// So long is just after.
+const SOON: Duration = Duration::from_secs(5);
+/// Between two looks at logins and inhibitors at rest.
+const PEOPLE_REST: Duration = Duration::from_mins(1);
+/// Between two looks at the network card's Wake-on setting at rest.
+const WAKE_ARMED_REST: Duration = Duration::from_mins(10);
+/// Before a power-off is decided on, people and Wake-on are not older than this.
+pub(super) const FRESH: Duration = Duration::from_secs(5);
+/// ... and so are asked again after this.
+const AGAIN: Duration = Duration::from_secs(4);
+/// A power-off that a policy plans is prepared for so long before.
+const POWER_OFF_NEAR: Duration = Duration::from_secs(10);
+/// Between two looks at the saved slots.
+const SAVED_REST: Duration = Duration::from_mins(1);
+/// After a look that did not end in time, its source is left alone for so long.
+const AFTER_HANG: Duration = Duration::from_secs(10);
+
+/// What is looked at together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Units over SSH and health over HTTP: what states are made of. Asked together, so that they tell of one moment.
+    Core,
+    /// Requests in flight and slots.
+    Activity,
+    /// GPU memory and processes.
+    Gpu,
+    /// Logins and inhibitors.
+    People,
+    /// The network card's Wake-on setting.
+    WakeArmed,
+    /// Saved slots.
+    Saved,
+}
+
+impl Source {
+    /// All sources, the ones that decide first.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Core,
+        Self::Activity,
+        Self::Gpu,
+        Self::People,
+        Self::WakeArmed,
+        Self::Saved,
+    ];
+
+    /// The question.
+    #[must_use]
+    pub(super) fn ask(self) -> Ask {
+        let mut ask = Ask::default();
+        match self {
+            Self::Core => (ask.units, ask.http) = (true, true),
+            Self::Activity => ask.activity = true,
+            Self::Gpu => ask.gpu = true,
+            Self::People => ask.people = true,
+            Self::WakeArmed => ask.wake_armed = true,
+            Self::Saved => ask.saved = true,
+        }
+        ask
+    }
+}
+
+/// What the schedule remembers of one source.
+#[derive(Clone, Copy, Debug, Default)]
+struct Line {
+    /// When the newest look began.
+    began: Option<Instant>,
+    /// Looks under way.
+    in_flight: u8,
+    /// The look under way was asked before an order ended: it tells of the past.
+    superseded: bool,
+    /// Look as soon as possible.
+    wanted: bool,
+    /// Not before.
+    not_before: Option<Instant>,
+}
+
+/// When to look at what.
+#[derive(Clone, Debug)]
+pub(super) struct Schedule {
+    probe: Probe,
+    lines: [Line; Source::ALL.len()],
+    /// Since when each backend's unit has been seen down without a break; its GPU memory must be read after that.
+    down_since: Vec<Option<Instant>>,
+}
+
+impl Schedule {
+    /// The daemon starts: everything is wanted.
+    #[must_use]
+    pub(super) fn new(probe: Probe) -> Self {
+        let line = Line {
+            wanted: true,
+            ..Line::default()
+        };
+        Self {
+            probe,
+            lines: [line; Source::ALL.len()],
+            down_since: vec![],
+        }
+    }
+
+    /// When `source` is to be looked at next; `None` while it is in flight or there is nobody to ask.
+    #[must_use]
+    pub(super) fn due(&self, source: Source, view: &View, reading: &Reading) -> Option<Instant> {
+        let line = &self.lines[source as usize];
+        let most = if source == Source::Core && line.superseded {
+            2
+        } else {
+            1
+        };
+        if line.in_flight >= most {
+            return None;
+        }
+        let every = self.every(source, view, reading)?;
+        let due = match line.began {
+            Some(_) if line.wanted => Instant::START,
+            Some(began) if matches!(source, Source::People | Source::WakeArmed) => {
+                (began + every).min(before_power_off(began, view))
+            }
+            Some(began) => began + every,
+            None => Instant::START,
+        };
+        Some(line.not_before.map_or(due, |n| n.max(due)))
+    }
+
+    /// The next look of all.
+    #[must_use]
+    pub(super) fn next(&self, view: &View, reading: &Reading) -> Option<Instant> {
+        Source::ALL
+            .into_iter()
+            .filter_map(|s| self.due(s, view, reading))
+            .min()
+    }
+
+    /// A look begins.
+    pub(super) fn began(&mut self, source: Source, now: Instant) {
+        let line = &mut self.lines[source as usize];
+        line.began = Some(now);
+        line.in_flight += 1;
+        line.wanted = false;
+        line.not_before = None;
+    }
+
+    /// A look has ended. `began` is when it was asked, `hung` that it had to be given up.
+    pub(super) fn ended(&mut self, source: Source, began: Instant, hung: bool, now: Instant) {
+        let line = &mut self.lines[source as usize];
+        line.in_flight = line.in_flight.saturating_sub(1);
+        if line.in_flight == 0 || line.began.is_some_and(|newest| began < newest) {
+            line.superseded = false;
+        }
+        if hung {
+            line.not_before = Some(now + AFTER_HANG);
+        }
+    }
+
+    /// An order has ended: what was asked before tells of the past, and the world is looked at again at once.
+    pub(super) fn order_ended(&mut self, verb: Verb) {
+        self.want(Source::Core);
+        let core = &mut self.lines[Source::Core as usize];
+        core.superseded = core.in_flight == 1 && verb != Verb::Wake;
+        if let Verb::SaveSlots(_) | Verb::RestoreSlots(_) = verb {
+            self.want(Source::Activity);
+            self.want(Source::Saved);
+        }
+    }
+
+    /// Look as soon as possible.
+    pub(super) fn want(&mut self, source: Source) {
+        self.lines[source as usize].wanted = true;
+    }
+
+    /// Another boot, or the first answer after silence: everything on the server is new.
+    pub(super) fn want_everything(&mut self) {
+        for source in Source::ALL {
+            self.want(source);
+        }
+    }
+
+    /// Remembers since when each unit has been down, by its newest reading.
+    pub(super) fn note(&mut self, reading: &Reading) {
+        self.down_since.resize(reading.backends.len(), None);
+        for (since, backend) in self.down_since.iter_mut().zip(&reading.backends) {
+            let down = matches!(
+                backend.unit.as_ref().map(|u| &u.value),
+                Some(Unit::Loaded(u)) if matches!(u.active, ActiveState::Inactive | ActiveState::Failed)
+            );
+            match (&backend.unit, down) {
+                (Some(unit), true) => *since = Some(since.unwrap_or(unit.at)),
+                _ => *since = None,
+            }
+        }
+    }
+
+    /// How long after the last look the next one is due; zero: at once. `None`: there is nobody to ask.
+    fn every(&self, source: Source, view: &View, reading: &Reading) -> Option<Duration> {
+        let answers = matches!(
+            reading.ssh.as_ref().map(|s| &s.value),
+            Some(Ssh::Answered { .. })
+        );
+        let busy = view.pace == Pace::Busy;
+        match source {
+            Source::Core => Some(match view.pace {
+                Pace::Rest => self.probe.rest,
+                Pace::Busy => self.probe.busy,
+                Pace::Waiting => self.probe.waiting,
+            }),
+            Source::Activity => {
+                let up = view.look.backends.iter().any(|b| b.seen == Seen::Running);
+                let pace = if busy {
+                    ACTIVITY
+                } else {
+                    self.probe.rest.clamp(ACTIVITY, ACTIVITY_REST)
+                };
+                up.then_some(pace)
+            }
+            Source::Gpu => answers.then(|| self.gpu(view, reading)),
+            Source::People => answers.then_some(PEOPLE_REST),
+            Source::WakeArmed => answers.then_some(WAKE_ARMED_REST),
+            Source::Saved => Some(SAVED_REST),
+        }
+    }
+
+    fn gpu(&self, view: &View, reading: &Reading) -> Duration {
+        let to_prove = view.look.backends.iter().any(|b| b.seen == Seen::Lingering);
+        if !to_prove {
+            return GPU_REST;
+        }
+        // The first look after the unit went down is the one that proves; it is not kept waiting.
+        let read = reading.gpu.as_ref().map(|g| g.at);
+        let asked = self.lines[Source::Gpu as usize].began;
+        let newest = read.max(asked);
+        let (Some(newest), Some(down)) = (newest, self.down_since.iter().flatten().max()) else {
+            return GPU_PROOF;
+        };
+        if newest < *down {
+            Duration::ZERO
+        } else if newest.since(*down) < SOON {
+            GPU_PROOF_SOON
+        } else {
+            GPU_PROOF
+        }
+    }
+}
+
+/// When a source that was asked at `asked` must be asked again to be fresh for a power-off; far away if none is near.
+fn before_power_off(asked: Instant, view: &View) -> Instant {
+    let wanted = view
+        .operation
+        .as_ref()
+        .is_some_and(|op| op.goal == Goal::Off && view.place.kind != Kind::PoweringOff);
+    let planned = view.next_action.filter(|next| next.goal == Goal::Off);
+    match planned {
+        _ if wanted => asked + AGAIN,
+        Some(next) => (asked + AGAIN).max(next.at - POWER_OFF_NEAR),
+        None => asked + WAKE_ARMED_REST,
+    }
+}
+
+/// The server answered, and it is another boot than before, or nothing had answered before.
+#[must_use]
+pub(super) fn is_new(before: &Server, after: &Server) -> bool {
+    match (before, after) {
+        (Server::On { boot: old, .. }, Server::On { boot: new, .. }) => old != new,
+        (_, Server::On { .. }) => true,
+        _ => false,
+    }
+}
+
+/// A backend is running that was not, or by another run: its use is worth a look at once.
+pub(super) fn newly_running(before: &Look, after: &Look) -> bool {
+    after
+        .backends
+        .iter()
+        .zip(&before.backends)
+        .any(|(new, old)| {
+            new.seen == Seen::Running
+                && (old.seen != Seen::Running || old.invocation != new.invocation)
+        })
+}
+
+/// What a look that did not end says: that its sources do not answer.
+pub(super) fn given_up(source: Source, at: Instant, backends: usize) -> Reading {
+    let why = || "the look did not end in time".to_owned();
+    let mut reading = Reading::default();
+    match source {
+        Source::Core => {
+            let value = Ssh::Broken(why());
+            reading.ssh = Some(Dated { at, value });
+            let silent = BackendReading {
+                unit: Some(Dated {
+                    at,
+                    value: Unit::Unread(why()),
+                }),
+                http: Some(Dated {
+                    at,
+                    value: Http::TimedOut,
+                }),
+                ..BackendReading::default()
+            };
+            reading.backends = vec![silent; backends];
+        }
+        Source::Gpu => {
+            let value = Gpu::Hangs;
+            reading.gpu = Some(Dated { at, value });
+        }
+        Source::People => {
+            let value = People::Unread(why());
+            reading.people = Some(Dated { at, value });
+        }
+        Source::WakeArmed => {
+            let value = WakeArmed::Unknown(why());
+            reading.wake_armed = Some(Dated { at, value });
+        }
+        Source::Activity | Source::Saved => {}
+    }
+    reading
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        driver::tests_policy,
+        machine::{BackendId, BootId, Cause, Machine, NextAction, reading::UnitState},
+    };
+
+    const PROBE: Probe = Probe {
+        rest: Duration::from_secs(10),
+        busy: Duration::from_millis(30),
+        waiting: Duration::from_secs(1),
+        http_timeout: Duration::from_secs(2),
+    };
+
+    fn at(millis: u64) -> Instant {
+        Instant::after_start(Duration::from_millis(millis))
+    }
+
+    fn view(pace: Pace) -> View {
+        let mut view = Machine::new(tests_policy(), vec![]).view();
+        view.pace = pace;
+        view
+    }
+
+    /// The server answers; the unit of each backend is as given.
+    fn answers(units: &[ActiveState], asked: Instant) -> Reading {
+        let unit = |active: &ActiveState| BackendReading {
+            unit: Some(Dated {
+                at: asked,
+                value: Unit::Loaded(UnitState {
+                    active: *active,
+                    sub: String::new(),
+                    job: false,
+                    main_pid: None,
+                    invocation: None,
+                    restarts: 0,
+                    result: String::new(),
+                    exec_status: 0,
+                    active_since: None,
+                    timeout_stop: None,
+                    fragment: String::new(),
+                    enabled: String::new(),
+                    processes_left: false,
+                }),
+            }),
+            ..BackendReading::default()
+        };
+        Reading {
+            ssh: Some(Dated {
+                at: asked,
+                value: Ssh::Answered {
+                    boot: BootId(1),
+                    session: 1,
+                },
+            }),
+            backends: units.iter().map(unit).collect(),
+            ..Reading::default()
+        }
+    }
+
+    #[test]
+    fn at_the_start_everything_is_asked_but_nobody_who_cannot_answer() {
+        let schedule = Schedule::new(PROBE);
+        let due = |source, reading: &Reading| schedule.due(source, &view(Pace::Rest), reading);
+        let nobody = Reading::default();
+        assert_eq!(due(Source::Core, &nobody), Some(Instant::START));
+        assert_eq!(due(Source::Saved, &nobody), Some(Instant::START));
+        assert_eq!(due(Source::Gpu, &nobody), None);
+        let somebody = answers(&[], at(1));
+        for source in [Source::Gpu, Source::People, Source::WakeArmed] {
+            assert_eq!(due(source, &somebody), Some(Instant::START), "{source:?}");
+        }
+    }
+
+    #[test]
+    fn the_pace_is_the_machines_and_one_look_is_in_flight() {
+        let mut schedule = Schedule::new(PROBE);
+        let nobody = Reading::default();
+        schedule.began(Source::Core, at(1000));
+        assert_eq!(schedule.due(Source::Core, &view(Pace::Busy), &nobody), None);
+        schedule.ended(Source::Core, at(1000), false, at(1005));
+        for (pace, next) in [
+            (Pace::Rest, 11_000),
+            (Pace::Busy, 1030),
+            (Pace::Waiting, 2000),
+        ] {
+            let due = schedule.due(Source::Core, &view(pace), &nobody);
+            assert_eq!(due, Some(at(next)), "{pace:?}");
+        }
+    }
+
+    #[test]
+    fn an_order_that_ended_is_looked_after_at_once_but_never_by_a_third_look() {
+        let mut schedule = Schedule::new(PROBE);
+        let (rest, nobody) = (view(Pace::Rest), Reading::default());
+        schedule.began(Source::Core, at(1000));
+        schedule.order_ended(Verb::StopUnit(BackendId(0)));
+        let due = schedule.due(Source::Core, &rest, &nobody);
+        assert_eq!(due, Some(Instant::START));
+        schedule.began(Source::Core, at(1001));
+        schedule.order_ended(Verb::StartUnit(BackendId(0)));
+        assert_eq!(schedule.due(Source::Core, &rest, &nobody), None);
+        schedule.ended(Source::Core, at(1000), false, at(1010));
+        schedule.ended(Source::Core, at(1001), false, at(1011));
+        let due = schedule.due(Source::Core, &rest, &nobody);
+        assert_eq!(
+            due,
+            Some(Instant::START),
+            "what was wanted is not forgotten"
+        );
+    }
+
+    #[test]
+    fn a_source_that_hung_is_left_alone_for_a_while() {
+        let mut schedule = Schedule::new(PROBE);
+        schedule.began(Source::Saved, at(0));
+        schedule.ended(Source::Saved, at(0), true, at(300_000));
+        let due = schedule.due(Source::Saved, &view(Pace::Rest), &Reading::default());
+        assert_eq!(due, Some(at(300_000) + AFTER_HANG));
+    }
+
+    #[test]
+    fn the_gpu_is_read_as_soon_as_a_unit_is_down_and_then_once_a_second() {
+        let mut schedule = Schedule::new(PROBE);
+        let mut busy = view(Pace::Busy);
+        schedule.began(Source::Gpu, at(1000));
+        schedule.ended(Source::Gpu, at(1000), false, at(1100));
+        let up = answers(&[ActiveState::Active, ActiveState::Inactive], at(900));
+        schedule.note(&up);
+        let rest = schedule.due(Source::Gpu, &busy, &up);
+        assert_eq!(rest, Some(at(61_000)), "nothing is to be proven");
+
+        let down = answers(&[ActiveState::Inactive, ActiveState::Inactive], at(1200));
+        schedule.note(&down);
+        busy.look.backends[0].seen = Seen::Lingering;
+        let due = schedule.due(Source::Gpu, &busy, &down);
+        assert_eq!(due, Some(at(1000)), "at once");
+        schedule.began(Source::Gpu, at(1201));
+        schedule.ended(Source::Gpu, at(1201), false, at(1300));
+        let due = schedule.due(Source::Gpu, &busy, &down);
+        assert_eq!(due, Some(at(1451)), "then soon again");
+        schedule.began(Source::Gpu, at(6201));
+        schedule.ended(Source::Gpu, at(6201), false, at(6300));
+        let due = schedule.due(Source::Gpu, &busy, &down);
+        assert_eq!(due, Some(at(7201)), "then at most once a second");
+    }
+
+    #[test]
+    fn who_uses_the_server_is_fresh_before_a_policy_powers_it_off() {
+        let mut schedule = Schedule::new(PROBE);
+        let mut rest = view(Pace::Rest);
+        let reading = answers(&[], at(0));
+        schedule.began(Source::People, at(0));
+        schedule.ended(Source::People, at(0), false, at(5));
+        let due = schedule.due(Source::People, &rest, &reading);
+        assert_eq!(due, Some(at(60_000)));
+        rest.next_action = Some(NextAction {
+            goal: Goal::Off,
+            cause: Cause::IdlePowerOff,
+            at: at(30_000),
+        });
+        let due = schedule.due(Source::People, &rest, &reading);
+        assert_eq!(due, Some(at(20_000)));
+        schedule.began(Source::People, at(20_000));
+        schedule.ended(Source::People, at(20_000), false, at(20_005));
+        let due = schedule.due(Source::People, &rest, &reading);
+        assert_eq!(due, Some(at(24_000)), "and stays so");
+    }
+
+    #[test]
+    fn use_is_asked_only_of_who_runs_and_not_too_often() {
+        let mut schedule = Schedule::new(PROBE);
+        let mut busy = view(Pace::Busy);
+        let reading = answers(&[], at(0));
+        assert_eq!(schedule.due(Source::Activity, &busy, &reading), None);
+        busy.look.backends[1].seen = Seen::Running;
+        schedule.began(Source::Activity, at(0));
+        schedule.ended(Source::Activity, at(0), false, at(5));
+        let due = schedule.due(Source::Activity, &busy, &reading);
+        assert_eq!(due, Some(at(2000)));
+    }
+}

@@ -1,0 +1,79 @@
+//! What the driver is told at its start.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use crate::{
+    config::{Config, Probe},
+    machine::{BackendKind, Policy},
+};
+
+/// What the driver is told at its start.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Name of the server, as `status` shows it.
+    pub server: String,
+    /// What the machine goes by.
+    pub policy: Arc<Policy>,
+    /// What `status` shows of each backend, in the order of [`Policy::backends`].
+    pub backends: Vec<BackendFacts>,
+    /// How the world is looked at.
+    pub probe: Probe,
+    /// Where holds, durations and the journal of steps are kept; `None` keeps nothing.
+    pub state_dir: Option<PathBuf>,
+    /// Called by the loop itself, so that it stops when the loop does.
+    pub pulse: Option<Pulse>,
+}
+
+/// What `status` shows of a backend beside what is seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendFacts {
+    /// Its unit on the server.
+    pub unit: String,
+    /// Where people and programs use it.
+    pub public_url: String,
+    /// How long a start usually takes, until history knows better.
+    pub expected_start: Duration,
+}
+
+/// A sign of life, given from within the driver's loop.
+#[derive(Clone)]
+pub struct Pulse {
+    /// How often.
+    pub every: Duration,
+    /// The sign. Must return at once.
+    pub beat: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for Pulse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pulse({:?})", self.every)
+    }
+}
+
+impl From<&Config> for Setup {
+    fn from(config: &Config) -> Self {
+        let facts = |b: &crate::config::Backend| BackendFacts {
+            unit: b.unit.clone(),
+            public_url: b.public_url.clone(),
+            expected_start: b.expected_start,
+        };
+        Self {
+            server: config.server.name.clone(),
+            policy: Arc::new(config.policy.clone()),
+            backends: config.backends.iter().map(facts).collect(),
+            probe: config.probe,
+            state_dir: Some(config.daemon.state_dir.clone()),
+            pulse: None,
+        }
+    }
+}
+
+/// The word for a kind of backend, as in `backends.NAME.kind`.
+#[must_use]
+pub(super) const fn kind_name(kind: BackendKind) -> &'static str {
+    match kind {
+        BackendKind::LlamaCpp => "llama-cpp",
+        BackendKind::Vllm => "vllm",
+        BackendKind::Generic => "generic",
+    }
+}

@@ -1,0 +1,218 @@
+//! What is seen of an operation while it runs: on a terminal one line that is rewritten, in a pipe a line for each phase.
+
+use std::{
+    io::{self, IsTerminal},
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    lbs,
+    text::{Paint, ago, fit, plain, say, say_line, seconds, span},
+};
+use crate::driver::{
+    OperationRecord,
+    status::{OperationStatus, Status},
+};
+
+/// Back to the first column, and everything on the line away.
+const CLEAR: &str = "\r\x1b[2K";
+/// Width where the terminal does not tell.
+const COLUMNS: u16 = 80;
+
+/// The display.
+#[derive(Debug)]
+pub(super) struct Live {
+    kind: Show,
+    operation: Option<OperationStatus>,
+    note: Option<&'static str>,
+    on_screen: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Show {
+    Nothing,
+    Lines,
+    Rewritten,
+}
+
+impl Live {
+    /// A display on standard output; `quiet` shows nothing.
+    pub(super) fn new(quiet: bool) -> Self {
+        let out = io::stdout();
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let kind = if quiet {
+            Show::Nothing
+        } else if out.is_terminal() && !dumb {
+            Show::Rewritten
+        } else {
+            Show::Lines
+        };
+        Self {
+            kind,
+            operation: None,
+            note: None,
+            on_screen: false,
+        }
+    }
+
+    /// It wants to be redrawn as time passes.
+    pub(super) fn is_rewritten(&self) -> bool {
+        self.kind == Show::Rewritten
+    }
+
+    /// Takes over what a status says of operation `id`.
+    pub(super) fn take(&mut self, status: &Status, id: u64) {
+        let Some(new) = status.operation.as_ref().filter(|new| new.id == id) else {
+            return;
+        };
+        let phase = |operation: &OperationStatus| operation.phase.clone();
+        let moved = self.operation.as_ref().map(phase) != Some(phase(new));
+        self.operation = Some(new.clone());
+        if moved && self.kind == Show::Lines {
+            say_line(&lbs::progress(new, SystemTime::now()));
+        }
+        self.redraw();
+    }
+
+    /// Shows a remark in place of the operation, until it is withdrawn.
+    pub(super) fn note(&mut self, note: Option<&'static str>) {
+        if self.note == note {
+            return;
+        }
+        self.note = note;
+        if let (Show::Lines, Some(note)) = (self.kind, note) {
+            say_line(note);
+        }
+        self.redraw();
+    }
+
+    /// Draws the line anew.
+    pub(super) fn redraw(&mut self) {
+        if self.kind != Show::Rewritten {
+            return;
+        }
+        let text = match (self.note, &self.operation) {
+            (Some(note), _) => note.to_owned(),
+            (None, Some(operation)) => lbs::progress(operation, SystemTime::now()),
+            (None, None) => return,
+        };
+        let columns = terminal_size::terminal_size().map_or(COLUMNS, |(width, _)| width.0);
+        // The last column stays free: some terminals wrap there.
+        let columns = usize::from(columns).saturating_sub(1);
+        say(&format!("{CLEAR}{}", fit(&text, columns)));
+        self.on_screen = true;
+    }
+
+    /// Takes the line away, so that others can be printed.
+    fn clear(&mut self) {
+        if self.on_screen {
+            say(CLEAR);
+            self.on_screen = false;
+        }
+    }
+}
+
+/// However it ends, also by Ctrl-C: what is printed next begins on an empty line.
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// What came of an operation: a line, and under it what else there is to say.
+pub(super) fn conclusion(record: &OperationRecord, paint: Paint) -> String {
+    let what = lbs::what(&record.kind, record.goal.as_deref());
+    let lasted = lasted(record).map(short);
+    let took = |word: &str| {
+        lasted
+            .as_ref()
+            .map_or(String::new(), |time| format!(" {word} {time}"))
+    };
+    let mut text = match record.end.as_deref() {
+        Some("done") => format!("{} {what}: done{}\n", paint.good("✓"), took("in")),
+        end => {
+            let end = plain(end.unwrap_or("ended"));
+            let message = record
+                .message
+                .as_deref()
+                .map_or(String::new(), |message| format!(": {}", plain(message)));
+            let code = record.code.as_deref().map_or(String::new(), |code| {
+                paint.faint(&format!(" [{}]", plain(code)))
+            });
+            let after = took("after");
+            format!("{} {what}: {end}{after}{message}{code}\n", paint.bad("✗"))
+        }
+    };
+    if let Some(hint) = record.hint.as_deref().filter(|hint| !hint.is_empty()) {
+        text.push_str(&format!("  hint: {}\n", plain(hint)));
+    }
+    for warning in &record.warnings {
+        text.push_str(&format!(
+            "  {} {} {}\n",
+            paint.fair("warning:"),
+            plain(&warning.message),
+            paint.faint(&format!("[{}]", plain(&warning.code)))
+        ));
+    }
+    for line in &record.post_mortem {
+        text.push_str(&format!("  {} {}\n", paint.faint("│"), plain(line)));
+    }
+    text
+}
+
+/// How long an ended operation took.
+fn lasted(record: &OperationRecord) -> Option<Duration> {
+    let end = humantime::parse_rfc3339_weak(record.ended.as_deref()?).ok()?;
+    ago(&record.started, end)
+}
+
+/// "8.2s" below a minute, as a span above.
+fn short(time: Duration) -> String {
+    match time.as_secs_f64() {
+        short if short < 59.95 => format!("{short:.1}s"),
+        long => seconds(long.round()).map_or_else(String::new, span),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Warning;
+
+    fn record(end: &str) -> OperationRecord {
+        OperationRecord {
+            id: 7,
+            kind: "start".into(),
+            goal: Some("llama-cpp".into()),
+            cause: "command".into(),
+            started: "2026-01-02T03:04:05Z".into(),
+            end: Some(end.into()),
+            ended: Some("2026-01-02T03:04:13.200Z".into()),
+            ..OperationRecord::default()
+        }
+    }
+
+    #[test]
+    fn a_good_end_is_one_line_and_its_warnings() {
+        let mut record = record("done");
+        record.warnings = vec![Warning::new("save_timeout", "The save took too long.")];
+        assert_eq!(
+            conclusion(&record, Paint::PLAIN),
+            "✓ start llama-cpp: done in 8.2s\n  warning: The save took too long. [save_timeout]\n"
+        );
+    }
+
+    #[test]
+    fn a_failed_start_shows_why_with_escaped_journal_lines() {
+        let mut record = record("failed");
+        record.code = Some("start_failed".into());
+        record.message = Some("The unit ended at once.".into());
+        record.hint = Some("read the journal".into());
+        record.post_mortem = vec!["result: exit-code".into(), "bad\x1b[31m model\x07".into()];
+        assert_eq!(
+            conclusion(&record, Paint::PLAIN),
+            "✗ start llama-cpp: failed after 8.2s: The unit ended at once. [start_failed]\n  \
+             hint: read the journal\n  │ result: exit-code\n  │ bad model\\u{7}\n"
+        );
+    }
+}

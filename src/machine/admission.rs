@@ -1,0 +1,378 @@
+//! Which commands are taken, which are so already, and which are refused, and why.
+
+use statig::prelude::*;
+
+use super::{
+    Answer, BackendId, Cause, Command, Effect, End, Goal, Held, Hold, HoldSpec, Options,
+    PowerChoice, Refusal, RequestId, Seen, Server, WakeCheck,
+    core::{Core, MOST_HOLDS, Step},
+    rules::State,
+};
+
+/// What a command comes to.
+enum Verdict {
+    /// An operation with this goal does it.
+    Pursue(Goal, Options),
+    /// It is so already.
+    AlreadySo,
+    /// Not now, or not so.
+    Refuse(Refusal),
+}
+use Verdict::{AlreadySo, Pursue, Refuse};
+
+/// In `conflict`: nothing moves but by `resolve` or a stop.
+pub(super) fn in_conflict(
+    core: &mut Core,
+    request: RequestId,
+    command: &Command,
+    step: &mut Step,
+) -> Outcome<State> {
+    match command {
+        Command::Start(..)
+        | Command::Switch(..)
+        | Command::Restart(..)
+        | Command::SaveSlots(_)
+        | Command::RestoreSlots(_) => answer(step, request, Answer::Refused(Refusal::Conflict)),
+        Command::Resolve(keep, options) => {
+            let verdict = if core.seen(*keep).is_up() {
+                guarded(core, Goal::Run(*keep), *options)
+            } else {
+                Refuse(Refusal::NotUp)
+            };
+            settle(core, request, verdict, step)
+        }
+        _ => Super,
+    }
+}
+
+/// In `powering-off`: what would call it back comes too late; what wants it on waits for proven off, and wakes it then.
+pub(super) fn going_down(
+    core: &mut Core,
+    request: RequestId,
+    command: &Command,
+    step: &mut Step,
+) -> Outcome<State> {
+    match command {
+        Command::Stop(_) | Command::Cancel | Command::Shutdown(PowerChoice::KeepOn, _) => {
+            answer(step, request, Answer::Refused(Refusal::TooLate))
+        }
+        Command::SaveSlots(_) | Command::RestoreSlots(_) | Command::Resolve(..) => {
+            answer(step, request, Answer::Refused(Refusal::TooLate))
+        }
+        Command::Start(..) | Command::Switch(..) | Command::Restart(..) | Command::Wake(_) => {
+            let verdict = match command {
+                Command::Wake(o) => Pursue(
+                    Goal::Awake,
+                    Options {
+                        replace: true,
+                        ..*o
+                    },
+                ),
+                Command::Start(b, o) => Pursue(
+                    Goal::Run(b.unwrap_or(core.policy.default_backend)),
+                    Options {
+                        replace: going_off(core) || o.replace,
+                        ..*o
+                    },
+                ),
+                Command::Restart(b, o) => Pursue(
+                    Goal::Run(b.unwrap_or(core.policy.default_backend)),
+                    Options {
+                        replace: going_off(core) || o.replace,
+                        ..*o
+                    },
+                ),
+                Command::Switch(b, o) => Pursue(
+                    Goal::Run(*b),
+                    Options {
+                        replace: going_off(core) || o.replace,
+                        ..*o
+                    },
+                ),
+                _ => return Super,
+            };
+            let verdict = match verdict {
+                Pursue(goal, options) => guarded(core, goal, options),
+                other => other,
+            };
+            settle(core, request, verdict, step)
+        }
+        Command::Shutdown(PowerChoice::PowerOff, _) | Command::Hold(_) | Command::Release(_) => {
+            Super
+        }
+    }
+}
+
+/// The operation under way is the power-off itself, or there is none: a wish for the server on takes its place.
+fn going_off(core: &Core) -> bool {
+    core.work.as_ref().is_none_or(|w| w.op.goal == Goal::Off)
+}
+
+/// In the region *off*: there is nothing to stop, to save or to resolve.
+pub(super) fn while_off(
+    core: &mut Core,
+    request: RequestId,
+    command: &Command,
+    step: &mut Step,
+) -> Outcome<State> {
+    let idle = core.work.is_none();
+    match command {
+        Command::Stop(_) | Command::Shutdown(..) if idle => {
+            answer(step, request, Answer::AlreadySo)
+        }
+        Command::SaveSlots(_) | Command::RestoreSlots(_) => {
+            answer(step, request, Answer::Refused(Refusal::NotRunning))
+        }
+        Command::Resolve(..) => answer(step, request, Answer::Refused(Refusal::NoConflict)),
+        _ => Super,
+    }
+}
+
+/// Everywhere else.
+pub(super) fn anywhere(
+    core: &mut Core,
+    request: RequestId,
+    command: &Command,
+    step: &mut Step,
+) -> Outcome<State> {
+    let verdict = match command {
+        Command::Cancel => return cancel(core, request, step),
+        Command::Hold(spec) => return hold(core, request, spec, step),
+        Command::Release(id) => {
+            let before = core.holds.len();
+            core.holds.retain(|h| h.id != *id);
+            if core.holds.len() == before {
+                return answer(step, request, Answer::Refused(Refusal::NoSuchHold));
+            }
+            step.emit(Effect::HoldsChanged);
+            return answer(step, request, Answer::Done { hold: None });
+        }
+        Command::Start(backend, options) => start(core, *backend, *options),
+        Command::Switch(backend, options) => {
+            if runs_alone(core, *backend) {
+                AlreadySo
+            } else {
+                guarded(core, Goal::Run(*backend), *options)
+            }
+        }
+        Command::Restart(backend, options) => match backend.or_else(|| core.up().next()) {
+            _ if backend.is_none() && core.look.server == Server::NotLooked => {
+                Refuse(Refusal::Unknown)
+            }
+            None => Refuse(Refusal::NotRunning),
+            Some(b) if core.up().any(|o| o != b) => Refuse(Refusal::SwitchNeeded),
+            Some(b) => guarded(core, Goal::Restart(b), *options),
+        },
+        // A stop is taken in every state, and takes the place of whatever is under way.
+        Command::Stop(options) => {
+            if core.work.is_none() && is_vacant(core) {
+                AlreadySo
+            } else {
+                guarded(
+                    core,
+                    Goal::Stop,
+                    Options {
+                        replace: true,
+                        ..*options
+                    },
+                )
+            }
+        }
+        Command::Shutdown(PowerChoice::KeepOn, options) => {
+            if core.work.is_none() && is_vacant(core) {
+                AlreadySo
+            } else {
+                guarded(core, Goal::Stop, *options)
+            }
+        }
+        Command::Shutdown(PowerChoice::PowerOff, options) => guarded(core, Goal::Off, *options),
+        Command::Wake(options) => {
+            if core.is_on() && core.work.is_none() {
+                AlreadySo
+            } else {
+                guarded(core, Goal::Awake, *options)
+            }
+        }
+        Command::Resolve(..) => Refuse(Refusal::NoConflict),
+        Command::SaveSlots(options) | Command::RestoreSlots(options) => {
+            let save = matches!(command, Command::SaveSlots(_));
+            slots(core, save, *options)
+        }
+    };
+    settle(core, request, verdict, step)
+}
+
+fn start(core: &Core, backend: Option<BackendId>, options: Options) -> Verdict {
+    let under_way = core.work.as_ref().map(|w| w.op.goal);
+    let wanted = match backend {
+        Some(b) => b,
+        None => {
+            if under_way.is_none() && core.up().any(|b| core.seen(b) == Seen::Running) {
+                return AlreadySo;
+            }
+            // A bare start joins whatever start is under way, or the one that came up by itself.
+            match under_way {
+                Some(Goal::Run(b) | Goal::Restart(b)) => b,
+                _ => core.up().next().unwrap_or(core.policy.default_backend),
+            }
+        }
+    };
+    if under_way.is_none() {
+        if runs_alone(core, wanted) {
+            return AlreadySo;
+        }
+        if core.up().any(|b| b != wanted) {
+            return Refuse(Refusal::SwitchNeeded);
+        }
+    }
+    let goal = match under_way {
+        Some(goal @ Goal::Restart(b)) if b == wanted => goal,
+        _ => Goal::Run(wanted),
+    };
+    guarded(core, goal, options)
+}
+
+fn slots(core: &Core, save: bool, options: Options) -> Verdict {
+    let Some(backend) = core.up().find(|b| core.seen(*b) == Seen::Running) else {
+        return Refuse(Refusal::NotRunning);
+    };
+    let look = core.look.backend(backend);
+    if !core.policy.backend(backend).slots {
+        return Refuse(Refusal::NoSlots);
+    }
+    if save {
+        return guarded(core, Goal::Save(backend), options);
+    }
+    if !look.restorable {
+        return Refuse(Refusal::NothingSaved);
+    }
+    if !look.unused {
+        return Refuse(Refusal::InUse);
+    }
+    guarded(core, Goal::Restore(backend), options)
+}
+
+fn runs_alone(core: &Core, backend: BackendId) -> bool {
+    core.work.is_none() && core.seen(backend) == Seen::Running && core.up().all(|b| b == backend)
+}
+
+/// The server is on and every backend is proven stopped, or it is off.
+fn is_vacant(core: &Core) -> bool {
+    core.is_off() || (core.is_on() && core.policy.ids().all(|b| core.seen(b).is_stopped()))
+}
+
+/// What stands in the way of a goal in every state.
+fn guarded(core: &Core, goal: Goal, options: Options) -> Verdict {
+    let off = core.is_off();
+    let starts = match goal {
+        Goal::Run(b) | Goal::Restart(b) => Some(b),
+        _ => None,
+    };
+    let wakes = starts.is_some() || goal == Goal::Awake;
+    if core.look.server == Server::Uncontrolled {
+        return Refuse(Refusal::ControlUnreachable);
+    }
+    if off
+        && matches!(
+            core.look.server,
+            Server::Booting(super::BootPhase::AuthRefused | super::BootPhase::WrongHostKey)
+        )
+    {
+        return Refuse(Refusal::ControlUnreachable);
+    }
+    if wakes && off {
+        if core.is_held(Held::Off) {
+            return Refuse(Refusal::Held);
+        }
+        if !core.policy.can_wake && core.look.server == Server::Silent {
+            return Refuse(Refusal::CannotWake);
+        }
+    }
+    if let Some(wanted) = starts {
+        let stops_held = core.policy.ids().any(|b| {
+            let stopped = b != wanted || goal == Goal::Restart(wanted);
+            stopped && core.seen(b).is_up() && core.is_held(Held::Backend(b))
+        });
+        if stops_held || (core.is_held(Held::Gpu) && !core.seen(wanted).is_up()) {
+            return Refuse(Refusal::Held);
+        }
+        if core.is_on() && core.seen(wanted) == Seen::Missing {
+            return Refuse(Refusal::UnitMissing);
+        }
+        if core.is_on() && core.look.foreign_gpu && !core.seen(wanted).is_up() {
+            return Refuse(Refusal::Occupied);
+        }
+    }
+    if goal == Goal::Off {
+        let held = core.is_held(Held::Awake)
+            || core
+                .policy
+                .ids()
+                .any(|b| core.seen(b).is_up() && core.is_held(Held::Backend(b)));
+        if held {
+            return Refuse(Refusal::Held);
+        }
+        if core.look.foreign_gpu || core.look.people == Some(true) {
+            return Refuse(Refusal::Blocked);
+        }
+        if core.policy.wake_check != WakeCheck::Off && core.look.wake_armed == Some(false) {
+            return Refuse(Refusal::WakeUnarmed);
+        }
+    }
+    Pursue(goal, options)
+}
+
+fn settle(
+    core: &mut Core,
+    request: RequestId,
+    verdict: Verdict,
+    step: &mut Step,
+) -> Outcome<State> {
+    let (goal, options) = match verdict {
+        AlreadySo => return answer(step, request, Answer::AlreadySo),
+        Refuse(refusal) => return answer(step, request, Answer::Refused(refusal)),
+        Pursue(goal, options) => (goal, options),
+    };
+    if let Some(work) = &core.work {
+        let op = &work.op;
+        if op.goal == goal && !op.cause.is_policy() {
+            let op = op.id;
+            return answer(step, request, Answer::Accepted { op, joined: true });
+        }
+        // A user's command replaces a policy's operation without asking.
+        if !options.replace && !op.cause.is_policy() {
+            return answer(step, request, Answer::Refused(Refusal::Busy));
+        }
+    }
+    let op = core.begin(goal, Cause::Command(request), options.no_drain, step);
+    answer(step, request, Answer::Accepted { op, joined: false })
+}
+
+fn cancel(core: &mut Core, request: RequestId, step: &mut Step) -> Outcome<State> {
+    if core.work.is_none() {
+        return answer(step, request, Answer::Refused(Refusal::NothingToCancel));
+    }
+    core.end(End::Cancelled, step);
+    answer(step, request, Answer::Done { hold: None })
+}
+
+fn hold(core: &mut Core, request: RequestId, spec: &HoldSpec, step: &mut Step) -> Outcome<State> {
+    if core.holds.len() >= MOST_HOLDS {
+        return answer(step, request, Answer::Refused(Refusal::TooManyHolds));
+    }
+    let id = core.mint_hold();
+    core.holds.push(Hold {
+        id,
+        what: spec.what,
+        until: spec.lasts.map(|lasts| core.now + lasts),
+        reason: spec.reason.clone(),
+        by: spec.by.clone(),
+    });
+    step.emit(Effect::HoldsChanged);
+    answer(step, request, Answer::Done { hold: Some(id) })
+}
+
+fn answer(step: &mut Step, request: RequestId, answer: Answer) -> Outcome<State> {
+    step.emit(Effect::Answer { request, answer });
+    Handled
+}

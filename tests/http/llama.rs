@@ -1,0 +1,425 @@
+//! A llama-server made by hand, with the habits of the real one that matter to saved slots: ids wrap, an empty slot is saved
+//! with 200, a truncated file kills it, a failed restore empties the slot. And the slot folder it writes to.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use wechsler::{
+    config,
+    host::{
+        http::Probe,
+        slot_files::{FileName, FileStat, ListedFile, SlotFiles, SlotFilesError},
+        slots::SlotStore,
+    },
+    machine::{BackendKind, Outcome, Warning},
+};
+
+use crate::server::{Question, Reply, Server};
+
+pub(crate) const BYTES_PER_TOKEN: usize = 512;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slot {
+    /// `None` until first used.
+    pub(crate) tokens: Option<u32>,
+    pub(crate) busy: bool,
+    /// Restored and not used yet: holds these, and shows none.
+    pub(crate) restored: u32,
+}
+
+/// The whole world of a test: the server's memory and its disk.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) n_ctx: u64,
+    pub(crate) build: &'static str,
+    pub(crate) model_path: &'static str,
+    pub(crate) model_mtime: u64,
+    pub(crate) sleeping: bool,
+    pub(crate) router: bool,
+    pub(crate) without_slot_folder: bool,
+    pub(crate) without_metrics: bool,
+    pub(crate) dead: bool,
+    /// Saves are written elsewhere.
+    pub(crate) other_folder: bool,
+    /// Saves and restores hang.
+    pub(crate) hangs: bool,
+    /// Every restore is rejected.
+    pub(crate) rejects: bool,
+    /// A restore brings back so many tokens fewer.
+    pub(crate) loses: u32,
+    pub(crate) decoded: u64,
+    pub(crate) disk: BTreeMap<String, Vec<u8>>,
+    pub(crate) free: u64,
+    /// SSH is down.
+    pub(crate) ssh_down: bool,
+    /// Method and path of every question, in order.
+    pub(crate) asked: Vec<String>,
+}
+
+/// Handle to a [`State`]; also the slot folder as SSH shows it.
+#[derive(Clone)]
+pub(crate) struct World(Arc<Mutex<State>>);
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(State {
+            slots: vec![Slot::default()],
+            n_ctx: 4096,
+            build: "b11434-abcdef",
+            model_path: "/models/m.gguf",
+            model_mtime: 1,
+            sleeping: false,
+            router: false,
+            without_slot_folder: false,
+            without_metrics: false,
+            dead: false,
+            other_folder: false,
+            hangs: false,
+            rejects: false,
+            loses: 0,
+            decoded: 0,
+            disk: BTreeMap::new(),
+            free: 1 << 40,
+            ssh_down: false,
+            asked: vec![],
+        })))
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no panic under it")
+    }
+
+    pub(crate) async fn serve(&self) -> Server {
+        let world = self.clone();
+        Server::start(move |question| answer(&mut world.state(), question)).await
+    }
+
+    /// The questions asked since the last time that begin with `start`.
+    pub(crate) fn asked(&self, start: &str) -> Vec<String> {
+        let mut state = self.state();
+        let asked = std::mem::take(&mut state.asked);
+        asked.into_iter().filter(|a| a.starts_with(start)).collect()
+    }
+
+    /// The process is stopped and started: its memory is gone.
+    pub(crate) fn restart(&self) {
+        let mut state = self.state();
+        state.dead = false;
+        for slot in &mut state.slots {
+            *slot = Slot::default();
+        }
+    }
+
+    pub(crate) fn use_slot(&self, id: usize, tokens: u32) {
+        let mut state = self.state();
+        state.slots[id] = Slot {
+            tokens: Some(tokens),
+            ..Slot::default()
+        };
+        state.decoded += 1;
+    }
+
+    pub(crate) fn files(&self) -> Vec<String> {
+        self.state().disk.keys().cloned().collect()
+    }
+}
+
+fn answer(state: &mut State, question: &Question) -> Reply {
+    state.asked.push(question.what.clone());
+    if state.dead {
+        return Reply::Raw(vec![]);
+    }
+    let say = |body: String| Reply::Say(200, body);
+    match question.what.as_str() {
+        "GET /props" if state.router => say(r#"{"role":"router"}"#.into()),
+        "GET /props" => say(format!(
+            r#"{{"total_slots":{},"model_alias":"m","model_path":"{}","build_info":"{}","is_sleeping":{},
+                "endpoint_slots":true,"endpoint_metrics":{},"default_generation_settings":{{"n_ctx":{}}}}}"#,
+            state.slots.len(),
+            state.model_path,
+            state.build,
+            state.sleeping,
+            !state.without_metrics,
+            state.n_ctx
+        )),
+        "GET /slots" => {
+            state.sleeping = false;
+            let slots: Vec<String> = state
+                .slots
+                .iter()
+                .enumerate()
+                .map(|(id, slot)| {
+                    let used = slot.tokens.map_or(String::new(), |t| {
+                        format!(r#","id_task":{t},"n_prompt_tokens":{t}"#)
+                    });
+                    format!(
+                        r#"{{"id":{id},"n_ctx":{},"speculative":false,"is_processing":{}{used}}}"#,
+                        state.n_ctx, slot.busy
+                    )
+                })
+                .collect();
+            say(format!("[{}]", slots.join(",")))
+        }
+        "GET /metrics" if state.without_metrics => Reply::Say(501, String::new()),
+        "GET /metrics" => say(format!(
+            "llamacpp:requests_processing {}\nllamacpp:requests_deferred 0\nllamacpp:n_decode_total {}\n",
+            state.slots.iter().filter(|s| s.busy).count(),
+            state.decoded
+        )),
+        post => match post
+            .strip_prefix("POST /slots/")
+            .and_then(|p| p.split_once("?action="))
+        {
+            Some((id, action)) => slot_action(state, id, action, &question.body),
+            None => Reply::Say(404, String::new()),
+        },
+    }
+}
+
+fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
+    let error = |code: u16, message: &str| {
+        Reply::Say(
+            code,
+            format!(r#"{{"error":{{"code":{code},"message":"{message}","type":"x"}}}}"#),
+        )
+    };
+    if state.without_slot_folder {
+        return error(501, "This server does not support slots action.");
+    }
+    let asked: usize = id.parse().expect("a number");
+    // As the real one does it.
+    let id = asked % state.slots.len();
+    if state.hangs || state.slots[id].busy {
+        return Reply::Stall(vec![]);
+    }
+    let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    let file = body["filename"].as_str().expect("a file name").to_owned();
+    if action == "save" {
+        let tokens = state.slots[id].tokens.unwrap_or(state.slots[id].restored);
+        let bytes = slot_file(tokens);
+        let written = bytes.len();
+        if state.free < written as u64 {
+            let room = usize::try_from(state.free).expect("less than the file");
+            state.disk.insert(file, bytes[..room].to_vec());
+            state.free = 0;
+            return error(500, "Unable to save slot");
+        }
+        if !state.other_folder {
+            state.disk.insert(file.clone(), bytes);
+        }
+        return Reply::Say(
+            200,
+            format!(
+                r#"{{"id_slot":{id},"filename":"{file}","n_saved":{tokens},"n_written":{written},"timings":{{}}}}"#
+            ),
+        );
+    }
+    let rejected =
+        "Unable to restore slot: No available space in KV cache or invalid slot save file";
+    let Some(bytes) = state.disk.get(&file).filter(|_| !state.rejects) else {
+        state.slots[id] = Slot::default();
+        return error(400, rejected);
+    };
+    let tokens = u32::from_le_bytes(bytes[20..24].try_into().expect("four bytes"));
+    if bytes.len() < slot_file(tokens).len() {
+        state.dead = true;
+        return Reply::Raw(vec![]);
+    }
+    let tokens = tokens - state.loses;
+    let read = bytes.len();
+    state.slots[id] = Slot {
+        restored: tokens,
+        ..Slot::default()
+    };
+    Reply::Say(
+        200,
+        format!(
+            r#"{{"id_slot":{id},"filename":"{file}","n_restored":{tokens},"n_read":{read},"timings":{{}}}}"#
+        ),
+    )
+}
+
+/// A slot file as build 11434 writes it.
+fn slot_file(tokens: u32) -> Vec<u8> {
+    if tokens == 0 {
+        return vec![0; 36];
+    }
+    let mut bytes: Vec<u8> = [0x6767_7371, 4, tokens + 3, u32::MAX, 1, tokens]
+        .iter()
+        .flat_map(|word: &u32| word.to_le_bytes())
+        .collect();
+    bytes.resize(24 + BYTES_PER_TOKEN * tokens as usize, 7);
+    bytes
+}
+
+impl World {
+    fn ssh(&self) -> Result<MutexGuard<'_, State>, SlotFilesError> {
+        let state = self.state();
+        if state.ssh_down {
+            return Err(SlotFilesError::Unreachable("no session".into()));
+        }
+        Ok(state)
+    }
+}
+
+fn stat_of(bytes: &[u8]) -> FileStat {
+    FileStat {
+        bytes: bytes.len() as u64,
+        mtime: 0,
+    }
+}
+
+impl SlotFiles for World {
+    async fn stat(&self, name: &FileName) -> Result<Option<FileStat>, SlotFilesError> {
+        Ok(self.ssh()?.disk.get(name.as_str()).map(|b| stat_of(b)))
+    }
+
+    async fn list(&self) -> Result<Vec<ListedFile>, SlotFilesError> {
+        let state = self.ssh()?;
+        let named = |(name, bytes): (&String, &Vec<u8>)| {
+            Some(ListedFile {
+                name: FileName::new(name)?,
+                stat: stat_of(bytes),
+            })
+        };
+        Ok(state.disk.iter().filter_map(named).collect())
+    }
+
+    async fn head(&self, name: &FileName, bytes: usize) -> Result<Vec<u8>, SlotFilesError> {
+        let state = self.ssh()?;
+        let file = state.disk.get(name.as_str()).cloned().unwrap_or_default();
+        Ok(file.into_iter().take(bytes).collect())
+    }
+
+    async fn remove(&self, name: &FileName) -> Result<(), SlotFilesError> {
+        let mut state = self.ssh()?;
+        let freed = state.disk.remove(name.as_str()).map_or(0, |b| b.len());
+        state.free += freed as u64;
+        Ok(())
+    }
+
+    async fn rename(&self, from: &FileName, to: &FileName) -> Result<(), SlotFilesError> {
+        let mut state = self.ssh()?;
+        if let Some(bytes) = state.disk.remove(from.as_str()) {
+            state.disk.insert(to.as_str().into(), bytes);
+        }
+        Ok(())
+    }
+
+    async fn free_bytes(&self) -> Result<u64, SlotFilesError> {
+        Ok(self.ssh()?.free)
+    }
+
+    async fn stat_path(&self, path: &str) -> Result<Option<FileStat>, SlotFilesError> {
+        let state = self.ssh()?;
+        let is_model = path == state.model_path;
+        Ok(is_model.then_some(FileStat {
+            bytes: 1000,
+            mtime: state.model_mtime,
+        }))
+    }
+}
+
+/// A slot store in a folder of its own, a server and a probe of it.
+pub(crate) struct Rig {
+    pub(crate) world: World,
+    pub(crate) probe: Probe,
+    pub(crate) store: SlotStore,
+    pub(crate) state_dir: PathBuf,
+    _server: Server,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.state_dir);
+    }
+}
+
+impl Rig {
+    pub(crate) async fn new() -> Self {
+        static RIGS: AtomicU32 = AtomicU32::new(0);
+        let number = RIGS.fetch_add(1, Ordering::Relaxed);
+        let state_dir =
+            std::env::temp_dir().join(format!("wechsler-slots-{}-{number}", std::process::id()));
+        let world = World::new();
+        let server = world.serve().await;
+        Self {
+            probe: server.probe(BackendKind::LlamaCpp),
+            store: store_in(&state_dir, 3),
+            world,
+            state_dir,
+            _server: server,
+        }
+    }
+
+    pub(crate) async fn save(&self) -> Outcome {
+        self.store
+            .save(&self.probe, &self.world, Duration::from_secs(10))
+            .await
+    }
+
+    pub(crate) async fn restore(&self) -> Outcome {
+        self.store
+            .restore(&self.probe, &self.world, Duration::from_secs(10))
+            .await
+    }
+
+    /// A conversation of that length is saved, and the server restarted.
+    pub(crate) async fn save_and_restart(&self, tokens: u32) {
+        self.world.use_slot(0, tokens);
+        assert_eq!(codes(&self.save().await), ["saved"]);
+        self.world.restart();
+        self.world.asked("");
+    }
+
+    /// The only file in the slot folder.
+    pub(crate) fn file(&self) -> String {
+        let files = self.world.files();
+        assert_eq!(files.len(), 1, "{files:?}");
+        files[0].clone()
+    }
+
+    /// Saves and restores asked for since the last time.
+    pub(crate) fn sent(&self) -> Vec<String> {
+        self.world.asked("POST")
+    }
+
+    pub(crate) fn note_path(&self, file: &str) -> PathBuf {
+        self.state_dir
+            .join("slots/gpu/llama-cpp")
+            .join(format!("{file}.json"))
+    }
+}
+
+pub(crate) fn store_in(state_dir: &std::path::Path, keep: u32) -> SlotStore {
+    SlotStore::new(
+        state_dir,
+        "gpu",
+        "llama-cpp",
+        config::Slots {
+            dir: "/mnt/slots".into(),
+            name: "localbot".into(),
+            keep,
+            save_timeout: Duration::from_mins(1),
+            restore_timeout: Duration::from_mins(1),
+        },
+    )
+}
+
+/// The codes of an outcome, in order; a failure's has a mark before it.
+pub(crate) fn codes(outcome: &Outcome) -> Vec<String> {
+    let code = |w: &Warning| w.code.clone();
+    match outcome {
+        Outcome::Succeeded(warnings) => warnings.iter().map(code).collect(),
+        Outcome::Failed(why) => vec![format!("!{}", why.code)],
+        Outcome::Unknown(why) => vec![format!("?{}", why.code)],
+    }
+}

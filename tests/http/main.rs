@@ -1,0 +1,9 @@
+//! Backends over real loopback sockets, against servers made by hand that do what the real ones were seen doing, also the
+//! surprising things.
+
+mod health;
+mod llama;
+mod restore;
+mod save;
+mod server;
+mod usage;

@@ -1,0 +1,323 @@
+//! Restoring slots.
+
+use std::time::Duration;
+
+use wechsler::machine::Outcome;
+
+use crate::llama::{Rig, Slot, State, codes, store_in};
+
+type Change = fn(&mut State);
+
+fn message(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Succeeded(w) => w.into_iter().map(|w| w.message + "\n").collect(),
+        Outcome::Failed(w) | Outcome::Unknown(w) => w.message,
+    }
+}
+
+fn truncate(rig: &Rig, file: &str) {
+    let mut state = rig.world.state();
+    let bytes = state.disk.get_mut(file).expect("it is there");
+    bytes.pop();
+}
+
+#[tokio::test]
+async fn what_was_saved_comes_back_into_its_slot() {
+    let rig = Rig::new().await;
+    rig.world.state().slots = vec![Slot::default(); 2];
+    rig.world.use_slot(0, 909);
+    rig.world.use_slot(1, 33);
+    rig.save().await;
+    rig.world.restart();
+    assert_eq!(codes(&rig.restore().await), ["restored", "restored"]);
+    let restored: Vec<_> = rig.world.state().slots.iter().map(|s| s.restored).collect();
+    assert_eq!(restored, [909, 33]);
+}
+
+#[tokio::test]
+async fn a_restored_slot_that_is_never_used_is_not_lost_by_the_next_stop() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    for _ in 0..3 {
+        assert_eq!(codes(&rig.restore().await), ["restored"]);
+        assert_eq!(codes(&rig.save().await), ["slot_empty"]);
+        rig.world.restart();
+    }
+}
+
+#[tokio::test]
+async fn without_anything_saved_nothing_is_asked() {
+    let rig = Rig::new().await;
+    assert_eq!(codes(&rig.restore().await), ["!restore_nothing"]);
+    assert_eq!(rig.world.asked(""), [""; 0]);
+}
+
+#[tokio::test]
+async fn trap_1_a_truncated_file_is_put_aside_and_never_sent() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    truncate(&rig, &rig.file());
+    assert_eq!(codes(&rig.restore().await), ["!restore_damaged"]);
+    let why = rig.store.saved()[0].put_aside.clone().expect("put aside");
+    assert!(why.contains("bytes instead of"), "{why}");
+    assert_eq!(codes(&rig.restore().await), ["!restore_nothing"]);
+    assert_eq!(rig.sent(), [""; 0]);
+    assert!(!rig.world.state().dead);
+}
+
+#[tokio::test]
+async fn trap_1_a_file_with_another_head_is_put_aside_and_never_sent() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    let file = rig.file();
+    rig.world.state().disk.get_mut(&file).expect("it is there")[4] = 3;
+    assert_eq!(codes(&rig.restore().await), ["!restore_damaged"]);
+    assert_eq!(rig.sent(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_damaged_generation_gives_way_to_the_one_before() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(800).await;
+    rig.save_and_restart(909).await;
+    let newest = rig.store.saved()[0].file.clone();
+    truncate(&rig, &newest);
+    assert_eq!(codes(&rig.restore().await), ["restore_damaged", "restored"]);
+    assert_eq!(rig.world.state().slots[0].restored, 800);
+}
+
+#[tokio::test]
+async fn a_missing_file_is_not_put_aside_for_the_folder_may_not_be_mounted_now() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    let disk = std::mem::take(&mut rig.world.state().disk);
+    assert_eq!(codes(&rig.restore().await), ["!restore_missing"]);
+    assert_eq!(rig.sent(), [""; 0]);
+    rig.world.state().disk = disk;
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+}
+
+#[tokio::test]
+async fn a_file_that_nobody_can_check_is_not_sent() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.world.state().ssh_down = true;
+    assert_eq!(codes(&rig.restore().await), ["!restore_unchecked"]);
+    assert_eq!(rig.sent(), [""; 0]);
+    rig.world.state().ssh_down = false;
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+}
+
+#[tokio::test]
+async fn trap_5_a_file_of_another_model_build_context_or_layout_is_not_sent() {
+    let changes: [(Change, &str); 5] = [
+        (
+            |s| s.model_path = "/models/other.gguf",
+            "model /models/other.gguf instead of",
+        ),
+        (|s| s.model_mtime = 2, "the file of model m has changed"),
+        (
+            |s| s.build = "b12000-fedcba",
+            "build b12000-fedcba instead of b11434-abcdef",
+        ),
+        (|s| s.n_ctx = 8192, "context 8192 instead of 4096"),
+        (|s| s.slots.push(Slot::default()), "2 slots instead of 1"),
+    ];
+    for (change, told) in changes {
+        let rig = Rig::new().await;
+        rig.save_and_restart(909).await;
+        change(&mut rig.world.state());
+        let outcome = rig.restore().await;
+        assert_eq!(codes(&outcome), ["!restore_mismatch"]);
+        let message = message(outcome);
+        assert!(message.contains(told), "{message}");
+        assert_eq!(rig.sent(), [""; 0]);
+        assert_eq!(rig.store.saved()[0].put_aside, None, "it may fit again");
+    }
+}
+
+#[tokio::test]
+async fn an_older_generation_that_fits_is_better_than_none() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(800).await;
+    rig.world.state().model_path = "/models/other.gguf";
+    rig.save_and_restart(909).await;
+    rig.world.state().model_path = "/models/m.gguf";
+    assert_eq!(
+        codes(&rig.restore().await),
+        ["restore_mismatch", "restored"]
+    );
+    assert_eq!(rig.world.state().slots[0].restored, 800);
+}
+
+#[tokio::test]
+async fn only_a_slot_never_used_since_the_start_is_restored() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.world.state().slots[0].busy = true;
+    assert_eq!(codes(&rig.restore().await), ["!restore_slot_busy"]);
+    rig.world.use_slot(0, 5);
+    assert_eq!(codes(&rig.restore().await), ["!restore_slot_used"]);
+    assert_eq!(rig.sent(), [""; 0]);
+}
+
+#[tokio::test]
+async fn trap_15_a_slot_that_the_server_has_no_more_is_not_restored_into_another() {
+    let rig = Rig::new().await;
+    rig.world.state().slots = vec![Slot::default(); 2];
+    rig.world.use_slot(1, 909);
+    rig.save().await;
+    rig.world.restart();
+    rig.world.state().slots.pop();
+    rig.sent();
+    assert_eq!(codes(&rig.restore().await), ["!restore_no_slot"]);
+    assert_eq!(rig.sent(), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_older_save_of_another_slot_is_restored_only_where_it_surely_fits_in_beside() {
+    for (tokens, expected) in [(1000, "restored"), (4000, "restore_no_room")] {
+        let rig = Rig::new().await;
+        rig.world.state().slots = vec![Slot::default(); 2];
+        rig.world.use_slot(1, tokens);
+        rig.save().await;
+        rig.world.restart();
+        rig.world.use_slot(0, 3000);
+        rig.save().await;
+        rig.world.restart();
+        assert_eq!(codes(&rig.restore().await), ["restored", expected]);
+        assert_eq!(rig.world.state().slots[0].restored, 3000);
+    }
+}
+
+#[tokio::test]
+async fn trap_15_a_rejected_file_is_put_aside_and_never_sent_again() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.world.state().rejects = true;
+    let outcome = rig.restore().await;
+    assert_eq!(codes(&outcome), ["!restore_rejected"]);
+    assert!(message(outcome).contains("invalid slot save file"));
+    assert_eq!(rig.sent().len(), 1);
+    rig.world.state().rejects = false;
+    assert_eq!(codes(&rig.restore().await), ["!restore_nothing"]);
+    assert_eq!(rig.sent(), [""; 0]);
+    assert!(rig.store.saved()[0].put_aside.is_some());
+}
+
+#[tokio::test]
+async fn after_a_rejected_file_nothing_more_is_sent_to_that_process() {
+    let rig = Rig::new().await;
+    rig.world.state().slots = vec![Slot::default(); 2];
+    rig.world.use_slot(0, 909);
+    rig.world.use_slot(1, 33);
+    rig.save().await;
+    rig.world.restart();
+    rig.sent();
+    rig.world.state().rejects = true;
+    assert_eq!(codes(&rig.restore().await), ["!restore_rejected"]);
+    assert_eq!(rig.sent(), ["POST /slots/0?action=restore"]);
+}
+
+#[tokio::test]
+async fn a_file_that_kills_the_server_is_put_aside() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    let (file, note) = (rig.file(), rig.note_path(&rig.file()));
+    // Truncated in a way that no look can tell: the note is wrong as well.
+    truncate(&rig, &file);
+    let text = std::fs::read_to_string(&note).expect("a note");
+    let bytes = rig.store.saved()[0].bytes;
+    let text = text.replace(&bytes.to_string(), &(bytes - 1).to_string());
+    std::fs::write(&note, text).expect("a note");
+    assert_eq!(codes(&rig.restore().await), ["!restore_killed_process"]);
+    assert!(rig.world.state().dead);
+    rig.world.restart();
+    assert_eq!(codes(&rig.restore().await), ["!restore_nothing"]);
+    assert!(!rig.world.state().dead);
+}
+
+#[tokio::test]
+async fn a_restore_is_noted_before_it_is_sent_and_one_that_never_ended_is_not_repeated() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.world.state().hangs = true;
+    let note = rig.note_path(&rig.file());
+    {
+        let restore = rig.restore();
+        tokio::pin!(restore);
+        while rig.sent().is_empty() {
+            tokio::select! {
+                outcome = &mut restore => panic!("ended: {outcome:?}"),
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+        let text = std::fs::read_to_string(&note).expect("a note");
+        assert!(text.contains(r#""restoring": true"#), "{text}");
+        assert_eq!(rig.store.saved()[0].put_aside, None, "it is under way");
+        // The daemon is killed here.
+    }
+    rig.world.state().hangs = false;
+    rig.world.restart();
+    let next_life = store_in(&rig.state_dir, 3);
+    assert!(next_life.saved()[0].put_aside.is_some());
+    let outcome = next_life
+        .restore(&rig.probe, &rig.world, Duration::from_secs(10))
+        .await;
+    assert_eq!(codes(&outcome), ["!restore_nothing"]);
+    assert_eq!(rig.sent(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_restore_that_hangs_ends_in_time_in_doubt() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.world.state().hangs = true;
+    let within = Duration::from_millis(400);
+    let outcome = rig.store.restore(&rig.probe, &rig.world, within).await;
+    assert_eq!(codes(&outcome), ["?restore_timeout"]);
+    assert!(rig.store.saved()[0].put_aside.is_some());
+}
+
+#[tokio::test]
+async fn trap_4_tokens_that_did_not_come_back_are_told() {
+    // More cannot be told here: whether they are used shows only in the answer to a real request.
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.world.state().loses = 9;
+    let outcome = rig.restore().await;
+    assert_eq!(codes(&outcome), ["restore_partial"]);
+    assert!(message(outcome).contains("900 tokens restored into slot 0, 909 were saved"));
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_or_sleeps_keeps_the_file_good() {
+    let changes: [(Change, &str); 4] = [
+        (|s| s.router = true, "!restore_not_supported"),
+        (|s| s.sleeping = true, "!restore_asleep"),
+        (|s| s.without_slot_folder = true, "!restore_not_supported"),
+        (|s| s.dead = true, "!restore_unchecked"),
+    ];
+    for (change, code) in changes {
+        let rig = Rig::new().await;
+        rig.save_and_restart(909).await;
+        change(&mut rig.world.state());
+        assert_eq!(codes(&rig.restore().await), [code]);
+        assert_eq!(rig.store.saved()[0].put_aside, None);
+    }
+}
+
+#[tokio::test]
+async fn trap_14_which_save_is_newest_does_not_hang_on_any_clock() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(800).await;
+    let (file, old) = (rig.file(), rig.store.saved()[0].saved_at);
+    // The clock of that day was an hour ahead.
+    let note = rig.note_path(&file);
+    let text = std::fs::read_to_string(&note).expect("a note");
+    let ahead = text.replace(&old.to_string(), &(old + 3600).to_string());
+    std::fs::write(&note, ahead).expect("a note");
+    rig.save_and_restart(909).await;
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    assert_eq!(rig.world.state().slots[0].restored, 909);
+}

@@ -1,0 +1,290 @@
+//! Saving slots.
+
+use std::{os::unix::fs::PermissionsExt, time::Duration};
+
+use wechsler::machine::Outcome;
+
+use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, store_in};
+
+#[tokio::test]
+async fn a_save_goes_to_a_new_name_is_checked_and_noted() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    assert_eq!(codes(&rig.save().await), ["saved"]);
+    let file = rig.file();
+    assert!(file.starts_with("localbot.2"), "{file}");
+    assert_eq!(rig.sent(), ["POST /slots/0?action=save"]);
+    let saved = &rig.store.saved()[0];
+    assert_eq!(
+        (saved.name.as_str(), &saved.file, saved.slot),
+        ("localbot", &file, 0)
+    );
+    assert_eq!((saved.tokens, saved.n_ctx), (909, 4096));
+    assert_eq!(saved.bytes, 24 + 909 * BYTES_PER_TOKEN as u64);
+    assert_eq!((saved.model.as_str(), &saved.put_aside), ("m", &None));
+}
+
+#[tokio::test]
+async fn notes_outlive_the_daemon_and_are_for_its_eyes_only() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    let note = rig.note_path(&rig.file());
+    let mode = |path: &std::path::Path| {
+        std::fs::metadata(path)
+            .expect("it is there")
+            .permissions()
+            .mode()
+            & 0o777
+    };
+    assert_eq!(mode(&note), 0o600);
+    assert_eq!(mode(note.parent().expect("a folder")), 0o700);
+    assert_eq!(store_in(&rig.state_dir, 3).saved(), rig.store.saved());
+}
+
+#[tokio::test]
+async fn each_slot_has_its_name_and_what_holds_most_is_saved_first() {
+    let rig = Rig::new().await;
+    rig.world.state().slots = vec![Slot::default(); 3];
+    rig.world.use_slot(0, 10);
+    rig.world.use_slot(2, 500);
+    assert_eq!(codes(&rig.save().await), ["saved", "saved"]);
+    assert_eq!(
+        rig.sent(),
+        ["POST /slots/2?action=save", "POST /slots/0?action=save"]
+    );
+    let mut names: Vec<_> = rig.store.saved().into_iter().map(|s| s.name).collect();
+    names.sort();
+    assert_eq!(names, ["localbot", "localbot-2"]);
+}
+
+#[tokio::test]
+async fn a_busy_slot_is_not_saved_and_it_is_said() {
+    let rig = Rig::new().await;
+    rig.world.state().slots = vec![Slot::default(); 2];
+    rig.world.use_slot(0, 500);
+    rig.world.use_slot(1, 10);
+    rig.world.state().slots[0].busy = true;
+    assert_eq!(codes(&rig.save().await), ["slot_busy", "saved"]);
+    assert_eq!(rig.sent(), ["POST /slots/1?action=save"]);
+}
+
+#[tokio::test]
+async fn trap_3_an_empty_slot_is_not_saved() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    assert_eq!(codes(&rig.save().await), ["slot_empty"]);
+    rig.world.use_slot(0, 0);
+    assert_eq!(codes(&rig.save().await), ["slot_empty"]);
+    assert_eq!(rig.sent(), [""; 0]);
+    assert_eq!(rig.store.saved().len(), 1);
+}
+
+#[tokio::test]
+async fn trap_3_a_save_that_turns_out_empty_does_not_count_and_leaves_nothing() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    let good = rig.file();
+    // Moved into the RAM cache between the look and the save, as a request elsewhere does it.
+    rig.world.state().slots[0].tokens = Some(0);
+    let lying = crate::server::Server::start({
+        let world = rig.world.clone();
+        move |q| {
+            let mut state = world.state();
+            match q.what.as_str() {
+                "GET /props" => crate::server::Reply::Say(200, r#"{"total_slots":1}"#.into()),
+                "GET /slots" => crate::server::Reply::Say(
+                    200,
+                    r#"[{"id":0,"n_ctx":4096,"is_processing":false,"n_prompt_tokens":33}]"#.into(),
+                ),
+                _ => {
+                    let body: serde_json::Value = serde_json::from_str(&q.body).expect("JSON");
+                    let file = body["filename"].as_str().expect("a name");
+                    state.disk.insert(file.into(), vec![0; 36]);
+                    let said = format!(
+                        r#"{{"id_slot":0,"filename":"{file}","n_saved":0,"n_written":36}}"#
+                    );
+                    crate::server::Reply::Say(200, said)
+                }
+            }
+        }
+    })
+    .await;
+    let probe = lying.probe(wechsler::machine::BackendKind::LlamaCpp);
+    let outcome = rig
+        .store
+        .save(&probe, &rig.world, Duration::from_secs(10))
+        .await;
+    assert_eq!(codes(&outcome), ["slot_empty"]);
+    assert_eq!(rig.file(), good);
+    assert_eq!(rig.store.saved().len(), 1);
+}
+
+#[tokio::test]
+async fn trap_2_a_full_disk_costs_the_new_file_and_no_older_one() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    let good = rig.file();
+    // Another model's saves say nothing about the size of this one's, so it is tried.
+    rig.world.state().model_path = "/models/other.gguf";
+    rig.world.use_slot(0, 909);
+    rig.world.state().free = 1000;
+    assert_eq!(codes(&rig.save().await), ["!disk_full"]);
+    assert_eq!(rig.sent().len(), 1);
+    assert_eq!(rig.file(), good, "the truncated rest is removed");
+    assert_eq!(rig.store.saved().len(), 1);
+}
+
+#[tokio::test]
+async fn trap_2_a_save_that_cannot_fit_is_not_even_tried() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(100).await;
+    rig.world.use_slot(0, 1000);
+    rig.world.state().free = 300 * BYTES_PER_TOKEN as u64;
+    assert_eq!(codes(&rig.save().await), ["!disk_full"]);
+    assert_eq!(rig.sent(), [""; 0]);
+}
+
+#[tokio::test]
+async fn trap_11_a_sleeping_server_is_not_woken_to_save_what_it_has_lost() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().sleeping = true;
+    assert_eq!(codes(&rig.save().await), ["slots_asleep"]);
+    assert!(rig.world.state().sleeping);
+    assert_eq!(rig.world.asked(""), ["GET /props"]);
+}
+
+#[tokio::test]
+async fn trap_15_an_answer_for_another_slot_does_not_count() {
+    let rig = Rig::new().await;
+    let wrapping = crate::server::Server::start(|q| match q.what.as_str() {
+        "GET /props" => crate::server::Reply::Say(200, "{}".into()),
+        "GET /slots" => crate::server::Reply::Say(
+            200,
+            r#"[{"id":0,"is_processing":false,"n_prompt_tokens":33},{"id":7,"is_processing":false,"n_prompt_tokens":33}]"#.into(),
+        ),
+        "POST /slots/0?action=save" => crate::server::Reply::Say(
+            200,
+            r#"{"id_slot":1,"filename":"x","n_saved":33,"n_written":36}"#.into(),
+        ),
+        other => panic!("an id beyond the last slot: {other}"),
+    })
+    .await;
+    let probe = wrapping.probe(wechsler::machine::BackendKind::LlamaCpp);
+    let outcome = rig
+        .store
+        .save(&probe, &rig.world, Duration::from_secs(10))
+        .await;
+    assert_eq!(codes(&outcome), ["!save_failed"]);
+    assert!(rig.store.saved().is_empty());
+}
+
+#[tokio::test]
+async fn a_save_into_another_folder_does_not_count() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().other_folder = true;
+    let outcome = rig.save().await;
+    assert_eq!(codes(&outcome), ["!save_misplaced"]);
+    assert!(matches!(outcome, Outcome::Failed(w) if w.message.contains("/mnt/slots")));
+}
+
+#[tokio::test]
+async fn a_save_that_nobody_could_check_does_not_count() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().ssh_down = true;
+    assert_eq!(codes(&rig.save().await), ["!save_unchecked"]);
+    assert!(rig.store.saved().is_empty());
+}
+
+#[tokio::test]
+async fn a_server_without_a_slot_folder_says_so_and_is_remembered() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().without_slot_folder = true;
+    assert_eq!(codes(&rig.save().await), ["!save_not_supported"]);
+    let activity = rig.probe.activity(wechsler::machine::Instant::START).await;
+    let why = activity.and_then(|a| a.cannot_save).unwrap_or_default();
+    assert!(why.contains("does not support"), "{why}");
+}
+
+#[tokio::test]
+async fn a_router_saves_nothing() {
+    let rig = Rig::new().await;
+    rig.world.state().router = true;
+    assert_eq!(codes(&rig.save().await), ["!save_not_supported"]);
+    assert_eq!(rig.world.asked(""), ["GET /props"]);
+}
+
+#[tokio::test]
+async fn a_save_that_hangs_ends_in_time() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().hangs = true;
+    let within = Duration::from_millis(300);
+    let outcome = rig.store.save(&rig.probe, &rig.world, within).await;
+    assert_eq!(codes(&outcome), ["!save_timeout"]);
+    assert!(rig.store.saved().is_empty());
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_no_reason_to_wait() {
+    let rig = Rig::new().await;
+    rig.world.state().dead = true;
+    assert_eq!(codes(&rig.save().await), ["!save_failed"]);
+}
+
+#[tokio::test]
+async fn generations_beyond_those_to_keep_go_and_the_longest_conversation_stays() {
+    let rig = Rig::new().await;
+    for tokens in [5, 900, 10, 11, 12] {
+        rig.save_and_restart(tokens).await;
+    }
+    let tokens: Vec<_> = rig.store.saved().iter().map(|s| s.tokens).collect();
+    assert_eq!(tokens, [12, 11, 10, 900]);
+    assert_eq!(rig.world.files().len(), 4);
+}
+
+#[tokio::test]
+async fn a_damaged_note_is_told_and_lived_without() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(5).await;
+    rig.save_and_restart(6).await;
+    let newest = rig.store.saved()[0].file.clone();
+    std::fs::write(rig.note_path(&newest), b"{half").expect("a note");
+    std::fs::write(rig.note_path("x"), vec![b' '; 1 << 20]).expect("a note");
+    let tokens: Vec<_> = rig.store.saved().iter().map(|s| s.tokens).collect();
+    assert_eq!(tokens, [5]);
+    assert_eq!(rig.store.damaged().len(), 2);
+    rig.world.use_slot(0, 7);
+    assert_eq!(codes(&rig.save().await), ["saved"]);
+}
+
+#[tokio::test]
+async fn a_sweep_takes_old_leftovers_of_ours_and_nothing_else() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(5).await;
+    rig.save_and_restart(6).await;
+    let noted = rig.store.saved();
+    // The digits before the running number tell whose file it is.
+    let own = &noted[0].file[..noted[0].file.len() - "0000.slot".len()];
+    let tag = &own[own.len() - 6..];
+    let leftover = format!("localbot.20200101T000000-{tag}0001.slot");
+    let others = [
+        "localbot.bin".to_owned(),
+        "localbot.20200101T000000-zzzzzz0001.slot".to_owned(),
+        format!("{own}ffff.slot"),
+    ];
+    for file in others.iter().chain([&leftover]) {
+        rig.world.state().disk.insert(file.clone(), vec![1]);
+    }
+    // A note that cannot be read still protects its file.
+    std::fs::write(rig.note_path(&noted[1].file), b"{half").expect("a note");
+    assert_eq!(rig.store.sweep(&rig.world).await, 1);
+    let files = rig.world.files();
+    assert!(!files.contains(&leftover));
+    assert_eq!(files.len(), 5);
+    rig.world.state().ssh_down = true;
+    assert_eq!(rig.store.sweep(&rig.world).await, 0);
+}

@@ -1,0 +1,109 @@
+"""Interleaved A/B of whole switches between two real llama.cpp servers, each with 4,500 tokens to save and restore.
+
+A: `wechsler switch NAME --no-drain`, the wall time of the whole client process, over SSH and HTTP from the management
+host (--no-drain because waiting for clients, and confirming that there are none, is no overhead of the supervisor).
+B: server/switch_by_hand.py on the server itself, which saves, stops, starts, polls /health every millisecond and
+restores; the time it measures itself. Prints median and 95th percentile of both and of the difference.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from rig import conversation, daemon, machine  # noqa: E402
+
+NAMES = ("llama-cpp", "vllm")  # the second is a llama.cpp too; it has borrowed the unit that the rights name
+UNIT = dict(zip(NAMES, machine.UNITS))
+PORT = {"llama-cpp": "8080", "vllm": "8000"}
+URL = {"llama-cpp": machine.GpuServer.LLAMA, "vllm": machine.GpuServer.VLLM}
+
+
+def percentile(values: list[float], part: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--switches", type=int, default=48, help="of each kind")
+    options.add_argument("--json", action="store_true", help="the single times as JSON at the end")
+    options = options.parse_args()
+
+    gpu = machine.GpuServer()
+    gpu.prepare()
+    gpu.fresh()
+    wechsler = None
+    try:
+        for name in NAMES:
+            machine.write(gpu.root / f"etc/systemd/system/{UNIT[name]}.d/zz-bench.conf", f"""[Unit]
+StartLimitBurst=10000
+[Service]
+User=llama
+Group=llama-slots
+Environment=PYTHONPATH=/opt/lab/site PYTHONUNBUFFERED=1
+ExecStart=
+ExecStart=/usr/bin/python3 /opt/lab/bin/llama_server.py --model /opt/lab/model.gguf --host 0.0.0.0 \\
+    --port {PORT[name]} --ctx-size 16384 --parallel 1 --slot-save-path {machine.SLOTS}/
+""")
+        gpu.ssh("sync; systemctl daemon-reload")
+        slots = {"dir": machine.SLOTS, "save_timeout": "10s", "restore_timeout": "10s", "keep": 2}
+        wechsler = daemon.Wechsler(gpu, machine.RUN / "bench", backends={
+            "llama-cpp": {"restore": "offer"},
+            "vllm": {"kind": "llama-cpp", "restore": "offer", "slots": {**slots, "name": "other"}}})
+        wechsler.start()
+        wechsler.do("start", "llama-cpp")
+        talks = {name: conversation.Conversation(URL[name], about=name) for name in NAMES}
+
+        def by_daemon(old: str, new: str) -> float:
+            wechsler.wait(old, lambda s: s["state"] == old and not s["operation"], 10)
+            return wechsler.do("switch", new, "--no-drain").seconds * 1000
+
+        def by_hand(old: str, new: str) -> float:
+            out = gpu.ssh(f"/usr/bin/python3 /opt/lab/bin/switch_by_hand.py {UNIT[old]} {PORT[old]} {UNIT[new]} "
+                          f"{PORT[new]} by-hand").stdout
+            return json.loads(out)["restored"]
+
+        times = {by_daemon: [], by_hand: []}
+        current, other = NAMES
+        talks[current].say()
+        for warm in (by_daemon, by_hand):
+            warm(current, other)
+            current, other = other, current
+            talks[current].say()
+        misses = 0
+        order = [by_daemon, by_hand, by_hand, by_daemon]
+        for number in range(options.switches * 2):
+            method = order[number % 4]
+            times[method].append(method(current, other))
+            current, other = other, current
+            misses += talks[current].say().reused < 0.9
+            if number % 8 == 7:
+                print(f"{number + 1} of {options.switches * 2}", file=sys.stderr, flush=True)
+        a, b = times[by_daemon], times[by_hand]
+        print(f"switches of each kind: {len(a)}; conversations lost: {misses}")
+        print(f"{'':24}{'p50':>9}{'p95':>9}{'mean':>9}  ms")
+        for label, values in (("wechsler switch", a), ("script on the server", b)):
+            print(f"{label:24}{percentile(values, .5):9.1f}{percentile(values, .95):9.1f}{statistics.mean(values):9.1f}")
+        print(f"{'difference':24}{percentile(a, .5) - percentile(b, .5):9.1f}"
+              f"{percentile(a, .95) - percentile(b, .95):9.1f}{statistics.mean(a) - statistics.mean(b):9.1f}")
+        if options.json:
+            print(json.dumps({"wechsler": a, "script": b}))
+    except AssertionError:
+        if wechsler is not None:
+            print(wechsler.log_tail(100), file=sys.stderr)
+        raise
+    finally:
+        if wechsler is not None:
+            wechsler.stop()
+        gpu.close()
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    main()
+    print(f"({time.monotonic() - began:.0f} s in all)")

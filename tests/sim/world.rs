@@ -1,0 +1,105 @@
+//! The simulated server behind the driver's seam.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use wechsler::{
+    driver,
+    machine::{
+        BackendId, Instant, Outcome, Verb,
+        reading::{Ask, Reading},
+    },
+};
+
+use super::Sim;
+
+/// A handle on a simulated server. Clones share it, so that a test can meddle while the driver watches.
+#[derive(Clone)]
+pub struct World {
+    sim: Arc<Mutex<Sim>>,
+    epoch: tokio::time::Instant,
+    silent_after: Duration,
+}
+
+impl World {
+    /// Its time starts now. Make it right before the driver, on a paused clock.
+    pub fn new(sim: Sim) -> Self {
+        Self {
+            sim: Arc::new(Mutex::new(sim)),
+            epoch: tokio::time::Instant::now(),
+            silent_after: Duration::from_secs(2),
+        }
+    }
+
+    pub fn now(&self) -> Instant {
+        Instant::after_start(self.epoch.elapsed())
+    }
+
+    /// The server as it is now.
+    pub fn sim(&self) -> MutexGuard<'_, Sim> {
+        let mut sim = self
+            .sim
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        sim.advance(self.now());
+        sim
+    }
+}
+
+impl driver::World for World {
+    async fn look(&self, ask: Ask, now: Instant) -> Reading {
+        let (reading, takes) = {
+            let mut sim = self.sim();
+            let reading = sim.look(ask, now);
+            let answers = matches!(sim.power, super::Power::On | super::Power::GoingDown { .. });
+            let silent = !answers || sim.faults.ssh_silent || sim.faults.http_silent;
+            let takes = match (sim.faults.looks_hang, silent) {
+                (true, _) => None,
+                (_, true) => Some(self.silent_after),
+                _ => Some(sim.times.trip),
+            };
+            (reading, takes)
+        };
+        match takes {
+            Some(takes) => tokio::time::sleep(takes).await,
+            None => std::future::pending().await,
+        }
+        reading
+    }
+
+    async fn carry_out(&self, verb: Verb, _within: Duration) -> Outcome {
+        let answered = self.sim().order(verb, self.now());
+        // Whoever gives an order up gives its session up, too: only another one can tell what became of it.
+        let mut session = Session {
+            world: self,
+            answered: false,
+        };
+        match answered.at {
+            Some(at) => tokio::time::sleep_until(self.epoch + at.since_start()).await,
+            None => std::future::pending().await,
+        }
+        session.answered = true;
+        answered.outcome
+    }
+
+    async fn post_mortem(&self, backend: BackendId) -> Vec<String> {
+        let trip = self.sim().times.trip;
+        tokio::time::sleep(trip).await;
+        vec![format!("journal of backend {backend}")]
+    }
+}
+
+struct Session<'a> {
+    world: &'a World,
+    answered: bool,
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.world.sim().break_session();
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! A sample server for the specification: two backends, short round times.
+
+use std::time::Duration;
+
+use wechsler::machine::{
+    BackendId, BackendKind, BackendPolicy, BootId, Instant, Invocation, Look, OnStartTimeout,
+    Policy, RestorePolicy, Seen, Server, Use, WakeCheck,
+};
+
+/// llama.cpp, with slots.
+pub const LLAMA: BackendId = BackendId(0);
+/// vLLM.
+pub const VLLM: BackendId = BackendId(1);
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Seconds after the daemon's start.
+pub const fn at(seconds: u64) -> Instant {
+    Instant::after_start(s(seconds))
+}
+
+fn backend(name: &str, kind: BackendKind, slots: bool) -> BackendPolicy {
+    BackendPolicy {
+        name: name.into(),
+        kind,
+        start_timeout: s(120),
+        on_start_timeout: OnStartTimeout::Leave,
+        drain_timeout: s(60),
+        stop_timeout: s(90),
+        kill_timeout: s(15),
+        slots,
+        restore: RestorePolicy::Offer,
+        save_timeout: s(60),
+        restore_timeout: s(60),
+    }
+}
+
+/// Nothing happens by itself.
+pub fn quiet() -> Policy {
+    Policy {
+        backends: vec![
+            backend("llama-cpp", BackendKind::LlamaCpp, true),
+            backend("vllm", BackendKind::Vllm, false),
+        ],
+        default_backend: LLAMA,
+        can_wake: true,
+        wake_check: WakeCheck::Warn,
+        wake_resend: s(3),
+        boot_timeout: s(300),
+        power_off_timeout: s(180),
+        command_timeout: s(10),
+        silence: s(30),
+        misses: 2,
+        conflict_after: s(3),
+        idle_stop_after: None,
+        idle_power_off_after: None,
+        policy_backoff: s(60),
+    }
+}
+
+/// Everything that can happen by itself does.
+pub fn eager() -> Policy {
+    let mut policy = quiet();
+    policy.idle_stop_after = Some(s(1200));
+    policy.idle_power_off_after = Some(s(600));
+    policy.backends[0].restore = RestorePolicy::Auto;
+    policy.backends[1].on_start_timeout = OnStartTimeout::Stop;
+    policy
+}
+
+/// A look at a server that is on (first boot, first session), nobody else there, armed for the next wake.
+pub fn on(now: Instant, llama: Seen, vllm: Seen) -> Look {
+    let mut look = Look::nothing(2);
+    look.at = now;
+    look.server = Server::On {
+        boot: BootId(1),
+        session: 1,
+    };
+    look.people = Some(false);
+    look.wake_armed = Some(true);
+    for (i, seen) in [llama, vllm].into_iter().enumerate() {
+        let b = &mut look.backends[i];
+        b.seen = seen;
+        b.use_at = now;
+        let has_run = !matches!(
+            seen,
+            Seen::Stopped | Seen::Missing | Seen::Stranger | Seen::Unknown
+        );
+        b.invocation = has_run.then_some(Invocation(i as u128 + 1));
+        if seen == Seen::Running {
+            b.use_ = Use::Idle;
+            b.mark = Some(0);
+            b.holds_tokens = i == 0;
+        }
+    }
+    look
+}
+
+/// A look that found nothing that is up.
+pub fn off(now: Instant, server: Server) -> Look {
+    let mut look = Look::nothing(2);
+    look.at = now;
+    look.server = server;
+    look
+}
