@@ -26,8 +26,8 @@ use super::{
     status::Status,
 };
 use crate::machine::{
-    Answer, Command, Effect, End, Event, Goal, Instant, Kind, Look, Machine, OpId, Outcome,
-    PowerChoice, Refusal, RequestId, Seen, Server, Verb, VerbId, View, WakeCheck, Warning,
+    Answer, Command, Effect, End, Event, Goal, Instant, Kind, Machine, OpId, Outcome, PowerChoice,
+    Refusal, RequestId, Server, Verb, VerbId, View, WakeCheck, Warning,
     evidence::judge,
     reading::{BackendReading, Reading},
 };

@@ -278,13 +278,14 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
             Ended
         }
         Goal::Run(backend) | Goal::Restart(backend) => run(core, leaf, backend, step),
-        Goal::Stop => match leave_all(core, leaf, None, step) {
-            Some(pursued) => pursued,
-            None => {
+        Goal::Stop => {
+            if let Some(pursued) = leave_all(core, leaf, None, step) {
+                pursued
+            } else {
                 core.done(step);
                 Ended
             }
-        },
+        }
         Goal::Off => match leave_all(core, leaf, None, step) {
             Some(pursued) => pursued,
             None => power_off(core, leaf, cause, step),
@@ -360,8 +361,8 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
                 work.failing = None;
             }
             let until = core.now + core.policy.boot_timeout;
-            let life = matches!(core.look.server, Server::Booting(_));
-            let order = (!life).then(|| core.order(Verb::Wake, core.policy.command_timeout));
+            // The first round always goes out: what refuses a connection may be somebody else at its address.
+            let order = Some(core.order(Verb::Wake, core.policy.command_timeout));
             let resend = (core.now + core.policy.wake_resend).min(until);
             Leaf(Some(State::Waking {
                 order,
