@@ -17,7 +17,9 @@ use wechsler::{
     machine::{
         BackendId, BackendKind, BackendPolicy, Instant, OnStartTimeout, Outcome, Policy,
         RestorePolicy, Verb, WakeCheck,
-        reading::{ActiveState, Ask, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed},
+        reading::{
+            ActiveState, Ask, BackendReading, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed,
+        },
     },
 };
 
@@ -36,6 +38,8 @@ case "$*" in
   *" show "*) cat "$here/show" ;;
   *"start vllm"*) echo "Failed to start vllm.service: Access denied" >&2; exit 4 ;;
   *"start hang"*) echo "Failed to start hang.service: Unit hang.service not found." >&2; exit 5 ;;
+  *poweroff*) [ -e "$here/inhibited" ] && { echo "Call to PowerOff failed: Interactive authentication required." >&2; exit 1; }
+     echo "$*" >>"$here/orders" ;;
   *) echo "$*" >>"$here/orders" ;;
 esac"#,
     );
@@ -261,7 +265,7 @@ async fn what_is_not_asked_is_not_read() {
     assert_eq!(
         reading,
         Reading {
-            backends: vec![Default::default(); 3],
+            backends: vec![BackendReading::default(); 3],
             ..Reading::default()
         }
     );
@@ -334,6 +338,19 @@ async fn an_order_without_an_answer_is_unknown_and_the_next_look_comes_from_a_la
         reading.ssh.expect("read").value,
         Ssh::Answered { session: 3, .. }
     ));
+}
+
+#[tokio::test]
+async fn an_inhibited_power_off_names_the_inhibitor() {
+    let lab = lab(nowhere()).await;
+    lab.programs.write("inhibited", "");
+    let Outcome::Failed(why) = lab.host.carry_out(Verb::PowerOff, LONG).await else {
+        panic!("it is inhibited");
+    };
+    assert_eq!(
+        (why.code.as_str(), why.message.contains("apt: Installing")),
+        ("blocked", true)
+    );
 }
 
 #[tokio::test]
