@@ -64,5 +64,6 @@ pub(crate) fn tests_policy() -> crate::machine::Policy {
         idle_stop_after: None,
         idle_power_off_after: None,
         policy_backoff: Duration::from_secs(60),
+        gpu_baseline_mib: None,
     }
 }

@@ -204,7 +204,7 @@ mod tests {
     fn tool() -> GpuTool {
         GpuTool {
             enabled: true,
-            baseline_mib: 600,
+            baseline_mib: Some(600),
             ignore: vec!["Xorg".into(), "ffmpeg".into()],
             foreign_threshold_mib: 100,
             timeout: Duration::from_secs(5),
