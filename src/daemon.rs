@@ -8,14 +8,14 @@ use tokio::{
     sync::watch,
     task::JoinError,
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     config::Config,
     driver::{self, Pulse, Setup, status::Status},
     front::socket,
-    host::Host,
+    host::{Host, HostError},
 };
 
 /// Once told to end, the process does so after this long at the latest, whatever hangs.
@@ -30,8 +30,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Socket(#[from] socket::BindError),
     /// The server cannot be spoken to as configured.
-    #[error("{0}")]
-    Host(String),
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The system refuses to tell of signals.
     #[error("signals cannot be listened for: {0}")]
     Signals(#[source] io::Error),
@@ -62,27 +62,40 @@ pub fn start_tracing() {
 }
 
 /// The process of `wechsler daemon`: from configuration to exit code.
+#[must_use]
 pub fn process(config: Config) -> ExitCode {
     start_tracing();
-    // One thread is plenty: everything waits for the network.
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    for warning in config.warnings() {
+        warn!("{warning}");
+    }
+    // One thread: everything here waits, nothing computes.
+    let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build();
-    let ended = match runtime {
-        Ok(runtime) => runtime.block_on(run(config)),
-        Err(error) => Err(DaemonError::Signals(error)),
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "no runtime");
+            return ExitCode::FAILURE;
+        }
     };
+    let ended = runtime.block_on(run(config));
+    // A disk that hangs must not keep the process.
+    runtime.shutdown_timeout(END_AT_MOST);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(%error, "the daemon ends");
-            eprintln!("wechsler: {error}");
-            ExitCode::FAILURE
+        Err(why) => {
+            error!("{why}");
+            match why {
+                // Wrong configuration, for systemd's RestartPreventExitStatus.
+                DaemonError::Host(_) => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
 
-/// Runs the daemon until SIGTERM, SIGINT or SIGHUP. Needs a tokio runtime with time and IO.
+/// The daemon until SIGTERM, SIGINT or SIGHUP. Needs a tokio runtime with time and IO.
 ///
 /// # Errors
 /// See [`DaemonError`]. A daemon that ends by a signal has not failed.
@@ -92,7 +105,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     // First the socket: a second daemon ends here, before it has looked at or touched anything.
     let listener =
         socket::Listener::bind(&config.daemon.socket, config.daemon.group.as_deref()).await?;
-    let host = Host::new(&config).map_err(|error| DaemonError::Host(error.to_string()))?;
+    let host = Host::new(&config)?;
 
     let (end, told_to_end) = watch::channel(false);
     let setup = Setup {

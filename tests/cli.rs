@@ -137,7 +137,7 @@ fn a_failed_start_exits_1_and_shows_the_last_words_of_the_unit() {
     assert!(text.contains("✗ start vllm: failed after 0."), "{text}");
     assert!(text.contains("[start_failed]") && text.contains("  hint: read the unit"));
     assert!(
-        text.contains("  │ ValueError: no such model \\u{1b}[31m"),
+        text.contains("  │ ValueError: no such model /mnt/models/x\n"),
         "{text}"
     );
     let document = object(&run(&fake.socket, &["switch", "vllm", "--json"]));

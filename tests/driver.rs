@@ -42,7 +42,7 @@ const START: Command = Command::Start(
     },
 );
 /// Longer than anything here may take.
-const LONG: Duration = Duration::from_secs(900);
+const LONG: Duration = Duration::from_mins(15);
 
 /// A driver at work on a simulated server.
 struct Bench {
@@ -129,7 +129,7 @@ impl Bench {
         let mut status = self.handle.status.clone();
         match timeout(LONG, status.wait_for(so)).await {
             Ok(status) => Arc::clone(&status.expect("the driver lives")),
-            Err(_) => panic!("never came; last: {:#?}", self.handle.status.borrow()),
+            Err(late) => panic!("{late}; last: {:#?}", self.handle.status.borrow()),
         }
     }
 
@@ -310,7 +310,7 @@ async fn looks_that_hang_are_given_up_and_what_comes_after_counts() {
     let bench = Bench::new(on());
     bench.state("gpu-idle").await;
     bench.world.sim().faults.looks_hang = true;
-    tokio::time::sleep(Duration::from_secs(120)).await;
+    tokio::time::sleep(Duration::from_mins(2)).await;
     bench.world.sim().heal();
     bench.world.sim().start_by_hand(LLAMA);
     bench.state("llama-cpp").await;
@@ -444,7 +444,7 @@ async fn holds_survive_a_restart_and_expire_by_the_wall_clock() {
     let bench = Bench::with(on(), setup(sim::policy(), Some(&dir)));
     bench.ask(hold(Held::Awake, None)).await;
     bench
-        .ask(hold(Held::Backend(VLLM), Some(Duration::from_secs(3600))))
+        .ask(hold(Held::Backend(VLLM), Some(Duration::from_hours(1))))
         .await;
     let sim = bench.shut_down().await.sim().clone();
     let bench = Bench::with(sim, setup(sim::policy(), Some(&dir)));
@@ -601,7 +601,48 @@ async fn at_rest_the_world_is_left_alone() {
     bench.state("llama-cpp").await;
     assert_eq!(bench.world.sim().backend(LLAMA).phase, Phase::Ready);
     bench.world.sim().looks = 0;
-    tokio::time::sleep(Duration::from_secs(600)).await;
+    tokio::time::sleep(Duration::from_mins(10)).await;
     let looks = bench.world.sim().looks;
     assert!((60..=160).contains(&looks), "{looks} looks in ten minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_hangs_is_killed_once_and_the_switch_goes_on() {
+    let bench = Bench::new(on());
+    bench.state("gpu-idle").await;
+    let op = bench.accepted(START).await;
+    bench.ended(op).await;
+    bench.world.sim().faults.stop_hangs = true;
+    let op = bench
+        .accepted(Command::Switch(VLLM, Options::default()))
+        .await;
+    let record = bench.ended(op).await;
+    assert_eq!(record.end.as_deref(), Some("done"), "{record:?}");
+    let sim = bench.world.sim();
+    let kills = sim.deeds.iter().filter(|(_, d)| *d == Deed::Killed(LLAMA));
+    assert_eq!(kills.count(), 1, "{:?}", sim.deeds);
+    assert_eq!(sim.holders(), [VLLM]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_switch_costs_little_beyond_what_stopping_and_loading_take() {
+    let bench = Bench::new(on());
+    bench.state("gpu-idle").await;
+    let op = bench.accepted(START).await;
+    bench.ended(op).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    let bare = {
+        let mut sim = bench.world.sim();
+        sim.times.gpu_release = Duration::ZERO;
+        sim.times.stop + sim.times.load[1]
+    };
+    let began = Instant::now();
+    let options = Options {
+        replace: false,
+        no_drain: true,
+    };
+    let op = bench.accepted(Command::Switch(VLLM, options)).await;
+    bench.ended(op).await;
+    let more = began.elapsed().saturating_sub(bare);
+    assert!(more < Duration::from_millis(150), "{more:?}");
 }

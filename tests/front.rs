@@ -45,7 +45,8 @@ fn raw(fake: &Fake, request: &str) -> String {
     stream
         .set_read_timeout(Some(Duration::from_secs(20)))
         .unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
+    // A server that has seen enough may close before all is sent.
+    let _ = stream.write_all(request.as_bytes());
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     answer

@@ -36,15 +36,15 @@ pub(crate) fn tests_policy() -> crate::machine::Policy {
     let backend = |name: &str, kind, slots| BackendPolicy {
         name: name.into(),
         kind,
-        start_timeout: Duration::from_secs(120),
+        start_timeout: Duration::from_mins(2),
         on_start_timeout: OnStartTimeout::Leave,
-        drain_timeout: Duration::from_secs(60),
+        drain_timeout: Duration::from_mins(1),
         stop_timeout: Duration::from_secs(90),
         kill_timeout: Duration::from_secs(15),
         slots,
         restore: RestorePolicy::Auto,
-        save_timeout: Duration::from_secs(60),
-        restore_timeout: Duration::from_secs(60),
+        save_timeout: Duration::from_mins(1),
+        restore_timeout: Duration::from_mins(1),
     };
     Policy {
         backends: vec![
@@ -55,15 +55,15 @@ pub(crate) fn tests_policy() -> crate::machine::Policy {
         can_wake: true,
         wake_check: WakeCheck::Warn,
         wake_resend: Duration::from_secs(3),
-        boot_timeout: Duration::from_secs(300),
-        power_off_timeout: Duration::from_secs(180),
+        boot_timeout: Duration::from_mins(5),
+        power_off_timeout: Duration::from_mins(3),
         command_timeout: Duration::from_secs(10),
         silence: Duration::from_secs(30),
         misses: 3,
         conflict_after: Duration::from_secs(5),
         idle_stop_after: None,
         idle_power_off_after: None,
-        policy_backoff: Duration::from_secs(60),
-        gpu_baseline_mib: None,
+        policy_backoff: Duration::from_mins(1),
+        gpu_baseline_mib: Some(500),
     }
 }

@@ -9,13 +9,18 @@ use std::time::Duration;
 use crate::{
     config::Probe,
     machine::{
-        Goal, Instant, Kind, Pace, Seen, Server, Verb, View,
-        reading::{ActiveState, Ask, Reading, Ssh, Unit},
+        Goal, Instant, Kind, Look, Pace, Seen, Server, Verb, View,
+        reading::{
+            ActiveState, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Ssh, Unit,
+            WakeArmed,
+        },
     },
 };
 
 /// Between two looks at use while it matters: llama.cpp's `/slots` and `/metrics` interrupt its work.
 const ACTIVITY: Duration = Duration::from_secs(2);
+/// ... and at rest at most: an older word of it is no evidence of idleness.
+const ACTIVITY_REST: Duration = Duration::from_secs(10);
 /// Between two looks at the GPUs at rest.
 const GPU_REST: Duration = Duration::from_mins(1);
 /// Between two looks at the GPUs while a backend is to be proven stopped.
@@ -232,7 +237,7 @@ impl Schedule {
                 let pace = if busy {
                     ACTIVITY
                 } else {
-                    self.probe.rest.max(ACTIVITY)
+                    self.probe.rest.clamp(ACTIVITY, ACTIVITY_REST)
                 };
                 up.then_some(pace)
             }
@@ -289,15 +294,62 @@ pub(super) fn is_new(before: &Server, after: &Server) -> bool {
     }
 }
 
+/// A backend is running that was not, or by another run: its use is worth a look at once.
+pub(super) fn newly_running(before: &Look, after: &Look) -> bool {
+    after
+        .backends
+        .iter()
+        .zip(&before.backends)
+        .any(|(new, old)| {
+            new.seen == Seen::Running
+                && (old.seen != Seen::Running || old.invocation != new.invocation)
+        })
+}
+
+/// What a look that did not end says: that its sources do not answer.
+pub(super) fn given_up(source: Source, at: Instant, backends: usize) -> Reading {
+    let why = || "the look did not end in time".to_owned();
+    let mut reading = Reading::default();
+    match source {
+        Source::Core => {
+            let value = Ssh::Broken(why());
+            reading.ssh = Some(Dated { at, value });
+            let silent = BackendReading {
+                unit: Some(Dated {
+                    at,
+                    value: Unit::Unread(why()),
+                }),
+                http: Some(Dated {
+                    at,
+                    value: Http::TimedOut,
+                }),
+                ..BackendReading::default()
+            };
+            reading.backends = vec![silent; backends];
+        }
+        Source::Gpu => {
+            let value = Gpu::Hangs;
+            reading.gpu = Some(Dated { at, value });
+        }
+        Source::People => {
+            let value = People::Unread(why());
+            reading.people = Some(Dated { at, value });
+        }
+        Source::WakeArmed => {
+            let value = WakeArmed::Unknown(why());
+            reading.wake_armed = Some(Dated { at, value });
+        }
+        Source::Activity | Source::Saved => {}
+    }
+    reading
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         driver::tests_policy,
-        machine::{
-            BackendId, BootId, Cause, Machine, NextAction,
-            reading::{BackendReading, Dated, UnitState},
-        },
+        machine::{BackendId, BootId, Cause, Machine, NextAction, reading::UnitState},
     };
 
     const PROBE: Probe = Probe {

@@ -56,7 +56,7 @@ impl Source<'_> {
             .and_then(pick)
             .and_then(identity)
             .and_then(model_status);
-        let activity = active.and_then(pick).and_then(|b| b.activity.as_ref());
+        let activity = active.and_then(pick).and_then(activity);
         Status {
             schema: SCHEMA,
             server: setup.server.clone(),
@@ -274,7 +274,7 @@ impl Source<'_> {
                 continue;
             };
             let reading = self.reading.backends.get(index).unwrap_or(&unread);
-            let activity = reading.activity.as_ref().map(|a| &a.value);
+            let activity = activity(reading).map(|a| &a.value);
             let used = self.view.last_use.get(index).copied().flatten();
             let status = BackendStatus {
                 kind: kind_name(policy.kind).into(),
@@ -345,7 +345,7 @@ impl Source<'_> {
             if look.seen != Seen::Running {
                 continue;
             }
-            let in_flight = reading.activity.as_ref().and_then(|a| a.value.in_flight);
+            let in_flight = activity(reading).and_then(|a| a.value.in_flight);
             match look.use_ {
                 Use::Idle => {}
                 Use::Busy => {
@@ -458,6 +458,15 @@ fn identity(backend: &BackendReading) -> Option<&Identity> {
         Some(Http::Ready(identity)) => Some(identity),
         _ => None,
     }
+}
+
+/// Its use, as far as it was read of the process that runs now: what another one said is no longer so.
+fn activity(backend: &BackendReading) -> Option<&Dated<Activity>> {
+    let since = backend.run.as_ref().map(|run| run.at);
+    let activity = backend.activity.as_ref()?;
+    since
+        .is_none_or(|since| activity.at >= since)
+        .then_some(activity)
 }
 
 fn model_status(identity: &Identity) -> Option<ModelStatus> {

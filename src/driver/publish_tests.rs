@@ -114,7 +114,7 @@ impl Scene {
     }
 
     fn status(&self) -> Status {
-        self.status_at(Instant::after_start(Duration::from_secs(60)))
+        self.status_at(Instant::after_start(Duration::from_mins(1)))
     }
 
     fn status_at(&self, now: Instant) -> Status {
@@ -293,7 +293,7 @@ async fn an_operation_is_shown_with_its_phase_and_time_goes_on_between_looks() {
         goal: Goal::Run(BackendId(1)),
         cause: Cause::Command(RequestId(1)),
         started: Instant::after_start(Duration::from_secs(58)),
-        until: Instant::after_start(Duration::from_secs(600)),
+        until: Instant::after_start(Duration::from_mins(10)),
     });
     let status = scene.status();
     assert_eq!(status.state, "stopping");

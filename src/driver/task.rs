@@ -26,10 +26,10 @@ use super::{
     status::Status,
 };
 use crate::machine::{
-    Answer, Command, Effect, End, Event, Goal, Instant, Kind, Look, Machine, OpId, Outcome,
-    PowerChoice, Refusal, RequestId, Seen, Server, Verb, VerbId, View, WakeCheck, Warning,
+    Answer, Command, Effect, End, Event, Goal, Instant, Kind, Machine, OpId, Outcome, PowerChoice,
+    Refusal, RequestId, Server, Verb, VerbId, View, WakeCheck, Warning,
     evidence::judge,
-    reading::{BackendReading, Dated, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed},
+    reading::{BackendReading, Reading},
 };
 
 /// A look that has not ended after so long is given up. The adapters' own deadlines are shorter.
@@ -89,7 +89,6 @@ pub fn spawn<W: World>(
             backends: vec![BackendReading::default(); setup.policy.backends.len()],
             ..Reading::default()
         },
-        runs: vec![None; setup.policy.backends.len()],
         world: Arc::new(world),
         setup,
         clock,
@@ -138,9 +137,6 @@ enum Done {
     },
 }
 
-/// What is remembered of a run of a unit: which, and when it was first seen.
-type Run = (crate::machine::Invocation, Instant);
-
 struct Driver<W> {
     setup: Setup,
     world: Arc<W>,
@@ -149,7 +145,6 @@ struct Driver<W> {
     /// The machine as it was after the last step.
     view: View,
     reading: Reading,
-    runs: Vec<Option<Run>>,
     schedule: Schedule,
     history: History,
     stopwatch: Stopwatch,
@@ -284,15 +279,18 @@ impl<W: World> Driver<W> {
         self.schedule.ended(source, began, reading.is_none(), now);
         let reading = reading.unwrap_or_else(|| {
             warn!(?source, "a look did not end in time and was given up");
-            Box::new(given_up(source, began, self.setup.policy.backends.len()))
+            Box::new(probe::given_up(
+                source,
+                began,
+                self.setup.policy.backends.len(),
+            ))
         });
         self.reading.absorb(*reading);
-        self.forget_other_runs();
         self.schedule.note(&self.reading);
         let look = judge(&self.reading, &self.setup.policy, now);
         if probe::is_new(&self.view.look.server, &look.server) {
             self.schedule.want_everything();
-        } else if newly_running(&self.view.look, &look) {
+        } else if probe::newly_running(&self.view.look, &look) {
             self.schedule.want(Source::Activity);
         }
         // The machine counts looks that find nothing. What says the same of the same moment is not another one.
@@ -301,26 +299,6 @@ impl<W: World> Driver<W> {
             return;
         }
         self.step(&Event::Looked(look));
-    }
-
-    /// What was read of a process says nothing about the next one.
-    fn forget_other_runs(&mut self) {
-        for (run, backend) in self.runs.iter_mut().zip(&mut self.reading.backends) {
-            let Some(Dated {
-                at,
-                value: Unit::Loaded(unit),
-            }) = &backend.unit
-            else {
-                continue;
-            };
-            match (unit.invocation, *run) {
-                (Some(now), Some((before, _))) if now == before => {}
-                (now, _) => *run = now.map(|now| (now, *at)),
-            }
-            if let Some((_, first_seen)) = *run {
-                backend.activity.take_if(|a| a.at < first_seen);
-            }
-        }
     }
 
     fn order_ended(&mut self, verb: VerbId, what: Verb, outcome: Outcome) {
@@ -498,8 +476,8 @@ impl<W: World> Driver<W> {
         let world = Arc::clone(&self.world);
         let slack = VERB_SLACK.min(within / 4);
         self.tasks.spawn(async move {
-            let carried_out = world.carry_out(what, within - 2 * slack);
-            let outcome = tokio::time::timeout(within - slack, carried_out).await;
+            let carried_out = world.carry_out(what, within.saturating_sub(2 * slack));
+            let outcome = tokio::time::timeout(within.saturating_sub(slack), carried_out).await;
             let outcome = outcome.unwrap_or_else(|_| {
                 Outcome::Unknown(Warning::new(
                     "no_answer",
@@ -571,56 +549,6 @@ impl<W: World> Driver<W> {
             let _ = self.changes.send(Arc::new(change));
         }
     }
-}
-
-/// A backend is running that was not, or by another run: its use is worth a look at once.
-fn newly_running(before: &Look, after: &Look) -> bool {
-    after
-        .backends
-        .iter()
-        .zip(&before.backends)
-        .any(|(new, old)| {
-            new.seen == Seen::Running
-                && (old.seen != Seen::Running || old.invocation != new.invocation)
-        })
-}
-
-/// What a look that did not end says: that its sources do not answer.
-fn given_up(source: Source, at: Instant, backends: usize) -> Reading {
-    let why = || "the look did not end in time".to_owned();
-    let mut reading = Reading::default();
-    match source {
-        Source::Core => {
-            let value = Ssh::Broken(why());
-            reading.ssh = Some(Dated { at, value });
-            let silent = BackendReading {
-                unit: Some(Dated {
-                    at,
-                    value: Unit::Unread(why()),
-                }),
-                http: Some(Dated {
-                    at,
-                    value: Http::TimedOut,
-                }),
-                ..BackendReading::default()
-            };
-            reading.backends = vec![silent; backends];
-        }
-        Source::Gpu => {
-            let value = Gpu::Hangs;
-            reading.gpu = Some(Dated { at, value });
-        }
-        Source::People => {
-            let value = People::Unread(why());
-            reading.people = Some(Dated { at, value });
-        }
-        Source::WakeArmed => {
-            let value = WakeArmed::Unknown(why());
-            reading.wake_armed = Some(Dated { at, value });
-        }
-        Source::Activity | Source::Saved => {}
-    }
-    reading
 }
 
 /// A panic in a task is a bug, and must not be taken for a hung world.

@@ -101,7 +101,7 @@ pub fn router(handle: Handle) -> Router {
 
 impl Front {
     fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.handle.status.borrow())
+        Arc::new(self.handle.status_now())
     }
 
     /// Hands a command to the driver and waits for its one answer; a refusal becomes a problem.

@@ -10,6 +10,7 @@ use super::{
 };
 
 /// What a command comes to.
+#[derive(Clone, Copy)]
 enum Verdict {
     /// An operation with this goal does it.
     Pursue(Goal, Options),
@@ -53,49 +54,19 @@ pub(super) fn going_down(
     step: &mut Step,
 ) -> Outcome<State> {
     match command {
-        Command::Stop(_) | Command::Cancel | Command::Shutdown(PowerChoice::KeepOn, _) => {
-            answer(step, request, Answer::Refused(Refusal::TooLate))
+        Command::Stop(_)
+        | Command::Cancel
+        | Command::Shutdown(PowerChoice::KeepOn, _)
+        | Command::SaveSlots(_)
+        | Command::RestoreSlots(_)
+        | Command::Resolve(..) => answer(step, request, Answer::Refused(Refusal::TooLate)),
+        Command::Wake(options) => wake_again(core, request, Goal::Awake, *options, step),
+        Command::Start(backend, options) | Command::Restart(backend, options) => {
+            let wanted = backend.unwrap_or(core.policy.default_backend);
+            wake_again(core, request, Goal::Run(wanted), *options, step)
         }
-        Command::SaveSlots(_) | Command::RestoreSlots(_) | Command::Resolve(..) => {
-            answer(step, request, Answer::Refused(Refusal::TooLate))
-        }
-        Command::Start(..) | Command::Switch(..) | Command::Restart(..) | Command::Wake(_) => {
-            let verdict = match command {
-                Command::Wake(o) => Pursue(
-                    Goal::Awake,
-                    Options {
-                        replace: true,
-                        ..*o
-                    },
-                ),
-                Command::Start(b, o) => Pursue(
-                    Goal::Run(b.unwrap_or(core.policy.default_backend)),
-                    Options {
-                        replace: going_off(core) || o.replace,
-                        ..*o
-                    },
-                ),
-                Command::Restart(b, o) => Pursue(
-                    Goal::Run(b.unwrap_or(core.policy.default_backend)),
-                    Options {
-                        replace: going_off(core) || o.replace,
-                        ..*o
-                    },
-                ),
-                Command::Switch(b, o) => Pursue(
-                    Goal::Run(*b),
-                    Options {
-                        replace: going_off(core) || o.replace,
-                        ..*o
-                    },
-                ),
-                _ => return Super,
-            };
-            let verdict = match verdict {
-                Pursue(goal, options) => guarded(core, goal, options),
-                other => other,
-            };
-            settle(core, request, verdict, step)
+        Command::Switch(backend, options) => {
+            wake_again(core, request, Goal::Run(*backend), *options, step)
         }
         Command::Shutdown(PowerChoice::PowerOff, _) | Command::Hold(_) | Command::Release(_) => {
             Super
@@ -103,9 +74,21 @@ pub(super) fn going_down(
     }
 }
 
-/// The operation under way is the power-off itself, or there is none: a wish for the server on takes its place.
-fn going_off(core: &Core) -> bool {
-    core.work.as_ref().is_none_or(|w| w.op.goal == Goal::Off)
+/// A wish for the server on takes the place of the power-off itself, without being asked to replace it.
+fn wake_again(
+    core: &mut Core,
+    request: RequestId,
+    goal: Goal,
+    options: Options,
+    step: &mut Step,
+) -> Outcome<State> {
+    let going_off = core.work.as_ref().is_none_or(|w| w.op.goal == Goal::Off);
+    let options = Options {
+        replace: going_off || options.replace,
+        ..options
+    };
+    let verdict = guarded(core, goal, options);
+    settle(core, request, verdict, step)
 }
 
 /// In the region *off*: there is nothing to stop, to save or to resolve.
@@ -204,17 +187,16 @@ pub(super) fn anywhere(
 
 fn start(core: &Core, backend: Option<BackendId>, options: Options) -> Verdict {
     let under_way = core.work.as_ref().map(|w| w.op.goal);
-    let wanted = match backend {
-        Some(b) => b,
-        None => {
-            if under_way.is_none() && core.up().any(|b| core.seen(b) == Seen::Running) {
-                return AlreadySo;
-            }
-            // A bare start joins whatever start is under way, or the one that came up by itself.
-            match under_way {
-                Some(Goal::Run(b) | Goal::Restart(b)) => b,
-                _ => core.up().next().unwrap_or(core.policy.default_backend),
-            }
+    let wanted = if let Some(b) = backend {
+        b
+    } else {
+        if under_way.is_none() && core.up().any(|b| core.seen(b) == Seen::Running) {
+            return AlreadySo;
+        }
+        // A bare start joins whatever start is under way, or the one that came up by itself.
+        match under_way {
+            Some(Goal::Run(b) | Goal::Restart(b)) => b,
+            _ => core.up().next().unwrap_or(core.policy.default_backend),
         }
     };
     if under_way.is_none() {

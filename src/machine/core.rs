@@ -300,7 +300,7 @@ impl Core {
                     }
                 }
                 Seen::Loading | Seen::Sick => {
-                    memory.unwell = memory.unwell.saturating_add(1).min(misses)
+                    memory.unwell = memory.unwell.saturating_add(1).min(misses);
                 }
                 Seen::Stopped | Seen::Missing | Seen::CrashLoop => {
                     memory.ready = None;
@@ -349,16 +349,16 @@ impl Core {
         let mut found: Vec<(WorryKind, Option<BackendId>)> = Vec::new();
         match self.look.server {
             Server::Booting(BootPhase::WrongHostKey) => {
-                found.push((WorryKind::Failure(Failure::WrongHostKey), None))
+                found.push((WorryKind::Failure(Failure::WrongHostKey), None));
             }
             Server::Booting(BootPhase::Preboot) => {
-                found.push((WorryKind::Failure(Failure::Preboot), None))
+                found.push((WorryKind::Failure(Failure::Preboot), None));
             }
             Server::Booting(BootPhase::AuthRefused) => {
-                found.push((WorryKind::Failure(Failure::AuthRefused), None))
+                found.push((WorryKind::Failure(Failure::AuthRefused), None));
             }
             Server::Uncontrolled => {
-                found.push((WorryKind::Failure(Failure::ControlUnreachable), None))
+                found.push((WorryKind::Failure(Failure::ControlUnreachable), None));
             }
             Server::NotLooked
             | Server::Silent

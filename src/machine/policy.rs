@@ -74,7 +74,7 @@ pub struct BackendPolicy {
 pub enum BackendKind {
     /// llama.cpp's `llama-server`.
     LlamaCpp,
-    /// vLLM's OpenAI server.
+    /// vLLM's `OpenAI` server.
     Vllm,
     /// Anything with a unit, a URL and a health path.
     Generic,

@@ -278,13 +278,14 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
             Ended
         }
         Goal::Run(backend) | Goal::Restart(backend) => run(core, leaf, backend, step),
-        Goal::Stop => match leave_all(core, leaf, None, step) {
-            Some(pursued) => pursued,
-            None => {
+        Goal::Stop => {
+            if let Some(pursued) = leave_all(core, leaf, None, step) {
+                pursued
+            } else {
                 core.done(step);
                 Ended
             }
-        },
+        }
         Goal::Off => match leave_all(core, leaf, None, step) {
             Some(pursued) => pursued,
             None => power_off(core, leaf, cause, step),

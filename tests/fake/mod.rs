@@ -28,10 +28,7 @@ use wechsler::{
         },
     },
     front::socket::{Listener, serve},
-    machine::{
-        Answer, BackendId, BackendKind, BackendPolicy, Command, HoldId, OnStartTimeout, OpId,
-        Policy, Refusal, RestorePolicy, WakeCheck, Warning,
-    },
+    machine::{Answer, Command, HoldId, OpId, Policy, Refusal, Warning},
 };
 
 /// A fake daemon on a socket of its own.
@@ -68,7 +65,7 @@ impl Drop for Folder {
 impl Fake {
     /// Begins to serve on `socket`; each phase of a scripted operation takes `step`.
     pub fn serve(socket: &Path, step: Duration) -> Self {
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (stop, told_to) = oneshot::channel::<()>();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let path = socket.to_path_buf();
         let thread = std::thread::spawn(move || {
@@ -82,7 +79,7 @@ impl Fake {
                 tokio::spawn(script.play());
                 ready.send(()).unwrap();
                 serve(listener, handle, async {
-                    let _ = stopped.await;
+                    let _ = told_to.await;
                 })
                 .await;
             });
@@ -417,37 +414,8 @@ pub fn everything() -> Status {
     }
 }
 
+/// Of the example: its backends are llama-cpp and vllm.
 fn policy() -> Policy {
-    let backend = |name: &str, kind| BackendPolicy {
-        name: name.into(),
-        kind,
-        start_timeout: Duration::from_mins(2),
-        on_start_timeout: OnStartTimeout::Leave,
-        drain_timeout: Duration::from_mins(1),
-        stop_timeout: Duration::from_secs(90),
-        kill_timeout: Duration::from_secs(10),
-        slots: true,
-        restore: RestorePolicy::Auto,
-        save_timeout: Duration::from_mins(1),
-        restore_timeout: Duration::from_mins(1),
-    };
-    Policy {
-        backends: vec![
-            backend("llama-cpp", BackendKind::LlamaCpp),
-            backend("vllm", BackendKind::Vllm),
-        ],
-        default_backend: BackendId(0),
-        can_wake: true,
-        wake_check: WakeCheck::Warn,
-        wake_resend: Duration::from_secs(3),
-        boot_timeout: Duration::from_mins(5),
-        power_off_timeout: Duration::from_mins(3),
-        command_timeout: Duration::from_secs(10),
-        silence: Duration::from_secs(30),
-        misses: 3,
-        conflict_after: Duration::from_secs(5),
-        idle_stop_after: None,
-        idle_power_off_after: None,
-        policy_backoff: Duration::from_mins(1),
-    }
+    let example = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml.example"));
+    wechsler::config::load(example, []).unwrap().policy
 }

@@ -59,7 +59,7 @@ pub(super) async fn give(
 ) -> Result<Outcome, Trouble> {
     let mut live = Live::new(quiet);
     let work = stay(client, request, way.no_wait, &mut live, begun);
-    let outcome = match way.timeout {
+    match way.timeout {
         None => work.await,
         Some(limit) => timeout(limit, work).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(limit);
@@ -78,9 +78,7 @@ pub(super) async fn give(
                 .hint("see `wechsler status` for whether the command was begun"),
             })
         }),
-    };
-    live.clear();
-    outcome
+    }
 }
 
 async fn stay(

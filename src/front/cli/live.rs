@@ -104,11 +104,18 @@ impl Live {
     }
 
     /// Takes the line away, so that others can be printed.
-    pub(super) fn clear(&mut self) {
+    fn clear(&mut self) {
         if self.on_screen {
             say(CLEAR);
             self.on_screen = false;
         }
+    }
+}
+
+/// However it ends, also by Ctrl-C: what is printed next begins on an empty line.
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -201,11 +208,11 @@ mod tests {
         record.code = Some("start_failed".into());
         record.message = Some("The unit ended at once.".into());
         record.hint = Some("read the journal".into());
-        record.post_mortem = vec!["result: exit-code".into(), "bad\x1b[31m model".into()];
+        record.post_mortem = vec!["result: exit-code".into(), "bad\x1b[31m model\x07".into()];
         assert_eq!(
             conclusion(&record, Paint::PLAIN),
             "✗ start llama-cpp: failed after 8.2s: The unit ended at once. [start_failed]\n  \
-             hint: read the journal\n  │ result: exit-code\n  │ bad\\u{1b}[31m model\n"
+             hint: read the journal\n  │ result: exit-code\n  │ bad model\\u{7}\n"
         );
     }
 }

@@ -106,9 +106,10 @@ fn interrupted(begun: Option<u64>) -> Trouble {
 
 /// Tells trouble in the wanted form.
 fn report(trouble: &Trouble, json: bool) -> ExitCode {
+    let only_stopped_listening = trouble.exit == Exit::Interrupted && trouble.hint.is_none();
     if json {
         say_line(&trouble.json());
-    } else {
+    } else if !only_stopped_listening {
         trouble.tell(Paint::for_terminal(&io::stderr()));
     }
     ExitCode::from(trouble.exit as u8)
@@ -177,8 +178,8 @@ async fn go(args: &Args, begun: &Cell<Option<u64>>) -> Result<Exit, Trouble> {
         Verb::Wait { state, timeout } => return caller()?.wait(state, *timeout).await,
         Verb::Config {
             what: ConfigVerb::Check { path },
-        } => return check(path.clone().unwrap_or_else(|| config_path(args)), args.json),
-        Verb::Completions { shell } => return pages::completions(*shell),
+        } => return check(path.as_ref().unwrap_or(&config_path(args)), args.json),
+        Verb::Completions { shell } => return Ok(pages::completions(*shell)),
         Verb::Man { dir } => return pages::man(dir.as_deref()),
         // The daemon is not run from here.
         Verb::Daemon => return Ok(Exit::Usage),
@@ -224,8 +225,8 @@ async fn go(args: &Args, begun: &Cell<Option<u64>>) -> Result<Exit, Trouble> {
 }
 
 /// Says whether a configuration is right.
-fn check(path: PathBuf, as_json: bool) -> Result<Exit, Trouble> {
-    let config = load(&path)?;
+fn check(path: &Path, as_json: bool) -> Result<Exit, Trouble> {
+    let config = load(path)?;
     let names: Vec<_> = config.backends.iter().map(|b| b.name.as_str()).collect();
     if as_json {
         say_line(&json(&json!({

@@ -12,11 +12,11 @@ use super::{
 };
 
 /// Prints completions.
-pub(super) fn completions(shell: Shell) -> Result<Exit, Trouble> {
+pub(super) fn completions(shell: Shell) -> Exit {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "wechsler", &mut script);
     say(&String::from_utf8_lossy(&script));
-    Ok(Exit::Done)
+    Exit::Done
 }
 
 /// Prints the main man page, or writes all of them into `dir`.

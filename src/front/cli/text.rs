@@ -56,10 +56,16 @@ impl Paint {
 }
 
 /// Outside text without the power to move a cursor, ring a bell or turn a line around: control characters and
-/// bidirectional marks are written out.
+/// bidirectional marks are written out. Colours, which logs are full of, are left out.
 pub(super) fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if let Some(after) = past_colour(rest) {
+            rest = after;
+            continue;
+        }
+        rest = &rest[c.len_utf8()..];
         match c {
             '\t' => out.push(' '),
             '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
@@ -72,6 +78,14 @@ pub(super) fn plain(text: &str) -> String {
         }
     }
     out
+}
+
+/// What follows a colour sequence (`ESC [ digits m`) at the beginning of `text`.
+fn past_colour(text: &str) -> Option<&str> {
+    let sequence = text.strip_prefix("\x1b[")?;
+    sequence
+        .trim_start_matches(|c: char| c.is_ascii_digit() || c == ';')
+        .strip_prefix('m')
 }
 
 /// Cut to `columns` of a terminal, with an ellipsis where something is missing.
@@ -225,8 +239,8 @@ mod tests {
     #[test]
     fn outside_text_cannot_control_the_terminal() {
         assert_eq!(
-            plain("a\x1b[2Jb\u{9b}1m\u{202e}c\nd\te"),
-            "a\\u{1b}[2Jb\\u{9b}1m\\u{202e}c\\nd e"
+            plain("a\x1b[2Jb\u{9b}1m\u{202e}c\nd\te\x1b[1;31mf\x1b[0m"),
+            "a\\u{1b}[2Jb\\u{9b}1m\\u{202e}c\\nd ef"
         );
         assert_eq!(plain("Größe 模型 ✓"), "Größe 模型 ✓");
     }

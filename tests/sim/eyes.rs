@@ -1,0 +1,160 @@
+//! What can be read of the simulated server.
+
+use std::time::Duration;
+use wechsler::machine::{
+    BackendKind, BootId, Instant,
+    reading::{
+        ActiveState, Activity, Ask, BackendReading, Dated, Gpu, GpuDevice, GpuProcess, Http,
+        Identity, People, Reading, SlotReading, Ssh, Unit, UnitState, WakeArmed,
+    },
+};
+
+use super::{Backend, Phase, Power, Sim};
+
+impl Sim {
+    /// Somebody looks. The reading tells of this moment and is dated `now`.
+    pub fn look(&mut self, ask: Ask, now: Instant) -> Reading {
+        self.advance(now);
+        self.looks += 1;
+        let up = matches!(self.power, Power::On | Power::GoingDown { .. });
+        let ssh = up && !self.faults.ssh_silent;
+        if ssh && !self.answered_before {
+            self.sessions += 1;
+        }
+        if ask.units {
+            self.answered_before = ssh;
+        }
+        let mut reading = Reading {
+            ssh: dated(ask.units, now, || match self.power {
+                _ if ssh => Ssh::Answered {
+                    boot: BootId(self.boots),
+                    session: self.sessions,
+                },
+                _ => Ssh::Silent,
+            }),
+            gpu: dated(ask.gpu && ssh, now, || self.gpu(now)),
+            people: dated(ask.people && ssh, now, || People::Read {
+                logins: self.logins.clone(),
+                inhibitors: vec![],
+            }),
+            wake_armed: dated(ask.wake_armed && ssh, now, || {
+                if self.wake_armed {
+                    WakeArmed::Armed
+                } else {
+                    WakeArmed::NotArmed("d".into())
+                }
+            }),
+            ..Reading::default()
+        };
+        for (backend, kind) in self.backends.iter().zip(&self.kinds) {
+            let talks = up && !self.faults.http_silent;
+            let ready = talks && backend.phase == Phase::Ready;
+            reading.backends.push(BackendReading {
+                unit: dated(ask.units && ssh, now, || Unit::Loaded(unit(backend))),
+                http: dated(ask.http, now, || http(backend, *kind, up, talks)),
+                activity: dated(ask.activity && ready, now, || activity(backend)),
+                saved: dated(ask.saved, now, || backend.saved.clone()),
+                ..BackendReading::default()
+            });
+        }
+        reading
+    }
+
+    fn gpu(&self, now: Instant) -> Gpu {
+        if self.faults.gpu_hangs {
+            return Gpu::Hangs;
+        }
+        let mut used = self.baseline_mib;
+        let mut processes: Vec<GpuProcess> = self.foreign.iter().cloned().collect();
+        used += processes.iter().filter_map(|p| p.used_mib).sum::<u64>();
+        for (index, backend) in self.backends.iter().enumerate() {
+            let lives = backend.phase.has_process();
+            if lives {
+                processes.push(GpuProcess {
+                    pid: backend.pid,
+                    name: "server".into(),
+                    user: None,
+                    used_mib: Some(9000),
+                    backend: Some(index),
+                    ignored: false,
+                });
+            }
+            if lives || backend.memory_until > now {
+                used += 9000;
+            }
+        }
+        Gpu::Read {
+            devices: vec![GpuDevice {
+                index: 0,
+                used_mib: Some(used),
+                total_mib: Some(24_000),
+            }],
+            processes,
+        }
+    }
+}
+
+fn unit(backend: &Backend) -> UnitState {
+    let (active, sub) = match backend.phase {
+        Phase::Inactive => (ActiveState::Inactive, "dead"),
+        Phase::Failed => (ActiveState::Failed, "failed"),
+        Phase::Loading { .. } | Phase::Ready => (ActiveState::Active, "running"),
+        Phase::Stopping { .. } => (ActiveState::Deactivating, "stop-sigterm"),
+        Phase::AutoRestart { .. } => (ActiveState::Activating, "auto-restart"),
+    };
+    let lives = backend.phase.has_process();
+    let failed = matches!(backend.phase, Phase::Failed | Phase::AutoRestart { .. });
+    UnitState {
+        active,
+        sub: sub.into(),
+        job: matches!(backend.phase, Phase::Stopping { .. }),
+        main_pid: lives.then_some(backend.pid),
+        invocation: backend.invocation,
+        restarts: backend.restarts,
+        result: if failed { "signal" } else { "success" }.into(),
+        exec_status: i32::from(failed) * 9,
+        active_since: None,
+        timeout_stop: Some(Duration::from_secs(90)),
+        fragment: "/etc/systemd/system/server.service".into(),
+        enabled: if backend.enabled {
+            "enabled"
+        } else {
+            "disabled"
+        }
+        .into(),
+        processes_left: false,
+    }
+}
+
+fn http(backend: &Backend, kind: BackendKind, up: bool, talks: bool) -> Http {
+    match backend.phase {
+        _ if !up || !talks => Http::TimedOut,
+        Phase::Ready => Http::Ready(Identity {
+            model: Some("model".into()),
+            n_ctx: Some(4096),
+            build: None,
+        }),
+        Phase::Loading { .. } if kind == BackendKind::LlamaCpp => Http::Unavailable,
+        _ => Http::Refused,
+    }
+}
+
+fn activity(backend: &Backend) -> Activity {
+    let slot = |(id, tokens): (usize, &Option<u64>)| SlotReading {
+        id: u32::try_from(id).unwrap_or(u32::MAX),
+        n_ctx: 4096,
+        is_processing: id == 0 && backend.in_flight > 0,
+        tokens: *tokens,
+    };
+    Activity {
+        in_flight: Some(backend.in_flight),
+        mark: Some(backend.uses),
+        slots: backend.slots.iter().enumerate().map(slot).collect(),
+        sleeping: false,
+        cannot_save: None,
+    }
+}
+
+fn dated<T>(asked: bool, at: Instant, value: impl FnOnce() -> T) -> Option<Dated<T>> {
+    asked.then(|| Dated { at, value: value() })
+}
