@@ -505,7 +505,7 @@ impl World for Host {
                         "no slot folder is configured",
                     ));
                 };
-                return if let Verb::SaveSlots(_) = verb {
+                let outcome = if let Verb::SaveSlots(_) = verb {
                     slots
                         .store
                         .save(&backend.probe, &slots.folder, within)
@@ -516,6 +516,7 @@ impl World for Host {
                         .restore(&backend.probe, &slots.folder, within)
                         .await
                 };
+                return slots::without_news(outcome);
             }
         };
         let outcome = self.order(&backend.ssh, order, within).await;

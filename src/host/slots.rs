@@ -376,6 +376,22 @@ fn now() -> u64 {
         .as_secs()
 }
 
+/// The outcome without what is no warning: good news, and empty slots.
+#[must_use]
+pub fn without_news(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Succeeded(mut said) => {
+            said.retain(|w| {
+                ![Reason::Saved, Reason::Restored, Reason::SlotEmpty]
+                    .iter()
+                    .any(|news| news.code() == w.code)
+            });
+            Outcome::Succeeded(said)
+        }
+        other => other,
+    }
+}
+
 fn log(said: &[Said]) {
     for said in said {
         let (code, message) = (said.reason.code(), said.message.as_str());

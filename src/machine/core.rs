@@ -427,8 +427,18 @@ impl Core {
                 backend,
             });
         }
+        if let (Outcome::Succeeded(_), Verb::SaveSlots(backend)) = (outcome, order.what) {
+            // What it holds now is on record: nothing older belongs into this run.
+            self.memory_mut(backend).restored = self.look.backend(backend).invocation;
+        }
         let Some(work) = &mut self.work else {
             return true;
+        };
+        // A power-off cuts off its own answer: that is no warning.
+        let warnings = if unknown && order.what == Verb::PowerOff {
+            Vec::new()
+        } else {
+            warnings
         };
         for warning in warnings {
             work.warn(warning);
@@ -583,7 +593,8 @@ impl Core {
 
     pub(super) fn end(&mut self, end: End, step: &mut Step) {
         let Some(work) = self.work.take() else { return };
-        if work.op.cause.is_policy() {
+        // A restore by itself is tried once in a run, whatever comes of it: it needs no pause, and causes none.
+        if work.op.cause.is_policy() && work.op.cause != Cause::AutoRestore {
             self.backoff = match end {
                 End::Failed { .. } => {
                     let wait = self.backoff.map_or(self.policy.policy_backoff, |b| {

@@ -12,6 +12,9 @@ use super::{
 /// A backend that never tells its use is not waited for longer than this when a person wants it stopped.
 pub(super) const UNKNOWN_USE_GRACE: Duration = Duration::from_secs(3);
 
+/// How long a power-off waits for the last word on people and network card; the driver has asked for it by then.
+const POWER_CHECK: Duration = Duration::from_secs(2);
+
 /// The leaf to be in now; `None` to stay.
 pub(super) fn next(core: &mut Core, leaf: State, step: &mut Step) -> Option<State> {
     if core.work.as_ref().is_some_and(|w| w.op.until <= core.now) {
@@ -160,7 +163,7 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
                 && look.seen == Seen::Running
                 && core.memory(backend).restored != look.invocation;
             if restores {
-                return Some((Goal::Restore(backend), Cause::AutoRestore, not_before));
+                return Some((Goal::Restore(backend), Cause::AutoRestore, core.now));
             }
             let after = core.policy.idle_stop_after?;
             let idle = look.use_ == Use::Idle && look.seen == Seen::Running;
@@ -420,6 +423,8 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             if due {
                 return Leaf(Some(restoring(core, backend)));
             }
+            // Whatever came of it: this run has had its chance.
+            core.memory_mut(backend).restored = look.invocation;
             core.done(step);
             Ended
         }
@@ -744,9 +749,7 @@ fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut Step) -> Pur
     let Some(work) = &mut core.work else {
         return Ended;
     };
-    let check_until = *work
-        .power_check_until
-        .get_or_insert(now + core.policy.command_timeout);
+    let check_until = *work.power_check_until.get_or_insert(now + POWER_CHECK);
     if unknown && check_until > now {
         return STAY;
     }
