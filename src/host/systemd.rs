@@ -593,9 +593,8 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
 
     #[test]
     fn a_post_mortem_is_short_and_fit_to_show() {
-        let journal = (0..12)
-            .map(|i| format!("line {i} \x1b[31mred\n"))
-            .collect::<String>();
+        let journal = (0..12).map(|i| format!("line {i} \x1b[31mred\n"));
+        let journal = journal.collect::<Vec<_>>().concat();
         let answer = format!(
             "@@unit\nActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=203\nNRestarts=5\n@@listens\nLISTEN 0 512 127.0.0.1:8080 0.0.0.0:*\n@@asked\n@@journal\n{journal}@@odd {}\n@@end\n",
             "x".repeat(5000)

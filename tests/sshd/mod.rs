@@ -121,10 +121,11 @@ impl Sshd {
     /// Waits until that many connections are open.
     pub async fn until_open(&self, wanted: usize) {
         let mut live = self.shared.live.subscribe();
-        let waited = tokio::time::timeout(Duration::from_secs(10), live.wait_for(|n| *n == wanted));
-        let waited = waited.await.is_ok();
+        let reached =
+            tokio::time::timeout(Duration::from_secs(10), live.wait_for(|n| *n == wanted));
+        let reached = reached.await.is_ok();
         assert!(
-            waited,
+            reached,
             "{} connections are open",
             *self.shared.live.borrow()
         );
