@@ -57,6 +57,7 @@ pub fn quiet() -> Policy {
         idle_stop_after: None,
         idle_power_off_after: None,
         policy_backoff: s(60),
+        gpu_baseline_mib: None,
     }
 }
 
