@@ -77,7 +77,7 @@ proptest! {
         let units = ["a.service", "b.service"].map(|unit| UnitName::new(unit).expect("a unit"));
         let tool = GpuTool {
             enabled: true,
-            baseline_mib: 0,
+            baseline_mib: None,
             ignore: vec![],
             foreign_threshold_mib: 10,
             timeout: Duration::from_secs(1),

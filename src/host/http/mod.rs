@@ -17,6 +17,7 @@ use std::{
 use serde::Deserialize;
 use tokio::time::Instant;
 
+pub use vllm::activity as vllm_activity;
 pub use wire::HttpSetupError;
 pub(crate) use {
     llama::{Props, SlotError},

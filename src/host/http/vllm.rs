@@ -47,7 +47,9 @@ impl Probe {
     }
 }
 
-fn activity(page: &str) -> Activity {
+/// What a page of vLLM's metrics says of its use. Tolerant: what cannot be read is not known.
+#[must_use]
+pub fn activity(page: &str) -> Activity {
     let in_flight = (|| {
         let running = prometheus::sum(page, "vllm:num_requests_running")?;
         let waiting = prometheus::sum(page, "vllm:num_requests_waiting")?;
