@@ -238,10 +238,9 @@ impl Storm {
     fn pass(&mut self, span: Duration) -> Result<(), String> {
         let until = self.now + span;
         loop {
-            let (at, due) = self.next();
-            if at > until {
+            let Some((at, due)) = self.next(until) else {
                 break;
-            }
+            };
             self.now = self.now.max(at);
             self.sim.advance(self.now);
             match due {
@@ -259,7 +258,8 @@ impl Storm {
         Ok(())
     }
 
-    fn next(&mut self) -> (Instant, Due) {
+    /// What comes next, if it comes by `until`.
+    fn next(&mut self, until: Instant) -> Option<(Instant, Due)> {
         let pace = match self.machine.view().pace {
             Pace::Rest => Duration::from_secs(10),
             // Slower than the real one, which changes nothing but the number of steps.
@@ -274,21 +274,23 @@ impl Storm {
             .into_iter()
             .flatten()
             .min();
-        let first = first.unwrap_or(look);
-        if let Some(i) = self.answers.iter().position(|a| a.0 == first) {
-            let (at, verb, outcome, lost) = self.answers.remove(i);
-            if lost {
-                self.sim.break_session();
-            }
-            (at, Due::Answer(verb, outcome))
-        } else if let Some(i) = self.calms.iter().position(|c| c.0 == first) {
-            let (at, fault) = self.calms.remove(i);
-            (at, Due::Calm(fault))
-        } else if tick == first {
-            (tick, Due::Tick)
-        } else {
-            (look, Due::Look)
-        }
+        let first = first.filter(|at| *at <= until)?;
+        Some(
+            if let Some(i) = self.answers.iter().position(|a| a.0 == first) {
+                let (at, verb, outcome, lost) = self.answers.remove(i);
+                if lost {
+                    self.sim.break_session();
+                }
+                (at, Due::Answer(verb, outcome))
+            } else if let Some(i) = self.calms.iter().position(|c| c.0 == first) {
+                let (at, fault) = self.calms.remove(i);
+                (at, Due::Calm(fault))
+            } else if tick == first {
+                (tick, Due::Tick)
+            } else {
+                (look, Due::Look)
+            },
+        )
     }
 
     fn look(&mut self) -> Result<(), String> {
