@@ -1,11 +1,8 @@
 //! Giving a command and staying with its operation until the end, through pauses and restarts of the daemon.
 
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, time::Duration};
 
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::{
     args::Way,

@@ -1,11 +1,8 @@
 //! `watch` and `wait`: both listen to changes, and both live through a restart of the daemon.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     follow::{BACK_REST, BACK_WITHIN},
