@@ -471,5 +471,5 @@ fn help_completions_and_man_page_come_from_the_same_definitions() {
 fn serves_a_script_by_hand() {
     let socket = std::env::var_os("WECHSLER_SOCKET").expect("WECHSLER_SOCKET says where");
     let _fake = Fake::serve(Path::new(&socket), Duration::from_secs(3));
-    thread::sleep(Duration::from_mins(10));
+    thread::park_timeout(Duration::from_mins(10));
 }

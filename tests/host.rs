@@ -17,7 +17,9 @@ use wechsler::{
     machine::{
         BackendId, BackendKind, BackendPolicy, Instant, OnStartTimeout, Outcome, Policy,
         RestorePolicy, Verb, WakeCheck,
-        reading::{ActiveState, Ask, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed},
+        reading::{
+            ActiveState, Ask, BackendReading, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed,
+        },
     },
 };
 
@@ -36,6 +38,9 @@ case "$*" in
   *" show "*) cat "$here/show" ;;
   *"start vllm"*) echo "Failed to start vllm.service: Access denied" >&2; exit 4 ;;
   *"start hang"*) echo "Failed to start hang.service: Unit hang.service not found." >&2; exit 5 ;;
+  *"start llama"*) echo "$*" >>"$here/orders"; [ -e "$here/too-often" ] && { rm "$here/too-often"; echo "Job for llama-cpp.service failed because start of the service was attempted too often." >&2; exit 1; }; exit 0 ;;
+  *poweroff*) [ -e "$here/inhibited" ] && { echo "Call to PowerOff failed: Interactive authentication required." >&2; exit 1; }
+     echo "$*" >>"$here/orders" ;;
   *) echo "$*" >>"$here/orders" ;;
 esac"#,
     );
@@ -119,7 +124,7 @@ fn config(ssh: SshTarget, wake: Wake, state_dir: PathBuf) -> Config {
             wake_interface: Some("eth0".into()),
             gpu: GpuTool {
                 enabled: true,
-                baseline_mib: 600,
+                baseline_mib: None,
                 ignore: vec![],
                 foreign_threshold_mib: 100,
                 timeout: SECOND,
@@ -142,6 +147,7 @@ fn config(ssh: SshTarget, wake: Wake, state_dir: PathBuf) -> Config {
             idle_stop_after: None,
             idle_power_off_after: None,
             policy_backoff: LONG,
+            gpu_baseline_mib: None,
         },
         probe: Probe {
             rest: LONG,
@@ -261,7 +267,7 @@ async fn what_is_not_asked_is_not_read() {
     assert_eq!(
         reading,
         Reading {
-            backends: vec![Default::default(); 3],
+            backends: vec![BackendReading::default(); 3],
             ..Reading::default()
         }
     );
@@ -281,7 +287,6 @@ async fn orders_end_as_systemd_says() {
         (Verb::StartUnit(BackendId(2)), "unit_missing"),
         (Verb::StopUnit(BackendId(1)), "succeeded"),
         (Verb::KillUnit(BackendId(1)), "succeeded"),
-        (Verb::ResetFailed(BackendId(1)), "succeeded"),
         (Verb::SaveSlots(BackendId(0)), "no_slots"),
         (Verb::PowerOff, "succeeded"),
         (Verb::StartUnit(BackendId(77)), "verb_failed"),
@@ -298,7 +303,6 @@ async fn orders_end_as_systemd_says() {
         "start llama-cpp.service",
         "stop vllm.service",
         "kill --signal=KILL vllm.service",
-        "reset-failed vllm.service",
         "poweroff",
     ];
     assert_eq!(orders, all.map(said).concat());
@@ -334,6 +338,34 @@ async fn an_order_without_an_answer_is_unknown_and_the_next_look_comes_from_a_la
         reading.ssh.expect("read").value,
         Ssh::Answered { session: 3, .. }
     ));
+}
+
+#[tokio::test]
+async fn a_used_up_start_counter_is_cleared_and_the_start_tried_once_more() {
+    let lab = lab(nowhere()).await;
+    lab.programs.write("too-often", "");
+    let outcome = lab
+        .host
+        .carry_out(Verb::StartUnit(BackendId(0)), LONG)
+        .await;
+    assert_eq!(outcome, Outcome::Succeeded(vec![]));
+    let start = "--no-ask-password start llama-cpp.service\n";
+    let reset = "--no-ask-password reset-failed llama-cpp.service\n";
+    let orders = std::fs::read_to_string(lab.programs.path().join("orders")).expect("orders");
+    assert_eq!(orders, [start, reset, start].concat());
+}
+
+#[tokio::test]
+async fn an_inhibited_power_off_names_the_inhibitor() {
+    let lab = lab(nowhere()).await;
+    lab.programs.write("inhibited", "");
+    let Outcome::Failed(why) = lab.host.carry_out(Verb::PowerOff, LONG).await else {
+        panic!("it is inhibited");
+    };
+    assert_eq!(
+        (why.code.as_str(), why.message.contains("apt: Installing")),
+        ("blocked", true)
+    );
 }
 
 #[tokio::test]

@@ -154,6 +154,20 @@ impl<'a> Section<'a> {
         self.read_key(key, &parse, || parse(&Value::Loose(default.to_owned())))
     }
 
+    /// Like [`Self::get`], with a default that is fitted to the values beside it.
+    pub(super) fn get_fitted<T: Default>(
+        &self,
+        key: &str,
+        default: &str,
+        parse: impl Fn(&Value) -> Result<T, String>,
+        fit: impl Fn(T) -> T,
+    ) -> T {
+        self.know(key, Some(default));
+        self.read_key(key, &parse, || {
+            parse(&Value::Loose(default.to_owned())).map(&fit)
+        })
+    }
+
     /// Reads a key that may be absent.
     pub(super) fn optional<T>(
         &self,

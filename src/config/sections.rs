@@ -381,7 +381,10 @@ fn backend(s: &Section<'_>, name: &str, server: &SshTarget) -> (Backend, Backend
         model: s.optional("model", text),
         ssh,
         slots,
-        expected_start: s.get("expected_start", expected, duration(MILLISECOND)),
+        // A short start timeout says that starts are short.
+        expected_start: s.get_fitted("expected_start", expected, duration(MILLISECOND), |usual| {
+            usual.min(policy.start_timeout / 2)
+        }),
     };
     (backend, policy, s.get("default", "false", boolean))
 }

@@ -27,7 +27,7 @@ use tokio::{
     },
     time::timeout,
 };
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{
     nearest,
@@ -124,11 +124,11 @@ impl Front {
         }
         match timeout(ANSWER_WITHIN, answered).await {
             Ok(Ok(Answer::Refused(refusal))) => {
-                info!(uid = peer.uid, code = refusal.code(), "refused");
+                debug!(uid = peer.uid, code = refusal.code(), "refused");
                 Err(explain(refusal, &self.status()))
             }
             Ok(Ok(answer)) => {
-                info!(uid = peer.uid, answer = ?answer, "answered");
+                debug!(uid = peer.uid, answer = ?answer, "answered");
                 Ok(answer)
             }
             Ok(Err(_)) => Err(stopping()),

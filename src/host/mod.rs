@@ -25,7 +25,7 @@ use std::{
 };
 
 use futures_util::future::{join_all, join5};
-use tokio::time::{Instant as Clock, timeout};
+use tokio::time::{Instant as Clock, timeout, timeout_at};
 
 use crate::{
     config::{self, Config},
@@ -309,6 +309,22 @@ impl Host {
         }
     }
 
+    /// An inhibitor shows as a missing right (polkit asks for another one then): who it is, is asked after.
+    async fn power_off(&self, within: Duration) -> Outcome {
+        let until = Clock::now() + within;
+        let outcome = self.order(&self.server, RemoteVerb::PowerOff, within).await;
+        if let Outcome::Failed(refused) = &outcome
+            && refused.code == "not_permitted"
+            && let Ok(People::Read { inhibitors, .. }) =
+                timeout_at(until, self.look_at_people()).await
+            && let Some(inhibitor) = inhibitors.first()
+        {
+            let why = format!("the shutdown is inhibited by {inhibitor}");
+            return Outcome::Failed(Warning::new("blocked", why));
+        }
+        outcome
+    }
+
     async fn wake(&self, within: Duration) -> Outcome {
         match &self.wake {
             config::Wake::None => Outcome::Failed(Warning::new(
@@ -471,7 +487,7 @@ impl World for Host {
         else {
             return match verb {
                 Verb::Wake => self.wake(within).await,
-                _ => self.order(&self.server, RemoteVerb::PowerOff, within).await,
+                _ => self.power_off(within).await,
             };
         };
         let Some(backend) = self.backend(id) else {

@@ -368,19 +368,22 @@ pub(super) fn parts(answer: &str) -> Vec<(&str, &str)> {
 pub fn plain_text(text: &str, most: usize) -> String {
     let mut out = String::new();
     let mut blank = false;
+    let mut length = 0;
     for c in text.trim().chars() {
-        if out.chars().count() >= most {
+        if c.is_control() || c.is_whitespace() || c == '\u{fffd}' {
+            blank = length > 0;
+            continue;
+        }
+        if length >= most {
             out.push('…');
             break;
         }
-        if c.is_control() || c.is_whitespace() || c == '\u{fffd}' {
-            blank = !out.is_empty();
-        } else {
-            if std::mem::take(&mut blank) {
-                out.push(' ');
-            }
-            out.push(c);
+        if std::mem::take(&mut blank) {
+            out.push(' ');
+            length += 1;
         }
+        out.push(c);
+        length += 1;
     }
     out
 }

@@ -251,7 +251,7 @@ pub fn judge_verb(what: Ended, status: u32, stderr: &str) -> Outcome {
         return failed("unit_missing");
     }
     if what == Ended::PowerOff && says(&["inhibited"]) {
-        return failed("inhibited");
+        return failed("blocked");
     }
     // ssh and shells give 255 and 128+N for ends that are not the command's own; a server going down does that, too.
     if status >= 128 {
@@ -281,7 +281,7 @@ pub fn parse_post_mortem(stdout: &str, unit: &UnitName, port: u16) -> Vec<String
         lines.find(|(k, _)| *k == key).map_or("?", |(_, v)| v)
     };
     let ended = match value("ExecMainCode") {
-        "0" => "it has not run".to_owned(),
+        "0" => "no exit status yet".to_owned(),
         "1" => format!("exit status {}", value("ExecMainStatus")),
         "2" | "3" => format!("killed by signal {}", value("ExecMainStatus")),
         _ => format!("status {}", value("ExecMainStatus")),
@@ -576,7 +576,7 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
                 Ended::PowerOff,
                 1,
                 "Operation inhibited by \"apt\" (PID 811), reason is \"Installing\".\n",
-                "inhibited",
+                "blocked",
             ),
             (Ended::PowerOff, 255, "", "unknown"),
             (Ended::Unit, 143, "", "unknown"),

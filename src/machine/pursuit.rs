@@ -361,8 +361,8 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
                 work.failing = None;
             }
             let until = core.now + core.policy.boot_timeout;
-            let life = matches!(core.look.server, Server::Booting(_));
-            let order = (!life).then(|| core.order(Verb::Wake, core.policy.command_timeout));
+            // The first round always goes out: what refuses a connection may be somebody else at its address.
+            let order = Some(core.order(Verb::Wake, core.policy.command_timeout));
             let resend = (core.now + core.policy.wake_resend).min(until);
             Leaf(Some(State::Waking {
                 order,

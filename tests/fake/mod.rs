@@ -65,7 +65,7 @@ impl Drop for Folder {
 impl Fake {
     /// Begins to serve on `socket`; each phase of a scripted operation takes `step`.
     pub fn serve(socket: &Path, step: Duration) -> Self {
-        let (stop, told_to) = oneshot::channel::<()>();
+        let (ending, told_to) = oneshot::channel::<()>();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let path = socket.to_path_buf();
         let thread = std::thread::spawn(move || {
@@ -87,7 +87,7 @@ impl Fake {
         is_ready.recv().unwrap();
         Self {
             socket: socket.to_path_buf(),
-            stop: Some(stop),
+            stop: Some(ending),
             thread: Some(thread),
         }
     }

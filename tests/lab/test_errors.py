@@ -9,6 +9,8 @@ LLAMA, VLLM = machine.UNITS
 SLOTS = machine.SLOTS
 
 
+QUICK = {"ssh": {"command_timeout": "1500ms", "connect_timeout": "1s"}}  # for starts that are given up soon
+
 # --- save fails before a switch: a warning, and on it goes ------------------------------------------------------------
 
 def a_failed_save_is_a_warning_and_the_switch_goes_on(gpu, wechsler):
@@ -79,15 +81,24 @@ def a_damaged_slot_file_is_never_sent(gpu, wechsler):
 
 def a_rejected_restore_is_a_warning_and_never_tried_again(gpu, wechsler):
     _saved_and_stopped(gpu, wechsler)
-    # The same model with a context too small for what was saved: llama.cpp answers 400.
-    gpu.ssh(f"sed -i 's/--ctx-size 16384/--ctx-size 1024/' /etc/systemd/system/{LLAMA}.d/lab.conf && "
-            f"systemctl daemon-reload")
-    wechsler.do("start", "llama-cpp")
+    # The same model with another type of cache, which no endpoint tells: llama.cpp answers 400.
+    gpu.configure("llama-cpp", cache_k="f32")
+    result = wechsler.do("start", "llama-cpp")
+    assert daemon.codes(result.json), f"no warning in {result}"
     assert gpu.active() == {LLAMA} and gpu.health(LLAMA) == 200
     assert gpu.restores() == 1
     wechsler.do("restart", "llama-cpp")
     assert gpu.health(LLAMA) == 200
     assert gpu.restores() == 1
+
+
+def a_slot_that_does_not_fit_the_context_is_not_restored(gpu, wechsler):
+    _saved_and_stopped(gpu, wechsler)
+    gpu.ssh(f"sed -i 's/--ctx-size 16384/--ctx-size 1024/' /etc/systemd/system/{LLAMA}.d/lab.conf && "
+            f"systemctl daemon-reload")
+    result = wechsler.do("start", "llama-cpp")
+    assert daemon.codes(result.json), f"no warning in {result}"
+    assert gpu.health(LLAMA) == 200 and gpu.restores() == 0
 
 
 def a_slot_of_another_model_is_not_restored(gpu, wechsler):
@@ -104,7 +115,7 @@ def a_slot_of_another_model_is_not_restored(gpu, wechsler):
 # --- health timeout ---------------------------------------------------------------------------------------------------
 
 def a_health_timeout_ends_the_start_and_a_late_answer_still_counts(gpu, new_daemon):
-    wechsler = new_daemon(backends={"llama-cpp": {"start_timeout": "2s"}})
+    wechsler = new_daemon(gpu_server=QUICK, backends={"llama-cpp": {"start_timeout": "2s"}})
     gpu.configure("llama-cpp", load=5)
     result = wechsler.do("start", "llama-cpp", code=1)
     assert "health_timeout" in daemon.codes(result.json), result
@@ -113,18 +124,18 @@ def a_health_timeout_ends_the_start_and_a_late_answer_still_counts(gpu, new_daem
 
 
 def a_health_timeout_can_stop_the_unit(gpu, new_daemon):
-    wechsler = new_daemon(backends={"vllm": {"start_timeout": "2s", "on_start_timeout": "stop"}})
+    wechsler = new_daemon(gpu_server=QUICK, backends={"vllm": {"start_timeout": "2s", "on_start_timeout": "stop"}})
     gpu.configure("vllm", fail="loading")
     result = wechsler.do("start", "vllm", code=1)
     assert "health_timeout" in daemon.codes(result.json), result
     machine.until("the unit is stopped", lambda: gpu.active() == set(), 12)
-    gpu.configure("vllm")
+    gpu.configure("vllm", load=0.2)
     wechsler.do("start", "vllm")
     assert gpu.health(VLLM) == 200
 
 
 def a_port_that_only_the_server_itself_reaches_is_named_so(gpu, new_daemon):
-    wechsler = new_daemon(backends={"llama-cpp": {"start_timeout": "3s"}})
+    wechsler = new_daemon(gpu_server=QUICK, backends={"llama-cpp": {"start_timeout": "3s"}})
     gpu.ssh(f"sed -i 's/--host 0.0.0.0 --port 8080/--host 127.0.0.1 --port 8080/' "
             f"/etc/systemd/system/{LLAMA}.d/lab.conf && systemctl daemon-reload")
     result = wechsler.do("start", "llama-cpp", code=1)

@@ -41,6 +41,7 @@ def the_first_packets_can_be_lost_and_the_boot_be_slow(off):
     off.adjust(drop=2, delay=0.5)
     for _ in range(3):
         _send(MAGIC)
+        time.sleep(0.05)
     machine.until("the boot begins", lambda: off.events("boot"), 5)
     packets = off.packets()
     assert [packet["what"] for packet in packets] == ["dropped", "dropped", "accepted"]

@@ -522,13 +522,19 @@ impl Sim {
         }
         let now = self.now;
         self.deeds.push((now, Deed::Saved(id)));
-        let backend = self.backend_mut(id);
-        let full: Vec<(usize, u64)> = backend
+        let full: Vec<(usize, u64)> = self
+            .backend(id)
             .slots
             .iter()
             .enumerate()
             .filter_map(|(slot, tokens)| tokens.filter(|t| *t > 0).map(|t| (slot, t)))
             .collect();
+        let takes = if full.is_empty() {
+            Duration::ZERO
+        } else {
+            self.times.save
+        };
+        let backend = self.backend_mut(id);
         for (slot, tokens) in full {
             let saved = SavedSlot {
                 name: if slot == 0 {
@@ -547,7 +553,7 @@ impl Sim {
             };
             backend.saved.insert(0, saved);
         }
-        self.done(self.times.save)
+        self.done(takes)
     }
 
     fn restore(&mut self, id: BackendId) -> Answered {

@@ -180,10 +180,11 @@ pub(super) fn ago(time: &str, now: SystemTime) -> Option<Duration> {
     now.duration_since(time).ok()
 }
 
-/// How long until an RFC 3339 time; zero once it has passed.
+/// How long until an RFC 3339 time, to the nearest second; zero once it has passed.
 pub(super) fn until(time: &str, now: SystemTime) -> Option<Duration> {
     let time = humantime::parse_rfc3339_weak(time).ok()?;
-    Some(time.duration_since(now).unwrap_or_default())
+    let left = time.duration_since(now).unwrap_or_default();
+    Some(left + Duration::from_millis(500))
 }
 
 /// Time of day of an RFC 3339 time, UTC; else the text as it is.

@@ -20,7 +20,7 @@ def configuration(gpu: GpuServer, state: pathlib.Path) -> dict:
         "gpu_server": {
             "name": "gpu", "host": gpu.address,
             "ssh": {"user": "wechsler", "port": 22, "key": str(RUN / "wechsler_key"), "host_keys": [gpu.host_key],
-                    "connect_timeout": "2s", "command_timeout": "10s", "keepalive": "5s"},
+                    "connect_timeout": "2s", "command_timeout": "3s", "keepalive": "5s"},
             "wake": {"method": "magic-packet", "mac": gpu.mac, "targets": [f"{BROADCAST}:9"], "source": OUTER,
                      "resend_every": "500ms", "wake_check": "warn"},
             "timeouts": {"boot": "40s", "power_off": "30s", "silence": "3s"},
@@ -28,9 +28,10 @@ def configuration(gpu: GpuServer, state: pathlib.Path) -> dict:
         "backends": {
             "llama-cpp": {"kind": "llama-cpp", "unit": "llama-cpp.service", "url": gpu.LLAMA, "default": True,
                           "start_timeout": "20s", "stop_timeout": "20s", "drain_timeout": "10s", "restore": "auto",
+                          "expected_start": "1s",
                           "slots": {"dir": SLOTS, "name": "localbot", "save_timeout": "10s", "restore_timeout": "10s",
                                     "keep": 3}},
-            "vllm": {"kind": "vllm", "unit": "vllm.service", "url": gpu.VLLM, "start_timeout": "20s",
+            "vllm": {"kind": "vllm", "unit": "vllm.service", "url": gpu.VLLM, "start_timeout": "20s", "expected_start": "1s",
                      "stop_timeout": "20s", "drain_timeout": "10s"},
         },
         "probe": {"rest": "1s", "busy": "30ms", "http_timeout": "2s", "misses": 3},
@@ -100,7 +101,7 @@ class Wechsler:
         self.configure(merged(self.values, change))
 
     def start(self, ready: bool = True) -> "Wechsler":
-        environment = {**os.environ, "RUST_LOG": os.environ.get("RUST_LOG", "wechsler=debug,info")}
+        environment = {**os.environ, "WECHSLER_LOG": os.environ.get("WECHSLER_LOG", "wechsler=debug")}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen([BIN, "--config", self.config, "daemon"], stdin=subprocess.DEVNULL,
                                             stdout=log, stderr=log, env=environment)

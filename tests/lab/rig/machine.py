@@ -77,7 +77,6 @@ class Machine:
         sh("ip", "link", "add", f"port-{name}", "type", "veth", "peer", "name", "eth0", "netns", name)
         sh("ip", "link", "set", f"port-{name}", "master", "lan", "up")
         for command in (("link", "set", "lo", "up"), ("link", "set", "eth0", "address", mac),
-                        ("address", "add", f"{address}/24", "broadcast", BROADCAST, "dev", "eth0"),
                         ("link", "set", "eth0", "up")):
             sh("nsenter", f"--net={self.netns}", "ip", *command)
         self.tap = Tap(f"port-{name}")
@@ -186,7 +185,8 @@ MaxSessions 100
         (self.state / "events.jsonl").write_text("")
         binds = [f"--bind-ro={outer}:{inner}" for outer, inner in self.binds]
         self.board = subprocess.Popen(
-            ["nsenter", f"--net={self.netns}", sys.executable, HERE / "rig/mainboard.py", self.state, self.mac, "--",
+            ["nsenter", f"--net={self.netns}", sys.executable, HERE / "rig/mainboard.py", self.state, self.mac,
+             f"{self.address}/24", "--",
              "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "-D", self.root, f"--machine={self.name}",
              f"--network-namespace-path={self.netns}", "--boot", "--console=pipe", "--kill-signal=SIGRTMIN+3",
              "--resolv-conf=off", "--timezone=off", *binds, "--", "--unit=lab.target"],

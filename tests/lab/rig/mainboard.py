@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """The part of a machine that has power while it is off: waits for a magic packet and boots.
 
-Runs inside the machine's network namespace and listens on UDP port 9. `mainboard.py STATE MAC -- COMMAND…`: STATE is a
-folder with `settings.json` (read at each packet: `drop` the first k packets after each power-off, `delay` seconds
+Runs inside the machine's network namespace. Like a real network card it looks for the pattern of a magic packet in
+every frame on the wire, whatever its port, and like a real machine that is off it has no address: nobody answers, not
+even a refusal. `mainboard.py STATE MAC ADDRESS -- COMMAND…`: STATE is a folder with `settings.json` (read at each packet: `drop` the first k packets after each power-off, `delay` seconds
 before the boot, `deaf`), `events.jsonl` (written: everything seen and done, with the time) and `console` (output of
 the machine). COMMAND boots the machine in the foreground. SIGUSR1 is the power button, SIGUSR2 cuts the power.
 """
@@ -10,6 +11,7 @@ the machine). COMMAND boots the machine in the foreground. SIGUSR1 is the power 
 import json
 import os
 import pathlib
+import re
 import selectors
 import signal
 import socket
@@ -18,6 +20,7 @@ import sys
 import time
 
 REBOOT = 133  # nspawn's exit code of a machine that wants to boot again
+ANY_MAGIC = re.compile(rb"\xff{6}(.{6})\1{15}", re.DOTALL)
 
 
 def children(pid: int) -> list[int]:
@@ -28,8 +31,8 @@ def children(pid: int) -> list[int]:
 
 
 class Mainboard:
-    def __init__(self, state: pathlib.Path, mac: str, command: list[str]) -> None:
-        self.state, self.command = state, command
+    def __init__(self, state: pathlib.Path, mac: str, address: str, command: list[str]) -> None:
+        self.state, self.address, self.command = state, address, command
         self.magic = b"\xff" * 6 + bytes.fromhex(mac.replace(":", "")) * 16
         self.machine: subprocess.Popen[bytes] | None = None
         self.boot_at: float | None = None
@@ -45,10 +48,22 @@ class Mainboard:
         except (OSError, ValueError):
             return {}
 
+    def frame(self, frame: bytes) -> None:
+        """A frame on the wire: a magic packet of any kind, or something else that was sent to the discard port."""
+        kind, data = frame[12:14], frame[14:]
+        ip = kind == b"\x08\x00" and len(frame) > 38
+        discard = ip and frame[23] == socket.IPPROTO_UDP and frame[36:38] == b"\0\x09"
+        if discard or ANY_MAGIC.search(data):
+            self.packet(data, socket.inet_ntoa(frame[26:30]) if ip else "")
+
+    def network(self, up: bool) -> None:
+        command = ["add", self.address, "broadcast", "+"] if up else ["flush"]
+        subprocess.run(["ip", "address", *command, "dev", "eth0"], check=False, stdin=subprocess.DEVNULL)
+
     def packet(self, data: bytes, sender: str) -> None:
         settings = self.settings()
         if self.magic not in data:
-            what = "wrong-mac" if data[:6] == b"\xff" * 6 else "not-magic"
+            what = "wrong-mac" if ANY_MAGIC.search(data) else "not-magic"
         elif self.machine is not None:
             what = "running"
         elif settings.get("deaf"):
@@ -67,6 +82,7 @@ class Mainboard:
         self.boot_at = None
         if self.machine is not None:
             return
+        self.network(True)
         with open(self.state / "console", "ab") as console:
             self.machine = subprocess.Popen(
                 self.command + self.settings().get("arguments", []),
@@ -108,14 +124,15 @@ class Mainboard:
             return
         self.machine = None
         self.seen_while_off = 0
+        self.network(False)
         self.note("off", code=code)
         if code == REBOOT:
             self.boot()
 
     def run(self) -> None:
-        wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        wire.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        wire.bind(("0.0.0.0", 9))
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
+        wire.bind(("eth0", 0))
+        self.network(False)
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         signal.set_wakeup_fd(theirs.fileno())
@@ -129,8 +146,12 @@ class Mainboard:
             wait = None if self.boot_at is None else max(0.0, self.boot_at - time.monotonic())
             for key, _ in selector.select(wait):
                 if key.fileobj is wire:
-                    data, (sender, _port) = wire.recvfrom(2048)
-                    self.packet(data, sender)
+                    try:
+                        frame, (_, _, direction, *_) = wire.recvfrom(65536)
+                    except OSError:  # the cable was pulled
+                        continue
+                    if direction != socket.PACKET_OUTGOING:
+                        self.frame(frame)
                     continue
                 for number in ours.recv(64):
                     if number == signal.SIGUSR1:
@@ -150,4 +171,4 @@ class Mainboard:
 
 
 if __name__ == "__main__":
-    Mainboard(pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[sys.argv.index("--") + 1:]).run()
+    Mainboard(pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[sys.argv.index("--") + 1:]).run()

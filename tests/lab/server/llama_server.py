@@ -11,6 +11,7 @@ Faults come from the environment (an EnvironmentFile of the unit):
   LAB_LLAMA_FAIL=load      exit 1 instead of loading, as llama-server does for a broken model
   LAB_LLAMA_FAIL=loading   answer 503 for ever
   LAB_LLAMA_FAIL=stop      ignore SIGTERM
+  LAB_LLAMA_CACHE_K=f32    another type of KV cache, with which files saved before are rejected
 """
 
 import argparse
@@ -103,6 +104,8 @@ def main() -> int:
     params.endpoint_metrics = True
     params.endpoint_slots = True
     params.warmup = False
+    if cache_k := os.environ.get("LAB_LLAMA_CACHE_K"):
+        params.cache_type_k = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{cache_k.upper()}")
     if options.slot_save_path:
         params.slot_save_path = os.path.join(options.slot_save_path, "")
     if options.alias:

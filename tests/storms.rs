@@ -1,0 +1,456 @@
+//! Storms: the machine on a simulated server while everything that can go wrong does. Every law holds on every step; the
+//! server's own truth agrees with what was proven, where no stranger acted; and when the storm is over, everything works
+//! again.
+
+mod sim;
+mod spec;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proptest::{
+    prelude::*,
+    test_runner::{Config, FileFailurePersistence},
+};
+use sim::{Deed, Power, Sim};
+use spec::{explore::Edge, laws::LAWS};
+use wechsler::machine::{
+    Answer, BackendId, Command, Effect, Event, Instant, Kind, Machine, OpId, Options, Outcome,
+    Pace, Policy, PowerChoice, RequestId, Verb, VerbId, Warning,
+    evidence::judge,
+    reading::{Ask, GpuProcess, Reading},
+};
+
+const LLAMA: BackendId = BackendId(0);
+const VLLM: BackendId = BackendId(1);
+
+/// Something that goes wrong for a while.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    AnswersLost,
+    OrdersLost,
+    OrdersRefused,
+    SshSilent,
+    HttpSilent,
+    StopHangs,
+    KillHangs,
+    LoadHangs,
+    SaveFails,
+    RestoreRejected,
+    RestoreCrashes,
+    Deaf,
+    GpuHangs,
+}
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+enum Act {
+    Wait,
+    Fault(Fault, u64),
+    Command(Command),
+    Crash(BackendId),
+    CrashOnLoad(BackendId),
+    PowerCut,
+    Press,
+    ByHand(BackendId),
+    Converse(BackendId),
+    Busy(BackendId, u32),
+    Login(bool),
+    Foreign(bool),
+}
+
+fn backend() -> impl Strategy<Value = BackendId> {
+    prop_oneof![Just(LLAMA), Just(VLLM)]
+}
+
+fn options() -> impl Strategy<Value = Options> {
+    any::<(bool, bool)>().prop_map(|(replace, no_drain)| Options { replace, no_drain })
+}
+
+fn command() -> impl Strategy<Value = Command> {
+    prop_oneof![
+        4 => (backend(), options()).prop_map(|(b, o)| Command::Start(Some(b), o)),
+        4 => (backend(), options()).prop_map(|(b, o)| Command::Switch(b, o)),
+        2 => options().prop_map(Command::Stop),
+        2 => options().prop_map(|o| Command::Restart(None, o)),
+        1 => options().prop_map(Command::Wake),
+        2 => options().prop_map(|o| Command::Shutdown(PowerChoice::PowerOff, o)),
+        1 => options().prop_map(|o| Command::Shutdown(PowerChoice::KeepOn, o)),
+        1 => (backend(), options()).prop_map(|(b, o)| Command::Resolve(b, o)),
+        1 => Just(Command::Cancel),
+        1 => options().prop_map(Command::SaveSlots),
+        1 => options().prop_map(Command::RestoreSlots),
+    ]
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    use Fault::*;
+    prop::sample::select(vec![
+        AnswersLost,
+        OrdersLost,
+        OrdersRefused,
+        SshSilent,
+        HttpSilent,
+        StopHangs,
+        KillHangs,
+        LoadHangs,
+        SaveFails,
+        RestoreRejected,
+        RestoreCrashes,
+        Deaf,
+        GpuHangs,
+    ])
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        2 => Just(Act::Wait),
+        5 => (fault(), 1..90_u64).prop_map(|(f, s)| Act::Fault(f, s)),
+        8 => command().prop_map(Act::Command),
+        1 => backend().prop_map(Act::Crash),
+        1 => backend().prop_map(Act::CrashOnLoad),
+        1 => Just(Act::PowerCut),
+        2 => Just(Act::Press),
+        1 => backend().prop_map(Act::ByHand),
+        2 => backend().prop_map(Act::Converse),
+        1 => (backend(), 0..3_u32).prop_map(|(b, n)| Act::Busy(b, n)),
+        1 => any::<bool>().prop_map(Act::Login),
+        1 => any::<bool>().prop_map(Act::Foreign),
+    ]
+}
+
+/// What is to come.
+enum Due {
+    Look,
+    Tick,
+    Answer(VerbId, Outcome),
+    Calm(Fault),
+}
+
+/// A driver without tasks: the same decisions, one after the other.
+struct Storm {
+    policy: Policy,
+    machine: Machine,
+    sim: Sim,
+    reading: Reading,
+    now: Instant,
+    looked: Instant,
+    answers: Vec<(Instant, VerbId, Outcome, bool)>,
+    calms: Vec<(Instant, Fault)>,
+    requests: u64,
+    open: BTreeMap<OpId, Instant>,
+    answered: Option<Answer>,
+    /// Somebody else moves units or power.
+    stranger: bool,
+    deeds: usize,
+}
+
+impl Storm {
+    fn new(sim: Sim, policy: Policy) -> Self {
+        Self {
+            machine: Machine::new(policy.clone(), vec![]),
+            policy,
+            sim,
+            reading: Reading::default(),
+            now: Instant::START,
+            looked: Instant::START,
+            answers: vec![],
+            calms: vec![],
+            requests: 0,
+            open: BTreeMap::new(),
+            answered: None,
+            stranger: false,
+            deeds: 0,
+        }
+    }
+
+    fn set(&mut self, fault: Fault, on: bool) {
+        let f = &mut self.sim.faults;
+        *match fault {
+            Fault::AnswersLost => &mut f.answers_lost,
+            Fault::OrdersLost => &mut f.orders_lost,
+            Fault::OrdersRefused => &mut f.orders_refused,
+            Fault::SshSilent => &mut f.ssh_silent,
+            Fault::HttpSilent => &mut f.http_silent,
+            Fault::StopHangs => &mut f.stop_hangs,
+            Fault::KillHangs => &mut f.kill_hangs,
+            Fault::LoadHangs => &mut f.load_hangs,
+            Fault::SaveFails => &mut f.save_fails,
+            Fault::RestoreRejected => &mut f.restore_rejected,
+            Fault::RestoreCrashes => &mut f.restore_crashes,
+            Fault::Deaf => &mut f.deaf,
+            Fault::GpuHangs => &mut f.gpu_hangs,
+        } = on;
+    }
+
+    /// Something happens.
+    fn act(&mut self, act: &Act) -> Result<(), String> {
+        match act {
+            Act::Wait => {}
+            Act::Fault(fault, seconds) => {
+                self.set(*fault, true);
+                let until = self.now + Duration::from_secs(*seconds);
+                self.calms.push((until, *fault));
+            }
+            Act::Command(command) => self.command(command.clone())?,
+            Act::Crash(id) => self.sim.crash(*id),
+            Act::CrashOnLoad(id) => self.sim.backend_mut(*id).crashes_to_come = 1,
+            Act::PowerCut => {
+                self.stranger = true;
+                self.sim.cut();
+            }
+            Act::Press => {
+                self.stranger = true;
+                self.sim.press();
+            }
+            Act::ByHand(id) => {
+                self.stranger = true;
+                self.sim.start_by_hand(*id);
+            }
+            Act::Converse(id) => self.sim.converse(*id, 300),
+            Act::Busy(id, requests) => self.sim.busy(*id, *requests),
+            Act::Login(here) => {
+                self.sim.logins.clear();
+                self.sim
+                    .logins
+                    .extend(here.then(|| "ada on pts/0".to_owned()));
+            }
+            Act::Foreign(here) => {
+                self.sim.foreign = here.then(|| GpuProcess {
+                    pid: 77,
+                    name: "blender".into(),
+                    user: Some("ada".into()),
+                    used_mib: Some(4000),
+                    backend: None,
+                    ignored: false,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, command: Command) -> Result<(), String> {
+        self.requests += 1;
+        let request = RequestId(self.requests);
+        self.step("a command", Event::Commanded { request, command })
+    }
+
+    /// Lets `span` pass.
+    fn pass(&mut self, span: Duration) -> Result<(), String> {
+        let until = self.now + span;
+        loop {
+            let (at, due) = self.next();
+            if at > until {
+                break;
+            }
+            self.now = self.now.max(at);
+            self.sim.advance(self.now);
+            match due {
+                Due::Look => self.look()?,
+                Due::Tick => self.step("a tick", Event::Tick)?,
+                Due::Answer(verb, outcome) => {
+                    self.step("an answer", Event::Finished { verb, outcome })?;
+                    self.look()?;
+                }
+                Due::Calm(fault) => self.set(fault, false),
+            }
+        }
+        self.now = until;
+        self.sim.advance(until);
+        Ok(())
+    }
+
+    fn next(&mut self) -> (Instant, Due) {
+        let pace = match self.machine.view().pace {
+            Pace::Rest => Duration::from_secs(10),
+            // Slower than the real one, which changes nothing but the number of steps.
+            Pace::Busy => Duration::from_millis(500),
+            Pace::Waiting => Duration::from_secs(1),
+        };
+        let look = self.looked + pace;
+        let tick = self.machine.deadline().unwrap_or(look + pace);
+        let answer = self.answers.iter().map(|a| a.0).min();
+        let calm = self.calms.iter().map(|c| c.0).min();
+        let first = [Some(look), Some(tick), answer, calm]
+            .into_iter()
+            .flatten()
+            .min();
+        let first = first.unwrap_or(look);
+        if let Some(i) = self.answers.iter().position(|a| a.0 == first) {
+            let (at, verb, outcome, lost) = self.answers.remove(i);
+            if lost {
+                self.sim.break_session();
+            }
+            (at, Due::Answer(verb, outcome))
+        } else if let Some(i) = self.calms.iter().position(|c| c.0 == first) {
+            let (at, fault) = self.calms.remove(i);
+            (at, Due::Calm(fault))
+        } else if tick == first {
+            (tick, Due::Tick)
+        } else {
+            (look, Due::Look)
+        }
+    }
+
+    fn look(&mut self) -> Result<(), String> {
+        self.looked = self.now;
+        let reading = self.sim.look(Ask::ALL, self.now);
+        self.reading.absorb(reading);
+        let look = judge(&self.reading, &self.policy, self.now);
+        self.step("a look", Event::Looked(look))
+    }
+
+    /// One step, all laws.
+    fn step(&mut self, act: &str, event: Event) -> Result<(), String> {
+        let before = self.machine.clone();
+        let effects = self.machine.step(self.now, event.clone());
+        let edge = Edge {
+            before: &before,
+            now: self.now,
+            act,
+            event: &event,
+            effects: &effects,
+            after: &self.machine,
+        };
+        for (name, law) in LAWS {
+            law(&edge).map_err(|why| {
+                format!(
+                    "{name}: {why}\n at {} in {:?} by {event:?}\n effects {effects:?}\n to {:?}",
+                    self.now,
+                    before.place(),
+                    self.machine.place()
+                )
+            })?;
+        }
+        for effect in effects {
+            match effect {
+                Effect::Do {
+                    verb, what, within, ..
+                } => self.order(verb, what, within),
+                Effect::Began(op) => {
+                    self.open.insert(op.id, op.until);
+                }
+                Effect::Ended { op, .. } => {
+                    self.open.remove(&op);
+                }
+                Effect::Answer { answer, .. } => self.answered = Some(answer),
+                Effect::HoldsChanged => {}
+            }
+        }
+        if let Some((op, until)) = self.open.iter().find(|(_, until)| **until < self.now) {
+            return Err(format!("operation {op} should have ended at {until}"));
+        }
+        self.truth()
+    }
+
+    fn order(&mut self, verb: VerbId, what: Verb, within: Duration) {
+        let answered = self.sim.order(what, self.now);
+        let given_up = self.now + within.saturating_sub(Duration::from_millis(100));
+        let (at, outcome, lost) = match answered.at.filter(|at| *at <= given_up) {
+            Some(at) => (at, answered.outcome, false),
+            None => {
+                let lost = Warning::new("no_answer", "lost");
+                (given_up, Outcome::Unknown(lost), true)
+            }
+        };
+        self.answers.push((at, verb, outcome, lost));
+    }
+
+    /// What the server itself knows.
+    fn truth(&mut self) -> Result<(), String> {
+        for (at, deed) in &self.sim.deeds[self.deeds..] {
+            let held = self.sim.holders();
+            if let Deed::Started(id) = deed
+                && !self.stranger
+                && held.iter().any(|other| other != id)
+            {
+                return Err(format!(
+                    "{id} was started at {at} although {held:?} held the GPU"
+                ));
+            }
+        }
+        self.deeds = self.sim.deeds.len();
+        Ok(())
+    }
+}
+
+/// The storm, then calm; then everything works.
+fn weather(acts: &[(u64, Act)], on: bool) -> Result<(), String> {
+    let policy = sim::policy();
+    let sim = if on {
+        Sim::on(&policy)
+    } else {
+        Sim::new(&policy)
+    };
+    let mut storm = Storm::new(sim, policy);
+    storm.pass(Duration::from_secs(5))?;
+    for (seconds, act) in acts {
+        storm.act(act)?;
+        storm.pass(Duration::from_secs(*seconds))?;
+    }
+    storm.calms.clear();
+    storm.sim.heal();
+    storm.sim.logins.clear();
+    storm.sim.foreign = None;
+    for id in [LLAMA, VLLM] {
+        storm.sim.busy(id, 0);
+    }
+    // Longer than any operation may take.
+    storm.pass(Duration::from_mins(40))?;
+    if let Some(op) = storm.machine.view().operation {
+        return Err(format!(
+            "forty quiet minutes later operation {op:?} is under way"
+        ));
+    }
+    if storm.machine.place().kind == Kind::Conflict {
+        let options = Options {
+            replace: true,
+            no_drain: true,
+        };
+        storm.command(Command::Stop(options))?;
+        storm.pass(Duration::from_mins(10))?;
+    }
+    for wanted in [LLAMA, VLLM] {
+        let options = Options {
+            replace: true,
+            no_drain: false,
+        };
+        storm.answered = None;
+        storm.command(Command::Switch(wanted, options))?;
+        let answer = storm.answered.clone();
+        storm.pass(Duration::from_mins(15))?;
+        let place = storm.machine.place();
+        if place.kind != Kind::Running || place.backend != Some(wanted) {
+            return Err(format!(
+                "after the storm a switch to {wanted} ({answer:?}) led to {place:?}; power {:?}, backends {:#?}\n{:#?}",
+                storm.sim.power,
+                storm.sim.backends,
+                storm.machine.view()
+            ));
+        }
+        if storm.sim.holders() != [wanted] || storm.sim.power != Power::On {
+            return Err(format!(
+                "{wanted} is said to run, but {:?} do",
+                storm.sim.holders()
+            ));
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(Config {
+        cases: 128,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..Config::default()
+    })]
+
+    #[test]
+    fn laws_hold_in_every_storm_and_everything_works_afterwards(
+        acts in prop::collection::vec((0..120_u64, act()), 0..30),
+        on in any::<bool>(),
+    ) {
+        if let Err(why) = weather(&acts, on) {
+            return Err(TestCaseError::fail(why));
+        }
+    }
+}
