@@ -18,6 +18,7 @@ pub mod ids;
 pub mod ignored;
 mod key;
 pub mod look;
+mod observed;
 pub mod policy;
 mod pursuit;
 pub mod reading;
@@ -111,7 +112,7 @@ impl Machine {
             core.order.map(|o| o.until),
             core.holds.iter().filter_map(|h| h.until).min(),
             crowd.map(|since| since + core.policy.conflict_after),
-            pursuit::next_policy(core, leaf).map(|(_, _, at)| at),
+            observed::next_policy(core, leaf).map(|(_, _, at)| at),
         ]
         .into_iter()
         .flatten()
@@ -155,7 +156,7 @@ impl Machine {
             is_off: core.is_off(),
             last_use: core.backends.iter().map(|m| m.last_use).collect(),
             holds: core.holds.clone(),
-            next_action: pursuit::next_policy(core, leaf).map(|(goal, cause, at)| NextAction { goal, cause, at }),
+            next_action: observed::next_policy(core, leaf).map(|(goal, cause, at)| NextAction { goal, cause, at }),
             attention: core
                 .attention
                 .iter()

@@ -36,7 +36,7 @@ def sudo_can_take_the_place_of_polkit(gpu, new_daemon):
 def a_backend_can_have_its_own_ssh_target(gpu, new_daemon):
     """As with a container that has its own sshd: here another port of the same machine."""
     gpu.ssh("systemd-run --unit=other-sshd /usr/sbin/sshd -D -p 2022 -o PidFile=none")
-    wechsler = new_daemon(backends={"vllm": {"ssh": {"host": gpu.address, "port": 2022}}})
+    wechsler = new_daemon(backends={"vllm": {"ssh": {"host": gpu.address, "port": 2022, "host_keys": [gpu.host_key]}}})
     wechsler.do("start", "llama-cpp")
     talk = conversation.Conversation(gpu.LLAMA)
     talk.say()

@@ -1,0 +1,124 @@
+//! Without an operation observation decides: the leaf that what is seen amounts to, and what is configured to happen by
+//! itself.
+
+use super::{
+    BackendId, Cause, Goal, Held, Instant, RestorePolicy, Seen, Server, Use, WakeCheck,
+    core::{Core, Step},
+    rules::State,
+};
+
+/// The leaf that what is seen amounts to; `None` while it does not say.
+pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
+    match core.look.server {
+        Server::NotLooked => return None,
+        Server::Silent | Server::Booting(_) => return core.is_off().then_some(State::Offline),
+        Server::On { .. } | Server::Uncontrolled => {}
+    }
+    let going_down = matches!(leaf, State::PoweringOff { until, .. } if until > core.now);
+    if going_down && core.work.is_none() {
+        // Cancelled or failed operations do not call a shutdown back.
+        return None;
+    }
+    let mut up = core.up();
+    let (first, second) = (up.next(), up.next());
+    match (first, second) {
+        (Some(_), Some(_)) => {
+            let lasted = core.crowded_since.is_some_and(|s| core.now.since(s) >= core.policy.conflict_after);
+            match leaf {
+                State::Conflict => Some(State::Conflict),
+                _ if lasted => Some(State::Conflict),
+                // Not long enough to be called one; but a leaf that speaks of something else is left.
+                State::Running { .. } | State::Starting { .. } | State::Unknown => None,
+                _ => first.map(|backend| by_itself(core, backend, leaf)),
+            }
+        }
+        (Some(backend), None) => Some(by_itself(core, backend, leaf)),
+        (None, _) => {
+            if let Some(backend) = core.first(|s| s == Seen::Lingering) {
+                Some(match leaf {
+                    State::Stopping { backend: b, .. } if b == backend => leaf,
+                    _ => State::Stopping { backend, order: None, until: None, killed: false },
+                })
+            } else if core.policy.ids().all(|id| core.seen(id).is_stopped() || core.seen(id) == Seen::Stranger) {
+                Some(State::Idle)
+            } else {
+                // Some unit cannot be read. A leaf that a person could act on is not thrown away for that.
+                match leaf {
+                    State::Running { .. } | State::Idle | State::Starting { .. } | State::Unknown => None,
+                    _ => Some(State::Unknown),
+                }
+            }
+        }
+    }
+}
+
+/// The leaf for the one backend that is up, whoever started it.
+fn by_itself(core: &Core, backend: BackendId, leaf: State) -> State {
+    let running = State::Running { backend };
+    let starting = match leaf {
+        State::Starting { backend: b, .. } if b == backend => State::Starting { backend, order: None, until: None },
+        _ => State::Starting { backend, order: None, until: None },
+    };
+    let memory = core.memory(backend);
+    let same_run = memory.ready.is_some() && memory.ready == core.look.backend(backend).invocation;
+    match core.seen(backend) {
+        Seen::Running => running,
+        // A healthy run that does not answer now: a flap until it has lasted.
+        Seen::Loading if leaf == running && same_run && memory.unwell < core.policy.misses => running,
+        // A broken engine stays where it is, with health "failing": it is up and holds the GPU.
+        Seen::Sick if leaf == running => running,
+        _ => starting,
+    }
+}
+
+/// Begins what is configured to happen by itself.
+pub(super) fn policies(core: &mut Core, leaf: State, step: &mut Step) {
+    if core.order.is_some() || core.doubt.is_some() {
+        return;
+    }
+    if let Some((goal, cause, at)) = next_policy(core, leaf)
+        && at <= core.now
+    {
+        core.begin(goal, cause, false, step);
+    }
+}
+
+/// What would happen by itself from `leaf`, and when, if nothing changes; `None` where something stands in its way.
+pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Instant)> {
+    if core.work.is_some() || !core.is_on() {
+        return None;
+    }
+    let not_before = core.backoff.map_or(core.now, |b| b.until);
+    match leaf {
+        State::Running { backend } => {
+            let look = core.look.backend(backend);
+            let policy = core.policy.backend(backend);
+            let restores = policy.slots
+                && policy.restore == RestorePolicy::Auto
+                && look.restorable
+                && look.unused
+                && !look.sleeping
+                && look.seen == Seen::Running
+                && core.memory(backend).restored != look.invocation;
+            if restores {
+                return Some((Goal::Restore(backend), Cause::AutoRestore, core.now));
+            }
+            let after = core.policy.idle_stop_after?;
+            let idle = look.use_ == Use::Idle && look.seen == Seen::Running;
+            let held = core.is_held(Held::Backend(backend));
+            let since = core.memory(backend).last_use?;
+            (idle && !held).then_some((Goal::Stop, Cause::IdleStop, (since + after).max(not_before)))
+        }
+        State::Idle => {
+            let after = core.policy.idle_power_off_after?;
+            let since = core.vacant_since?;
+            let blocked = core.is_held(Held::Awake)
+                || core.look.foreign_gpu
+                || core.look.people == Some(true)
+                || (core.policy.wake_check != WakeCheck::Off && core.look.wake_armed == Some(false))
+                || !core.policy.can_wake;
+            (!blocked).then_some((Goal::Off, Cause::IdlePowerOff, (since + after).max(not_before)))
+        }
+        _ => None,
+    }
+}
