@@ -69,10 +69,7 @@ pub fn process(config: Config) -> ExitCode {
         warn!("{warning}");
     }
     // One thread: everything here waits, nothing computes.
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(%error, "no runtime");
@@ -103,15 +100,11 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut signals = Signals::listen().map_err(DaemonError::Signals)?;
     prepare_state_dir(&config.daemon.state_dir);
     // First the socket: a second daemon ends here, before it has looked at or touched anything.
-    let listener =
-        socket::Listener::bind(&config.daemon.socket, config.daemon.group.as_deref()).await?;
+    let listener = socket::Listener::bind(&config.daemon.socket, config.daemon.group.as_deref()).await?;
     let host = Host::new(&config)?;
 
     let (end, told_to_end) = watch::channel(false);
-    let setup = Setup {
-        pulse: watchdog(),
-        ..Setup::from(&config)
-    };
+    let setup = Setup { pulse: watchdog(), ..Setup::from(&config) };
     let (handle, mut driver) = driver::spawn(setup, host, told_to_end.clone());
     let status_line = tokio::spawn(tell_status(handle.status.clone()));
     let mut stop_serving = told_to_end;
@@ -148,21 +141,16 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         }
         driver
     };
-    tokio::time::timeout(END_AT_MOST, ending)
-        .await
-        .unwrap_or_else(|_| {
-            warn!("something hangs; ending without it");
-            Ok(())
-        })
+    tokio::time::timeout(END_AT_MOST, ending).await.unwrap_or_else(|_| {
+        warn!("something hangs; ending without it");
+        Ok(())
+    })
 }
 
 /// Without it nothing is kept, which is said and lived with.
 fn prepare_state_dir(dir: &Path) {
     use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o750)
-        .create(dir);
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o750).create(dir);
     if let Err(error) = made {
         warn!(dir = %dir.display(), %error, "the state directory cannot be made; holds and slot notes will not outlive the daemon");
     }
@@ -172,10 +160,7 @@ fn prepare_state_dir(dir: &Path) {
 /// else still answers.
 fn watchdog() -> Option<Pulse> {
     let limit = sd_notify::watchdog_enabled()?;
-    Some(Pulse {
-        every: limit / 3,
-        beat: Arc::new(|| notify(&[NotifyState::Watchdog])),
-    })
+    Some(Pulse { every: limit / 3, beat: Arc::new(|| notify(&[NotifyState::Watchdog])) })
 }
 
 /// Keeps `systemctl status` at one line about the present.
@@ -185,12 +170,7 @@ async fn tell_status(mut status: watch::Receiver<Arc<Status>>) {
         let line = {
             let status = status.borrow_and_update();
             let phase = status.phase.as_deref().map(|p| format!(", {p}"));
-            format!(
-                "{}{}, health {}",
-                status.state,
-                phase.unwrap_or_default(),
-                status.health
-            )
+            format!("{}{}, health {}", status.state, phase.unwrap_or_default(), status.health)
         };
         if line != told {
             notify(&[NotifyState::Status(&line)]);

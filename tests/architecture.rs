@@ -36,24 +36,11 @@ const OUTSIDE: &[&str] = &[
 const STD_CLOCK: &[&str] = &["std::time::Instant"];
 
 const ROOMS: &[Room] = &[
-    Room {
-        name: "machine",
-        ours: &[],
-        crates: &["serde", "statig"],
-        never: OUTSIDE,
-    },
+    Room { name: "machine", ours: &[], crates: &["serde", "statig"], never: OUTSIDE },
     Room {
         name: "driver",
         ours: &["machine", "config"],
-        crates: &[
-            "futures_util",
-            "humantime",
-            "serde",
-            "serde_json",
-            "thiserror",
-            "tokio",
-            "tracing",
-        ],
+        crates: &["futures_util", "humantime", "serde", "serde_json", "thiserror", "tokio", "tracing"],
         never: STD_CLOCK,
     },
     Room {
@@ -76,12 +63,7 @@ const ROOMS: &[Room] = &[
         name: "config",
         ours: &["machine"],
         crates: &["humantime", "serde", "strsim", "thiserror", "toml"],
-        never: &[
-            "std::time::Instant",
-            "std::time::SystemTime",
-            "std::thread",
-            "std::process",
-        ],
+        never: &["std::time::Instant", "std::time::SystemTime", "std::thread", "std::process"],
     },
     Room {
         name: "front",
@@ -132,11 +114,7 @@ fn rust_files(folder: &str) -> Vec<PathBuf> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                files.push(
-                    path.strip_prefix(root())
-                        .expect("below the root")
-                        .to_owned(),
-                );
+                files.push(path.strip_prefix(root()).expect("below the root").to_owned());
             }
         }
     }
@@ -186,9 +164,7 @@ fn take_apart(prefix: &str, tree: &str, found: &mut Vec<String>) {
         return;
     };
     let prefix = format!("{prefix}{}", tree[..open].trim());
-    let inner = tree[open + 1..]
-        .strip_suffix('}')
-        .unwrap_or(&tree[open + 1..]);
+    let inner = tree[open + 1..].strip_suffix('}').unwrap_or(&tree[open + 1..]);
     let (mut depth, mut start) = (0, 0);
     for (at, c) in inner.char_indices() {
         match c {
@@ -207,9 +183,7 @@ fn take_apart(prefix: &str, tree: &str, found: &mut Vec<String>) {
 /// The room a file is in.
 fn room_of(file: &Path) -> Option<&'static Room> {
     let name = file.iter().nth(1)?.to_str()?;
-    ROOMS
-        .iter()
-        .find(|room| room.name == name.trim_end_matches(".rs"))
+    ROOMS.iter().find(|room| room.name == name.trim_end_matches(".rs"))
 }
 
 /// Where a used path leads: a module of ours (`crate::...`), a crate, or nowhere beyond the room.
@@ -224,10 +198,7 @@ fn complaint(room: &Room, path: &str) -> Option<String> {
         "crate" => {
             let inside = path.trim_start_matches("crate::");
             let allowed = inside.split("::").next() == Some(room.name)
-                || room
-                    .ours
-                    .iter()
-                    .any(|ours| inside == *ours || inside.starts_with(&format!("{ours}::")));
+                || room.ours.iter().any(|ours| inside == *ours || inside.starts_with(&format!("{ours}::")));
             (!allowed).then(|| format!("{} must not use crate::{inside}", room.name))
         }
         // A module or type of the same room: rooms are lower case too, but only crates are declared.
@@ -266,9 +237,7 @@ fn each_room_uses_only_what_it_may() {
         let code = code(&file);
         let full_paths = room.never.iter().filter(|never| code.contains(**never));
         complaints.extend(full_paths.map(|never| format!("{}: {never}", file.display())));
-        let bad = uses(&code)
-            .into_iter()
-            .filter_map(|path| complaint(room, &path));
+        let bad = uses(&code).into_iter().filter_map(|path| complaint(room, &path));
         complaints.extend(bad.map(|bad| format!("{}: {bad}", file.display())));
     }
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
@@ -278,36 +247,22 @@ fn each_room_uses_only_what_it_may() {
 fn no_file_is_two_rooms() {
     let long = |file: &PathBuf| {
         let lines = if is_test(file) {
-            fs::read_to_string(root().join(file))
-                .expect("a file")
-                .lines()
-                .count()
+            fs::read_to_string(root().join(file)).expect("a file").lines().count()
         } else {
             code(file).lines().count()
         };
         (lines > LONGEST_FILE).then(|| format!("{}: {lines} lines", file.display()))
     };
     let long: Vec<_> = rust_files("src").iter().filter_map(long).collect();
-    assert!(
-        long.is_empty(),
-        "more than {LONGEST_FILE}:\n{}",
-        long.join("\n")
-    );
+    assert!(long.is_empty(), "more than {LONGEST_FILE}:\n{}", long.join("\n"));
 }
 
 #[test]
 fn nothing_is_called_utils() {
     for file in rust_files("src") {
         let names = ["util", "utils", "helpers", "misc", "common"];
-        let stem = file
-            .file_stem()
-            .and_then(|s| s.to_str())
-            .unwrap_or_default();
-        assert!(
-            !names.contains(&stem),
-            "{}: say what it is for",
-            file.display()
-        );
+        let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+        assert!(!names.contains(&stem), "{}: say what it is for", file.display());
     }
 }
 
@@ -336,32 +291,17 @@ fn every_dependency_says_why_it_is_there() {
 
 #[test]
 fn declarations_are_taken_apart() {
-    let code =
-        "use a::{b, c::{d, e as f}};\n    use g;\nlet reuse = 1;\npub(crate) use crate::h::*;\n";
-    assert_eq!(
-        uses(code),
-        ["a::b", "a::c::d", "a::c::e", "g", "crate::h::*"]
-    );
+    let code = "use a::{b, c::{d, e as f}};\n    use g;\nlet reuse = 1;\npub(crate) use crate::h::*;\n";
+    assert_eq!(uses(code), ["a::b", "a::c::d", "a::c::e", "g", "crate::h::*"]);
 }
 
 #[test]
 fn a_wrong_use_is_noticed() {
     let machine = &ROOMS[0];
-    for bad in [
-        "std::time::Instant",
-        "crate::driver::World",
-        "tokio::time",
-        "std::net::IpAddr",
-    ] {
+    for bad in ["std::time::Instant", "crate::driver::World", "tokio::time", "std::net::IpAddr"] {
         assert!(complaint(machine, bad).is_some(), "{bad}");
     }
-    for good in [
-        "std::time::Duration",
-        "crate::machine::Look",
-        "super::Look",
-        "serde::Serialize",
-        "Kind::*",
-    ] {
+    for good in ["std::time::Duration", "crate::machine::Look", "super::Look", "serde::Serialize", "Kind::*"] {
         assert_eq!(complaint(machine, good), None);
     }
 }

@@ -32,11 +32,7 @@ fn run(socket: &Path, words: &[&str]) -> Output {
 }
 
 fn begin(socket: &Path, words: &[&str]) -> Child {
-    command(socket, words)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    command(socket, words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 fn out(output: &Output) -> String {
@@ -94,13 +90,7 @@ fn endpoints_prints_the_form_of_the_workflows() {
 #[test]
 fn documents_come_as_one_object_with_json() {
     let (_folder, fake) = daemon();
-    for words in [
-        &["status"][..],
-        &["endpoints"],
-        &["holds"],
-        &["slots"],
-        &["slots", "list"],
-    ] {
+    for words in [&["status"][..], &["endpoints"], &["holds"], &["slots"], &["slots", "list"]] {
         let output = run(&fake.socket, &[words, &["--json"]].concat());
         assert_eq!(code(&output), 0);
         object(&output);
@@ -117,14 +107,8 @@ fn a_start_in_a_pipe_tells_each_phase_once_and_then_what_came_of_it() {
     assert_eq!(lines.len(), 5, "{text}");
     assert_eq!(lines[0], "start llama-cpp · waking · 0s of ~8s");
     assert!(lines[1].contains("· starting ·") && lines[2].contains("· restoring ·"));
-    assert!(
-        lines[3].starts_with("✓ start llama-cpp: done in 0."),
-        "{text}"
-    );
-    assert!(
-        lines[4].starts_with("  warning: The slot did not fit"),
-        "{text}"
-    );
+    assert!(lines[3].starts_with("✓ start llama-cpp: done in 0."), "{text}");
+    assert!(lines[4].starts_with("  warning: The slot did not fit"), "{text}");
     assert!(!text.contains('\x1b'));
 }
 
@@ -136,43 +120,22 @@ fn a_failed_start_exits_1_and_shows_the_last_words_of_the_unit() {
     assert_eq!(code(&output), 1);
     assert!(text.contains("✗ start vllm: failed after 0."), "{text}");
     assert!(text.contains("[start_failed]") && text.contains("  hint: read the unit"));
-    assert!(
-        text.contains("  │ ValueError: no such model /mnt/models/x\n"),
-        "{text}"
-    );
+    assert!(text.contains("  │ ValueError: no such model /mnt/models/x\n"), "{text}");
     let document = object(&run(&fake.socket, &["switch", "vllm", "--json"]));
     assert_eq!(document["outcome"], "failed");
     assert_eq!(document["error"]["code"], "start_failed");
-    assert_eq!(
-        document["operation"]["post_mortem"]
-            .as_array()
-            .unwrap()
-            .len(),
-        2
-    );
+    assert_eq!(document["operation"]["post_mortem"].as_array().unwrap().len(), 2);
 }
 
 #[test]
 fn what_is_so_already_or_done_at_once_exits_0() {
     let (_folder, fake) = daemon();
-    assert_eq!(
-        out(&run(&fake.socket, &["stop"])),
-        "already so: no backend is up\n"
-    );
+    assert_eq!(out(&run(&fake.socket, &["stop"])), "already so: no backend is up\n");
     let document = object(&run(&fake.socket, &["stop", "--json"]));
     assert_eq!(document["outcome"], "already_so");
-    let output = run(
-        &fake.socket,
-        &["hold", "awake", "--for", "2h", "--reason", "long run"],
-    );
-    assert_eq!(
-        out(&output),
-        "hold 3: awake; `wechsler release 3` ends it\n"
-    );
-    assert_eq!(
-        out(&run(&fake.socket, &["release", "3"])),
-        "hold 3 is released\n"
-    );
+    let output = run(&fake.socket, &["hold", "awake", "--for", "2h", "--reason", "long run"]);
+    assert_eq!(out(&output), "hold 3: awake; `wechsler release 3` ends it\n");
+    assert_eq!(out(&run(&fake.socket, &["release", "3"])), "hold 3 is released\n");
     assert_eq!(code(&run(&fake.socket, &["wait", "ready"])), 0);
 }
 
@@ -180,10 +143,7 @@ fn what_is_so_already_or_done_at_once_exits_0() {
 fn no_wait_returns_with_the_number_of_the_operation() {
     let (_folder, fake) = daemon();
     let output = run(&fake.socket, &["start", "--no-wait"]);
-    assert_eq!(
-        (code(&output), out(&output).as_str()),
-        (0, "operation 1 has begun\n")
-    );
+    assert_eq!((code(&output), out(&output).as_str()), (0, "operation 1 has begun\n"));
     let document = object(&run(&fake.socket, &["start", "--no-wait", "--json"]));
     assert_eq!(document["operation_id"], 2);
 }
@@ -198,22 +158,10 @@ fn wrong_use_exits_2_with_a_suggestion() {
         (&["wait", "redy"], "did you mean `ready`?"),
         (&["hold", "vlm"], "did you mean `vllm`?"),
         (&["start", "--timeout", "soon"], "soon"),
-        (
-            &["start", "--no-wait", "--timeout", "3s"],
-            "cannot be used with",
-        ),
-        (
-            &["shutdown", "--power-off", "--keep-on"],
-            "cannot be used with",
-        ),
-        (
-            &["config", "check", "/no/such/file.toml"],
-            "/no/such/file.toml",
-        ),
-        (
-            &["daemon", "--config", "/no/such/file.toml"],
-            "/no/such/file.toml",
-        ),
+        (&["start", "--no-wait", "--timeout", "3s"], "cannot be used with"),
+        (&["shutdown", "--power-off", "--keep-on"], "cannot be used with"),
+        (&["config", "check", "/no/such/file.toml"], "/no/such/file.toml"),
+        (&["daemon", "--config", "/no/such/file.toml"], "/no/such/file.toml"),
         (&[], "Usage:"),
     ] {
         let output = run(&fake.socket, words);
@@ -241,25 +189,12 @@ fn refusals_exit_4_with_code_and_hint() {
 fn without_a_daemon_the_client_exits_3_and_names_the_socket() {
     let folder = Folder::new();
     let socket = folder.socket();
-    for words in [
-        &["status"][..],
-        &["start"],
-        &["watch"],
-        &["wait", "ready"],
-        &["holds"],
-    ] {
+    for words in [&["status"][..], &["start"], &["watch"], &["wait", "ready"], &["holds"]] {
         let output = run(&socket, words);
         assert_eq!(code(&output), 3, "{words:?}");
-        assert!(
-            err(&output).contains(socket.to_str().unwrap()),
-            "{}",
-            err(&output)
-        );
+        assert!(err(&output).contains(socket.to_str().unwrap()), "{}", err(&output));
         let output = run(&socket, &[words, &["--json"]].concat());
-        assert_eq!(
-            (code(&output), &object(&output)["error"]["code"]),
-            (3, &"no_daemon".into())
-        );
+        assert_eq!((code(&output), &object(&output)["error"]["code"]), (3, &"no_daemon".into()));
     }
     // A socket nobody listens on.
     drop(UnixListener::bind(&socket).unwrap());
@@ -271,19 +206,9 @@ fn an_operation_that_outlasts_the_timeout_exits_5_and_goes_on() {
     let (_folder, fake) = daemon();
     let output = run(&fake.socket, &["restart", "--timeout", "300ms"]);
     assert_eq!(code(&output), 5);
-    assert!(
-        err(&output).contains("operation 1 goes on in the daemon"),
-        "{}",
-        err(&output)
-    );
-    let document = object(&run(
-        &fake.socket,
-        &["restart", "--timeout", "300ms", "--json"],
-    ));
-    assert_eq!(
-        (&document["outcome"], &document["exit_code"]),
-        (&"unfinished".into(), &5.into())
-    );
+    assert!(err(&output).contains("operation 1 goes on in the daemon"), "{}", err(&output));
+    let document = object(&run(&fake.socket, &["restart", "--timeout", "300ms", "--json"]));
+    assert_eq!((&document["outcome"], &document["exit_code"]), (&"unfinished".into(), &5.into()));
     let output = run(&fake.socket, &["wait", "gpu-offline", "--timeout", "200ms"]);
     assert_eq!(code(&output), 5);
 }
@@ -300,10 +225,7 @@ fn a_daemon_that_never_answers_is_given_up() {
         }
     });
     let output = run(&folder.socket(), &["status", "--json"]);
-    assert_eq!(
-        (code(&output), &object(&output)["error"]["code"]),
-        (3, &"daemon_silent".into())
-    );
+    assert_eq!((code(&output), &object(&output)["error"]["code"]), (3, &"daemon_silent".into()));
     let output = run(&folder.socket(), &["start", "--timeout", "300ms"]);
     assert_eq!(code(&output), 5);
 }
@@ -329,10 +251,7 @@ fn what_is_no_daemon_is_told_apart() {
     });
     for _ in 0..5 {
         let output = run(&folder.socket(), &["status", "--json"]);
-        assert_eq!(
-            (code(&output), &object(&output)["error"]["code"]),
-            (3, &"not_a_daemon".into())
-        );
+        assert_eq!((code(&output), &object(&output)["error"]["code"]), (3, &"not_a_daemon".into()));
     }
 }
 
@@ -342,11 +261,7 @@ fn read_until(child: &mut Child, text: &str) -> BufReader<std::process::ChildStd
     let mut line = String::new();
     while !line.contains(text) {
         line.clear();
-        assert_ne!(
-            lines.read_line(&mut line).unwrap(),
-            0,
-            "it ended without {text}"
-        );
+        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended without {text}");
     }
     lines
 }
@@ -362,11 +277,7 @@ fn a_daemon_restarted_in_the_middle_has_forgotten_the_operation() {
     rest.read_to_string(&mut text).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(code(&output), 1, "{}", err(&output));
-    assert!(
-        err(&output).contains("has forgotten operation 1"),
-        "{}",
-        err(&output)
-    );
+    assert!(err(&output).contains("has forgotten operation 1"), "{}", err(&output));
 }
 
 #[test]
@@ -374,17 +285,11 @@ fn ctrl_c_leaves_the_operation_to_the_daemon_and_exits_130() {
     let (_folder, fake) = daemon();
     let mut child = begin(&fake.socket, &["restart"]);
     let _rest = read_until(&mut child, "stopping");
-    let killed = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status();
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(killed.unwrap().success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(code(&output), 130);
-    assert!(
-        err(&output).contains("operation 1 goes on in the daemon"),
-        "{}",
-        err(&output)
-    );
+    assert!(err(&output).contains("operation 1 goes on in the daemon"), "{}", err(&output));
 }
 
 #[test]
@@ -443,20 +348,13 @@ fn help_completions_and_man_page_come_from_the_same_definitions() {
         "completions",
         "man",
     ] {
-        assert!(
-            out(&help).contains(&format!("\n  {verb}  ")),
-            "{verb}: {}",
-            out(&help)
-        );
+        assert!(out(&help).contains(&format!("\n  {verb}  ")), "{verb}: {}", out(&help));
         assert_eq!(code(&run(socket, &[verb, "--help"])), 0, "{verb}");
     }
     assert!(out(&help).contains("Exit codes:"));
     assert_eq!(code(&run(socket, &["--version"])), 0);
     for shell in ["bash", "zsh", "fish"] {
-        assert!(
-            out(&run(socket, &["completions", shell])).contains("no-drain"),
-            "{shell}"
-        );
+        assert!(out(&run(socket, &["completions", shell])).contains("no-drain"), "{shell}");
     }
     assert!(out(&run(socket, &["man"])).starts_with(".ie"));
     let folder = Folder::new();

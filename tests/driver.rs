@@ -26,21 +26,14 @@ use wechsler::{
         status::Status,
     },
     machine::{
-        Answer, BackendId, Command, Held, HoldSpec, OpId, Options, Outcome, Policy, PowerChoice,
-        Verb,
+        Answer, BackendId, Command, Held, HoldSpec, OpId, Options, Outcome, Policy, PowerChoice, Verb,
         reading::{Ask, Reading},
     },
 };
 
 const LLAMA: BackendId = BackendId(0);
 const VLLM: BackendId = BackendId(1);
-const START: Command = Command::Start(
-    Some(LLAMA),
-    Options {
-        replace: false,
-        no_drain: false,
-    },
-);
+const START: Command = Command::Start(Some(LLAMA), Options { replace: false, no_drain: false });
 /// Longer than anything here may take.
 const LONG: Duration = Duration::from_mins(15);
 
@@ -82,25 +75,13 @@ impl Bench {
         let world = World::new(sim);
         let (end, told) = watch::channel(false);
         let (handle, task) = driver::spawn(setup, world.clone(), told);
-        Self {
-            world,
-            handle,
-            task,
-            end,
-        }
+        Self { world, handle, task, end }
     }
 
     fn send(&self, command: Command) -> oneshot::Receiver<Answer> {
         let (answer, receiver) = oneshot::channel();
-        let request = Request {
-            command,
-            uid: Some(1000),
-            answer,
-        };
-        self.handle
-            .commands
-            .try_send(request)
-            .expect("room in the queue");
+        let request = Request { command, uid: Some(1000), answer };
+        self.handle.commands.try_send(request).expect("room in the queue");
         receiver
     }
 
@@ -111,10 +92,7 @@ impl Bench {
 
     async fn ask_within(&self, command: Command, within: Duration) -> Answer {
         let answer = self.send(command);
-        timeout(within, answer)
-            .await
-            .expect("answered in time")
-            .expect("answered")
+        timeout(within, answer).await.expect("answered in time").expect("answered")
     }
 
     async fn accepted(&self, command: Command) -> OpId {
@@ -140,23 +118,15 @@ impl Bench {
     /// Waits for the end of an operation.
     async fn ended(&self, op: OpId) -> OperationRecord {
         let mut operations = self.handle.operations.clone();
-        let find = |all: &Arc<Vec<OperationRecord>>| {
-            all.iter()
-                .find(|r| r.id == op.0 && r.end.is_some())
-                .cloned()
-        };
+        let find = |all: &Arc<Vec<OperationRecord>>| all.iter().find(|r| r.id == op.0 && r.end.is_some()).cloned();
         let all = timeout(LONG, operations.wait_for(|all| find(all).is_some())).await;
-        let all =
-            all.unwrap_or_else(|_| panic!("no end; status {:#?}", self.handle.status.borrow()));
+        let all = all.unwrap_or_else(|_| panic!("no end; status {:#?}", self.handle.status.borrow()));
         find(&all.expect("the driver lives")).expect("it was there")
     }
 
     async fn shut_down(self) -> World {
         self.end.send(true).expect("the driver lives");
-        timeout(LONG, self.task)
-            .await
-            .expect("ends")
-            .expect("without a panic");
+        timeout(LONG, self.task).await.expect("ends").expect("without a panic");
         self.world
     }
 }
@@ -177,12 +147,7 @@ fn off() -> Sim {
 }
 
 fn hold(what: Held, lasts: Option<Duration>) -> Command {
-    Command::Hold(HoldSpec {
-        what,
-        lasts,
-        reason: "a test".into(),
-        by: "ada".into(),
-    })
+    Command::Hold(HoldSpec { what, lasts, reason: "a test".into(), by: "ada".into() })
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,21 +166,13 @@ async fn a_start_is_answered_at_once_and_ends_when_the_backend_is_healthy() {
     let began = Instant::now();
     let op = bench.accepted(START).await;
     assert!(began.elapsed() < Duration::from_millis(10));
-    let on_record = bench
-        .handle
-        .operations
-        .borrow()
-        .iter()
-        .any(|r| r.id == op.0);
+    let on_record = bench.handle.operations.borrow().iter().any(|r| r.id == op.0);
     assert!(on_record, "who is told of an operation finds it on record");
     bench.state("llama-cpp-starting").await;
     let record = bench.ended(op).await;
     assert_eq!(record.end.as_deref(), Some("done"), "{record:?}");
     let took = began.elapsed();
-    assert!(
-        took >= Duration::from_secs(8) && took < Duration::from_millis(8500),
-        "{took:?}"
-    );
+    assert!(took >= Duration::from_secs(8) && took < Duration::from_millis(8500), "{took:?}");
     let status = bench.state("llama-cpp").await;
     assert_eq!(status.active_backend.as_deref(), Some("llama-cpp"));
     assert_eq!(status.health, "ok");
@@ -240,15 +197,11 @@ async fn a_switch_saves_stops_starts_and_switching_back_restores() {
     let op = bench.accepted(START).await;
     bench.ended(op).await;
     bench.world.sim().converse(LLAMA, 500);
-    let op = bench
-        .accepted(Command::Switch(VLLM, Options::default()))
-        .await;
+    let op = bench.accepted(Command::Switch(VLLM, Options::default())).await;
     let record = bench.ended(op).await;
     assert_eq!(record.end.as_deref(), Some("done"), "{record:?}");
     assert!(record.warnings.is_empty(), "{record:?}");
-    let op = bench
-        .accepted(Command::Switch(LLAMA, Options::default()))
-        .await;
+    let op = bench.accepted(Command::Switch(LLAMA, Options::default())).await;
     let record = bench.ended(op).await;
     assert_eq!(record.end.as_deref(), Some("done"), "{record:?}");
     let sim = bench.world.sim();
@@ -282,9 +235,7 @@ async fn an_order_whose_answer_is_lost_ends_as_unknown_within_its_time_and_the_l
     assert!(began.elapsed() < Duration::from_secs(35));
     bench.shut_down().await;
     let steps = std::fs::read_to_string(dir.join("steps.jsonl")).expect("the journal");
-    let unknown = steps
-        .lines()
-        .find(|line| line.contains("\"Unknown\":{\"code\":\"no_answer\""));
+    let unknown = steps.lines().find(|line| line.contains("\"Unknown\":{\"code\":\"no_answer\""));
     assert!(unknown.is_some(), "{steps}");
     let _ = std::fs::remove_dir_all(&dir);
 }
@@ -297,10 +248,7 @@ async fn looks_that_hang_do_not_stop_commands() {
     tokio::time::sleep(Duration::from_secs(15)).await;
     for _ in 0..20 {
         let answer = bench.ask(hold(Held::Awake, None)).await;
-        assert!(
-            matches!(answer, Answer::Done { hold: Some(_) }),
-            "{answer:?}"
-        );
+        assert!(matches!(answer, Answer::Done { hold: Some(_) }), "{answer:?}");
     }
     assert_eq!(bench.handle.status.borrow().holds.len(), 20);
 }
@@ -320,10 +268,7 @@ async fn looks_that_hang_are_given_up_and_what_comes_after_counts() {
 async fn every_command_is_answered_whatever_state_it_meets() {
     for sim in [on(), off()] {
         let bench = Bench::new(sim);
-        let options = Options {
-            replace: true,
-            no_drain: true,
-        };
+        let options = Options { replace: true, no_drain: true };
         let commands = [
             Command::Start(None, options),
             Command::Switch(VLLM, options),
@@ -340,9 +285,7 @@ async fn every_command_is_answered_whatever_state_it_meets() {
         ];
         for round in 0..4 {
             for command in &commands {
-                bench
-                    .ask_within(command.clone(), Duration::from_secs(5))
-                    .await;
+                bench.ask_within(command.clone(), Duration::from_secs(5)).await;
             }
             tokio::time::sleep(Duration::from_secs(20 * round)).await;
         }
@@ -357,9 +300,7 @@ async fn told_to_end_in_the_middle_of_an_order_it_leaves_the_world_as_it_is() {
     bench.ended(op).await;
     bench.world.sim().faults.stop_hangs = true;
     bench.accepted(Command::Stop(Options::default())).await;
-    bench
-        .until(|s| s.phase.as_deref() == Some("stopping"))
-        .await;
+    bench.until(|s| s.phase.as_deref() == Some("stopping")).await;
     let deeds = bench.world.sim().deeds.len();
     let began = Instant::now();
     let world = bench.shut_down().await;
@@ -385,22 +326,13 @@ async fn the_next_daemon_is_right_again_after_its_next_look() {
 async fn a_full_queue_refuses_and_keeps_nobody_waiting() {
     let bench = Bench::new(on());
     // The driver has not been given the processor yet.
-    let waiting: Vec<_> = (0..COMMANDS_WAITING)
-        .map(|_| bench.send(Command::Cancel))
-        .collect();
+    let waiting: Vec<_> = (0..COMMANDS_WAITING).map(|_| bench.send(Command::Cancel)).collect();
     let (answer, _) = oneshot::channel();
-    let request = Request {
-        command: Command::Cancel,
-        uid: None,
-        answer,
-    };
+    let request = Request { command: Command::Cancel, uid: None, answer };
     let refused = bench.handle.commands.try_send(request);
     assert!(matches!(refused, Err(TrySendError::Full(_))));
     for answer in waiting {
-        timeout(Duration::from_secs(1), answer)
-            .await
-            .expect("in time")
-            .expect("answered");
+        timeout(Duration::from_secs(1), answer).await.expect("in time").expect("answered");
     }
 }
 
@@ -432,10 +364,7 @@ async fn changes_tell_the_story_in_order() {
     }
     assert_eq!(told.first().map(String::as_str), Some("operation_began"));
     assert_eq!(told.last().map(String::as_str), Some("operation_ended"));
-    assert!(
-        told.iter().filter(|what| *what == "state").count() >= 2,
-        "{told:?}"
-    );
+    assert!(told.iter().filter(|what| *what == "state").count() >= 2, "{told:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -443,25 +372,15 @@ async fn holds_survive_a_restart_and_expire_by_the_wall_clock() {
     let dir = scratch("holds");
     let bench = Bench::with(on(), setup(sim::policy(), Some(&dir)));
     bench.ask(hold(Held::Awake, None)).await;
-    bench
-        .ask(hold(Held::Backend(VLLM), Some(Duration::from_hours(1))))
-        .await;
+    bench.ask(hold(Held::Backend(VLLM), Some(Duration::from_hours(1)))).await;
     let sim = bench.shut_down().await.sim().clone();
     let bench = Bench::with(sim, setup(sim::policy(), Some(&dir)));
     let holds = bench.state("gpu-idle").await.holds.clone();
-    let what: Vec<_> = holds
-        .iter()
-        .map(|h| (h.what.as_str(), h.until.is_some()))
-        .collect();
+    let what: Vec<_> = holds.iter().map(|h| (h.what.as_str(), h.until.is_some())).collect();
     assert_eq!(what, [("awake", false), ("vllm", true)]);
     let answer = bench.ask(hold(Held::Gpu, None)).await;
-    let Answer::Done { hold: Some(new) } = answer else {
-        panic!("not held: {answer:?}")
-    };
-    assert!(
-        holds.iter().all(|h| h.id != new.0),
-        "a new hold has a new name"
-    );
+    let Answer::Done { hold: Some(new) } = answer else { panic!("not held: {answer:?}") };
+    assert!(holds.iter().all(|h| h.id != new.0), "a new hold has a new name");
     let _ = std::fs::remove_dir_all(&dir);
 }
 
@@ -483,19 +402,13 @@ async fn how_long_things_take_is_learnt_and_kept() {
     let dir = scratch("learnt");
     let bench = Bench::with(on(), setup(sim::policy(), Some(&dir)));
     let before = bench.state("gpu-idle").await;
-    assert_eq!(
-        before.backends["llama-cpp"].start_seconds_expected,
-        Some(99.0),
-        "as configured"
-    );
+    assert_eq!(before.backends["llama-cpp"].start_seconds_expected, Some(99.0), "as configured");
     let op = bench.accepted(START).await;
     bench.ended(op).await;
     let sim = bench.shut_down().await.sim().clone();
     let bench = Bench::with(sim, setup(sim::policy(), Some(&dir)));
     let after = bench.state("llama-cpp").await;
-    let learnt = after.backends["llama-cpp"]
-        .start_seconds_expected
-        .expect("known");
+    let learnt = after.backends["llama-cpp"].start_seconds_expected.expect("known");
     assert!((8.0..8.5).contains(&learnt), "{learnt}");
     let _ = std::fs::remove_dir_all(&dir);
 }
@@ -526,13 +439,8 @@ async fn a_power_off_is_judged_by_who_is_logged_in_now() {
     if let Answer::Accepted { op, .. } = answer {
         assert_eq!(bench.ended(op).await.code.as_deref(), Some("blocked"));
     }
-    assert!(
-        bench.world.sim().deeds.is_empty(),
-        "she works on undisturbed"
-    );
-    let login = bench
-        .until(|s| s.blockers.iter().any(|b| b.kind == "login"))
-        .await;
+    assert!(bench.world.sim().deeds.is_empty(), "she works on undisturbed");
+    let login = bench.until(|s| s.blockers.iter().any(|b| b.kind == "login")).await;
     assert_eq!(login.gpu_server, "on");
 }
 
@@ -613,9 +521,7 @@ async fn a_stop_that_hangs_is_killed_once_and_the_switch_goes_on() {
     let op = bench.accepted(START).await;
     bench.ended(op).await;
     bench.world.sim().faults.stop_hangs = true;
-    let op = bench
-        .accepted(Command::Switch(VLLM, Options::default()))
-        .await;
+    let op = bench.accepted(Command::Switch(VLLM, Options::default())).await;
     let record = bench.ended(op).await;
     assert_eq!(record.end.as_deref(), Some("done"), "{record:?}");
     let sim = bench.world.sim();
@@ -637,16 +543,9 @@ async fn a_switch_costs_little_beyond_what_stopping_and_loading_take() {
         sim.times.stop + sim.times.load[1]
     };
     let began = Instant::now();
-    let options = Options {
-        replace: false,
-        no_drain: true,
-    };
+    let options = Options { replace: false, no_drain: true };
     let op = bench.accepted(Command::Switch(VLLM, options)).await;
     bench.ended(op).await;
     let more = began.elapsed().saturating_sub(bare);
-    assert!(
-        more < Duration::from_millis(100),
-        "{more:?}: {:#?}",
-        bench.world.sim().deeds
-    );
+    assert!(more < Duration::from_millis(100), "{more:?}: {:#?}", bench.world.sim().deeds);
 }

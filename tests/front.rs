@@ -42,9 +42,7 @@ fn problem<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> Problem {
 /// Raw bytes in, raw bytes out.
 fn raw(fake: &Fake, request: &str) -> String {
     let mut stream = UnixStream::connect(&fake.socket).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     // A server that has seen enough may close before all is sent.
     let _ = stream.write_all(request.as_bytes());
     let mut answer = String::new();
@@ -56,9 +54,7 @@ fn post(fake: &Fake, path: &str, body: &str) -> String {
     let length = body.len();
     raw(
         fake,
-        &format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
-        ),
+        &format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"),
     )
 }
 
@@ -98,26 +94,17 @@ async fn refusals_carry_code_hint_and_whether_to_try_again() {
     let (_folder, _fake, client) = daemon();
     let shutdown = CommandRequest::new(CommandWord::Shutdown);
     let busy = problem(client.command(&shutdown).await);
-    assert_eq!(
-        (busy.status, &*busy.code, busy.retryable),
-        (409, "busy", true)
-    );
+    assert_eq!((busy.status, &*busy.code, busy.retryable), (409, "busy", true));
     assert!(busy.hint.unwrap().contains("--replace"));
     let cancel = CommandRequest::new(CommandWord::Cancel);
     let nothing = problem(client.command(&cancel).await);
-    assert_eq!(
-        (&*nothing.code, nothing.retryable),
-        ("nothing_to_cancel", false)
-    );
+    assert_eq!((&*nothing.code, nothing.retryable), ("nothing_to_cancel", false));
 }
 
 #[tokio::test]
 async fn an_unknown_backend_is_answered_with_the_known_ones_and_the_likely_one() {
     let (_folder, _fake, client) = daemon();
-    let request = CommandRequest {
-        backend: Some("lama-cpp".into()),
-        ..CommandRequest::new(CommandWord::Switch)
-    };
+    let request = CommandRequest { backend: Some("lama-cpp".into()), ..CommandRequest::new(CommandWord::Switch) };
     let unknown = problem(client.command(&request).await);
     assert_eq!((unknown.status, &*unknown.code), (404, "unknown_backend"));
     assert!(unknown.detail.unwrap().contains("llama-cpp, vllm"));
@@ -128,33 +115,20 @@ async fn an_unknown_backend_is_answered_with_the_known_ones_and_the_likely_one()
 async fn an_operation_nobody_knows_is_forgotten() {
     let (_folder, _fake, client) = daemon();
     let forgotten = problem(client.operation(99, true).await);
-    assert_eq!(
-        (forgotten.status, &*forgotten.code),
-        (404, "operation_forgotten")
-    );
+    assert_eq!((forgotten.status, &*forgotten.code), (404, "operation_forgotten"));
 }
 
 #[tokio::test]
 async fn holds_are_made_with_a_number_and_ended_by_it() {
     let (_folder, _fake, client) = daemon();
-    let request = HoldRequest {
-        what: "awake".into(),
-        lasts: Some("2h".into()),
-        reason: Some("long run".into()),
-    };
+    let request = HoldRequest { what: "awake".into(), lasts: Some("2h".into()), reason: Some("long run".into()) };
     assert_eq!(client.hold(&request).await.unwrap().hold, 3);
     client.release(3).await.unwrap();
     let unknown = problem(client.release(4).await);
     assert_eq!((unknown.status, &*unknown.code), (404, "no_such_hold"));
-    let never = HoldRequest {
-        lasts: Some("0s".into()),
-        ..request.clone()
-    };
+    let never = HoldRequest { lasts: Some("0s".into()), ..request.clone() };
     assert_eq!(&*problem(client.hold(&never).await).code, "bad_request");
-    let nothing = HoldRequest {
-        what: "vlm".into(),
-        ..request
-    };
+    let nothing = HoldRequest { what: "vlm".into(), ..request };
     let hint = problem(client.hold(&nothing).await).hint;
     assert_eq!(hint.as_deref(), Some("did you mean `vllm`?"));
 }
@@ -164,14 +138,8 @@ async fn a_listener_hears_what_is_so_now_and_then_each_change_in_order() {
     let (_folder, _fake, client) = daemon();
     let mut events = client.events().await.unwrap();
     let first = events.next().await.unwrap().unwrap();
-    assert_eq!(
-        (first.what.as_str(), first.status.state.as_str()),
-        ("now", "llama-cpp")
-    );
-    client
-        .command(&CommandRequest::new(CommandWord::Start))
-        .await
-        .unwrap();
+    assert_eq!((first.what.as_str(), first.status.state.as_str()), ("now", "llama-cpp"));
+    client.command(&CommandRequest::new(CommandWord::Start)).await.unwrap();
     let mut heard = vec![];
     loop {
         let change = events.next().await.unwrap().unwrap();
@@ -181,16 +149,7 @@ async fn a_listener_hears_what_is_so_now_and_then_each_change_in_order() {
             break;
         }
     }
-    assert_eq!(
-        heard,
-        [
-            "operation_began",
-            "state",
-            "state",
-            "state",
-            "operation_ended"
-        ]
-    );
+    assert_eq!(heard, ["operation_began", "state", "state", "state", "operation_ended"]);
 }
 
 #[test]
@@ -200,93 +159,47 @@ fn requests_that_make_no_sense_are_told_what_is_wrong() {
     for (body, status, says) in [
         ("{", 400, "EOF"),
         (r#"{"command":"strat"}"#, 400, "unknown variant `strat`"),
-        (
-            r#"{"command":"start","nodrain":true}"#,
-            400,
-            "unknown field `nodrain`",
-        ),
-        (
-            r#"{"command":"stop","backend":"vllm"}"#,
-            400,
-            "takes no `backend`",
-        ),
+        (r#"{"command":"start","nodrain":true}"#, 400, "unknown field `nodrain`"),
+        (r#"{"command":"stop","backend":"vllm"}"#, 400, "takes no `backend`"),
         (r#"{"command":"switch"}"#, 400, "needs a `backend`"),
-        (
-            r#"{"command":"start","power_off":true}"#,
-            400,
-            "takes no `power_off`",
-        ),
+        (r#"{"command":"start","power_off":true}"#, 400, "takes no `power_off`"),
         (&"[".repeat(20_000), 400, "expected value"),
         (&" ".repeat(70_000), 413, "at most 65536 bytes"),
     ] {
         let answer = post(&fake, "/v1/commands", body);
-        assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{answer}"
-        );
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
         assert!(answer.contains("application/problem+json"), "{answer}");
         assert!(answer.contains(says), "{says}: {answer}");
     }
-    let answer = raw(
-        &fake,
-        "GET /v2/nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    );
-    assert!(
-        answer.contains("404") && answer.contains("\"not_found\""),
-        "{answer}"
-    );
-    let answer = raw(
-        &fake,
-        "PUT /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    );
-    assert!(
-        answer.contains("405") && answer.contains("problem+json"),
-        "{answer}"
-    );
-    let answer = raw(
-        &fake,
-        "GET /v1/operations/1?wiat=3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    );
-    assert!(
-        answer.contains("400") && answer.contains("wiat"),
-        "{answer}"
-    );
+    let answer = raw(&fake, "GET /v2/nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(answer.contains("404") && answer.contains("\"not_found\""), "{answer}");
+    let answer = raw(&fake, "PUT /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(answer.contains("405") && answer.contains("problem+json"), "{answer}");
+    let answer = raw(&fake, "GET /v1/operations/1?wiat=3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(answer.contains("400") && answer.contains("wiat"), "{answer}");
     assert!(raw(&fake, "\0\u{7f} garbage\r\n\r\n").starts_with("HTTP/1.1 400"));
     let long = "a".repeat(1 << 20);
-    let answer = raw(
-        &fake,
-        &format!("GET /v1/status HTTP/1.1\r\nX: {long}\r\n\r\n"),
-    );
-    assert!(
-        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
-        "{answer}"
-    );
+    let answer = raw(&fake, &format!("GET /v1/status HTTP/1.1\r\nX: {long}\r\n\r\n"));
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
 }
 
 #[test]
 fn a_body_that_does_not_arrive_is_given_up() {
     let folder = Folder::new();
     let fake = Fake::serve(&folder.socket(), STEP);
-    let answer = raw(
-        &fake,
-        "POST /v1/commands HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{\"comm",
-    );
+    let answer =
+        raw(&fake, "POST /v1/commands HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{\"comm");
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
 
 #[tokio::test]
 async fn clients_beyond_the_limit_are_told_so_and_served_when_others_have_gone() {
     let (_folder, fake, client) = daemon();
-    let mut others: Vec<_> = (0..MOST_CLIENTS)
-        .map(|_| UnixStream::connect(&fake.socket).unwrap())
-        .collect();
+    let mut others: Vec<_> = (0..MOST_CLIENTS).map(|_| UnixStream::connect(&fake.socket).unwrap()).collect();
     // Until the last of them has been accepted.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let full = problem(client.status().await);
-    assert_eq!(
-        (full.status, &*full.code, full.retryable),
-        (503, "too_many_clients", true)
-    );
+    assert_eq!((full.status, &*full.code, full.retryable), (503, "too_many_clients", true));
     others.clear();
     assert_eq!(client.status().await.unwrap().state, "llama-cpp");
 }
@@ -324,29 +237,19 @@ async fn a_file_that_is_no_socket_is_left_alone_and_an_unknown_group_refused() {
     let path = folder.socket();
     std::fs::write(&path, "precious").unwrap();
     let refused = Listener::bind(&path, None).await;
-    assert!(
-        matches!(refused, Err(BindError::NotASocket(_))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(BindError::NotASocket(_))), "{refused:?}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     let refused = Listener::bind(&folder.0.join("b.sock"), Some("no-such-group-here")).await;
-    assert!(
-        matches!(refused, Err(BindError::NoSuchGroup(_))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(BindError::NoSuchGroup(_))), "{refused:?}");
 }
 
 fn validator() -> jsonschema::Validator {
-    let schema: Value =
-        serde_json::from_str(include_str!("../src/driver/status.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(include_str!("../src/driver/status.schema.json")).unwrap();
     jsonschema::validator_for(&schema).unwrap()
 }
 
 fn faults(document: &Value) -> Vec<String> {
-    validator()
-        .iter_errors(document)
-        .map(|error| format!("{}: {error}", error.instance_path()))
-        .collect()
+    validator().iter_errors(document).map(|error| format!("{}: {error}", error.instance_path())).collect()
 }
 
 #[test]
@@ -395,9 +298,9 @@ fn the_fields_of_the_workflows_come_out_as_written_there() {
 /// `whole` says everything `part` says, and maybe more.
 fn contains(whole: &Value, part: &Value) -> bool {
     match (whole, part) {
-        (Value::Object(whole), Value::Object(part)) => part
-            .iter()
-            .all(|(key, part)| whole.get(key).is_some_and(|whole| contains(whole, part))),
+        (Value::Object(whole), Value::Object(part)) => {
+            part.iter().all(|(key, part)| whole.get(key).is_some_and(|whole| contains(whole, part)))
+        }
         (Value::Array(whole), Value::Array(part)) => {
             whole.len() == part.len() && whole.iter().zip(part).all(|(w, p)| contains(w, p))
         }

@@ -15,11 +15,9 @@ use wechsler::{
     driver::World,
     host::Host,
     machine::{
-        BackendId, BackendKind, BackendPolicy, Instant, OnStartTimeout, Outcome, Policy,
-        RestorePolicy, Verb, WakeCheck,
-        reading::{
-            ActiveState, Ask, BackendReading, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed,
-        },
+        BackendId, BackendKind, BackendPolicy, Instant, OnStartTimeout, Outcome, Policy, RestorePolicy, Verb,
+        WakeCheck,
+        reading::{ActiveState, Ask, BackendReading, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed},
     },
 };
 
@@ -55,7 +53,10 @@ esac"#,
         unit(UNITS[2], "not-found", "inactive", "dead", 0),
     ];
     folder.write("show", show.join("\n"));
-    folder.write("post-mortem", "ActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=1\nNRestarts=0\n");
+    folder.write(
+        "post-mortem",
+        "ActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=1\nNRestarts=0\n",
+    );
     folder.program("journalctl", "echo 'CUDA error: out of memory'");
     folder.program("ss", "echo 'LISTEN 0 128 127.0.0.1:1 0.0.0.0:*'");
     folder.program(
@@ -74,14 +75,8 @@ esac"#,
   *) printf 'Id=9\nName=wechsler\nRemote=yes\nTTY=\nClass=user\nState=active\n\nId=3\nName=ann\nRemote=yes\nRemoteHost=10.0.0.7\nTTY=pts/0\nClass=user\nState=active\n' ;;
 esac"#,
     );
-    folder.program(
-        "busctl",
-        r#"echo '{"type":"a(ssssuu)","data":[[["shutdown","apt","Installing","block",0,811]]]}'"#,
-    );
-    folder.program(
-        "ethtool",
-        "printf 'Settings for eth0:\\n\\tSupports Wake-on: pumbg\\n\\tWake-on: d\\n'",
-    );
+    folder.program("busctl", r#"echo '{"type":"a(ssssuu)","data":[[["shutdown","apt","Installing","block",0,811]]]}'"#);
+    folder.program("ethtool", "printf 'Settings for eth0:\\n\\tSupports Wake-on: pumbg\\n\\tWake-on: d\\n'");
     folder
 }
 
@@ -112,11 +107,7 @@ fn config(ssh: SshTarget, wake: Wake, state_dir: PathBuf) -> Config {
         restore_timeout: LONG,
     };
     Config {
-        daemon: Daemon {
-            socket: state_dir.join("socket"),
-            group: None,
-            state_dir,
-        },
+        daemon: Daemon { socket: state_dir.join("socket"), group: None, state_dir },
         server: Server {
             name: "gpu".into(),
             ssh,
@@ -149,12 +140,7 @@ fn config(ssh: SshTarget, wake: Wake, state_dir: PathBuf) -> Config {
             policy_backoff: LONG,
             gpu_baseline_mib: None,
         },
-        probe: Probe {
-            rest: LONG,
-            busy: SECOND,
-            waiting: SECOND,
-            http_timeout: SECOND,
-        },
+        probe: Probe { rest: LONG, busy: SECOND, waiting: SECOND, http_timeout: SECOND },
     }
 }
 
@@ -168,22 +154,13 @@ struct Lab {
 
 async fn lab(wake: Wake) -> Lab {
     fn act(line: &str) -> Act {
-        if line.contains("stop hang.service") {
-            Act::Hang
-        } else {
-            Act::Run
-        }
+        if line.contains("stop hang.service") { Act::Hang } else { Act::Run }
     }
     let (folder, programs) = (Folder::new(), programs());
     let sshd = Sshd::start(1, act, Some(programs.path())).await;
     let ssh = target(sshd.address, folder.client_key(true), &[1], &[]);
     let host = Host::new(&config(ssh, wake, folder.path().into())).expect("a host");
-    Lab {
-        folder,
-        programs,
-        sshd,
-        host,
-    }
+    Lab { folder, programs, sshd, host }
 }
 
 fn magic_packet(to: std::net::SocketAddr) -> Wake {
@@ -209,40 +186,14 @@ async fn a_look_at_everything_reads_every_source_over_one_session() {
     let reading = lab.host.look(Ask::ALL, now()).await;
     let ssh = reading.ssh.expect("read");
     assert_eq!(ssh.at, now());
-    assert!(
-        matches!(ssh.value, Ssh::Answered { session: 1, .. }),
-        "{:?}",
-        ssh.value
-    );
-    let units: Vec<Unit> = reading
-        .backends
-        .iter()
-        .map(|b| b.unit.clone().expect("read").value)
-        .collect();
-    let [Unit::Loaded(llama), Unit::Loaded(vllm), Unit::Missing(_)] = &units[..] else {
-        panic!("{units:?}")
-    };
-    assert_eq!(
-        (llama.active, llama.main_pid),
-        (ActiveState::Active, Some(4711))
-    );
-    assert_eq!(
-        (vllm.active, vllm.processes_left),
-        (ActiveState::Failed, false)
-    );
-    assert!(
-        reading
-            .backends
-            .iter()
-            .all(|b| b.http.as_ref().is_some_and(|h| h.value == Http::Refused))
-    );
-    let Some(Gpu::Read { devices, processes }) = reading.gpu.map(|g| g.value) else {
-        panic!("no GPU")
-    };
-    assert_eq!(
-        (devices[0].used_mib, processes[0].pid, processes[0].backend),
-        (Some(21000), 1, None)
-    );
+    assert!(matches!(ssh.value, Ssh::Answered { session: 1, .. }), "{:?}", ssh.value);
+    let units: Vec<Unit> = reading.backends.iter().map(|b| b.unit.clone().expect("read").value).collect();
+    let [Unit::Loaded(llama), Unit::Loaded(vllm), Unit::Missing(_)] = &units[..] else { panic!("{units:?}") };
+    assert_eq!((llama.active, llama.main_pid), (ActiveState::Active, Some(4711)));
+    assert_eq!((vllm.active, vllm.processes_left), (ActiveState::Failed, false));
+    assert!(reading.backends.iter().all(|b| b.http.as_ref().is_some_and(|h| h.value == Http::Refused)));
+    let Some(Gpu::Read { devices, processes }) = reading.gpu.map(|g| g.value) else { panic!("no GPU") };
+    assert_eq!((devices[0].used_mib, processes[0].pid, processes[0].backend), (Some(21000), 1, None));
     assert_eq!(processes[0].user.as_deref(), Some("root"));
     assert_eq!(
         reading.people.map(|p| p.value),
@@ -253,9 +204,7 @@ async fn a_look_at_everything_reads_every_source_over_one_session() {
     );
     assert_eq!(
         reading.wake_armed.map(|w| w.value),
-        Some(WakeArmed::NotArmed(
-            "eth0: Wake-on: d (supports pumbg)".into()
-        ))
+        Some(WakeArmed::NotArmed("eth0: Wake-on: d (supports pumbg)".into()))
     );
     assert_eq!(lab.sshd.logins(), 1);
 }
@@ -264,13 +213,7 @@ async fn a_look_at_everything_reads_every_source_over_one_session() {
 async fn what_is_not_asked_is_not_read() {
     let lab = lab(nowhere()).await;
     let reading = lab.host.look(Ask::default(), now()).await;
-    assert_eq!(
-        reading,
-        Reading {
-            backends: vec![BackendReading::default(); 3],
-            ..Reading::default()
-        }
-    );
+    assert_eq!(reading, Reading { backends: vec![BackendReading::default(); 3], ..Reading::default() });
     assert_eq!(lab.sshd.logins(), 0);
 }
 
@@ -291,20 +234,11 @@ async fn orders_end_as_systemd_says() {
         (Verb::PowerOff, "succeeded"),
         (Verb::StartUnit(BackendId(77)), "verb_failed"),
     ] {
-        assert_eq!(
-            code(lab.host.carry_out(verb, LONG).await),
-            expected,
-            "{verb:?}"
-        );
+        assert_eq!(code(lab.host.carry_out(verb, LONG).await), expected, "{verb:?}");
     }
     let orders = std::fs::read_to_string(lab.programs.path().join("orders")).expect("orders");
     let said = |words: &str| format!("--no-ask-password {words}\n");
-    let all = [
-        "start llama-cpp.service",
-        "stop vllm.service",
-        "kill --signal=KILL vllm.service",
-        "poweroff",
-    ];
+    let all = ["start llama-cpp.service", "stop vllm.service", "kill --signal=KILL vllm.service", "poweroff"];
     assert_eq!(orders, all.map(said).concat());
     assert_eq!(lab.sshd.logins(), 1);
 }
@@ -313,41 +247,23 @@ async fn orders_end_as_systemd_says() {
 async fn an_order_without_an_answer_is_unknown_and_the_next_look_comes_from_a_later_session() {
     let lab = lab(nowhere()).await;
     lab.host.look(Ask::ALL, now()).await;
-    let outcome = lab
-        .host
-        .carry_out(Verb::StopUnit(BackendId(2)), SECOND / 4)
-        .await;
+    let outcome = lab.host.carry_out(Verb::StopUnit(BackendId(2)), SECOND / 4).await;
     assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
-    let units = Ask {
-        units: true,
-        ..Ask::default()
-    };
+    let units = Ask { units: true, ..Ask::default() };
     let reading = lab.host.look(units, now()).await;
-    assert!(matches!(
-        reading.ssh.expect("read").value,
-        Ssh::Answered { session: 2, .. }
-    ));
+    assert!(matches!(reading.ssh.expect("read").value, Ssh::Answered { session: 2, .. }));
 
-    let dropped = tokio::time::timeout(
-        SECOND / 4,
-        lab.host.carry_out(Verb::StopUnit(BackendId(2)), LONG),
-    );
+    let dropped = tokio::time::timeout(SECOND / 4, lab.host.carry_out(Verb::StopUnit(BackendId(2)), LONG));
     assert!(dropped.await.is_err());
     let reading = lab.host.look(units, now()).await;
-    assert!(matches!(
-        reading.ssh.expect("read").value,
-        Ssh::Answered { session: 3, .. }
-    ));
+    assert!(matches!(reading.ssh.expect("read").value, Ssh::Answered { session: 3, .. }));
 }
 
 #[tokio::test]
 async fn a_used_up_start_counter_is_cleared_and_the_start_tried_once_more() {
     let lab = lab(nowhere()).await;
     lab.programs.write("too-often", "");
-    let outcome = lab
-        .host
-        .carry_out(Verb::StartUnit(BackendId(0)), LONG)
-        .await;
+    let outcome = lab.host.carry_out(Verb::StartUnit(BackendId(0)), LONG).await;
     assert_eq!(outcome, Outcome::Succeeded(vec![]));
     let start = "--no-ask-password start llama-cpp.service\n";
     let reset = "--no-ask-password reset-failed llama-cpp.service\n";
@@ -362,10 +278,7 @@ async fn an_inhibited_power_off_names_the_inhibitor() {
     let Outcome::Failed(why) = lab.host.carry_out(Verb::PowerOff, LONG).await else {
         panic!("it is inhibited");
     };
-    assert_eq!(
-        (why.code.as_str(), why.message.contains("apt: Installing")),
-        ("blocked", true)
-    );
+    assert_eq!((why.code.as_str(), why.message.contains("apt: Installing")), ("blocked", true));
 }
 
 #[tokio::test]
@@ -386,49 +299,24 @@ async fn a_failed_unit_says_why() {
 async fn a_gpu_tool_that_hangs_is_cut_short_and_harms_nothing_else() {
     let lab = lab(nowhere()).await;
     lab.programs.write("hang", "");
-    let ask = Ask {
-        gpu: true,
-        units: true,
-        ..Ask::default()
-    };
+    let ask = Ask { gpu: true, units: true, ..Ask::default() };
     let reading = lab.host.look(ask, now()).await;
     assert_eq!(reading.gpu.map(|g| g.value), Some(Gpu::Hangs));
-    assert!(matches!(
-        reading.ssh.expect("read").value,
-        Ssh::Answered { .. }
-    ));
+    assert!(matches!(reading.ssh.expect("read").value, Ssh::Answered { .. }));
 }
 
 #[tokio::test]
 async fn a_server_that_is_off_says_so_in_every_source_and_orders_fail_at_once() {
     let folder = Folder::new();
-    let closed = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a port");
-    let ssh = target(
-        closed.local_addr().expect("it"),
-        folder.client_key(true),
-        &[1],
-        &[],
-    );
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let ssh = target(closed.local_addr().expect("it"), folder.client_key(true), &[1], &[]);
     drop(closed);
     let host = Host::new(&config(ssh, nowhere(), folder.path().into())).expect("a host");
     let reading = host.look(Ask::ALL, now()).await;
     assert_eq!(reading.ssh.map(|s| s.value), Some(Ssh::PortClosed));
-    assert!(
-        reading
-            .backends
-            .iter()
-            .all(|b| matches!(b.unit.as_ref().map(|u| &u.value), Some(Unit::Unread(_))))
-    );
-    assert!(matches!(
-        reading.people.map(|p| p.value),
-        Some(People::Unread(_))
-    ));
-    assert!(matches!(
-        reading.wake_armed.map(|w| w.value),
-        Some(WakeArmed::Unknown(_))
-    ));
+    assert!(reading.backends.iter().all(|b| matches!(b.unit.as_ref().map(|u| &u.value), Some(Unit::Unread(_)))));
+    assert!(matches!(reading.people.map(|p| p.value), Some(People::Unread(_))));
+    assert!(matches!(reading.wake_armed.map(|w| w.value), Some(WakeArmed::Unknown(_))));
     assert_eq!(reading.gpu, None, "that says nothing of the GPU");
     let Outcome::Failed(why) = host.carry_out(Verb::StartUnit(BackendId(0)), LONG).await else {
         panic!("nothing was sent, so it surely failed");
@@ -441,27 +329,15 @@ async fn a_server_that_is_off_says_so_in_every_source_and_orders_fail_at_once() 
 async fn waking_sends_the_packet_or_runs_the_command() {
     let hear = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
     let lab_ = lab(magic_packet(hear.local_addr().expect("it"))).await;
-    assert_eq!(
-        lab_.host.carry_out(Verb::Wake, LONG).await,
-        Outcome::Succeeded(vec![])
-    );
+    assert_eq!(lab_.host.carry_out(Verb::Wake, LONG).await, Outcome::Succeeded(vec![]));
     let mut buffer = [0; 200];
     let n = hear.recv(&mut buffer).await.expect("a packet");
     assert_eq!((n, &buffer[6..12]), (102, &[0x52, 0x54, 0, 0, 0, 1][..]));
 
     let folder = lab_.folder.path().join("woken");
-    let by_command = lab(Wake::Command(vec![
-        "touch".into(),
-        folder.display().to_string(),
-    ]))
-    .await;
-    assert_eq!(
-        by_command.host.carry_out(Verb::Wake, LONG).await,
-        Outcome::Succeeded(vec![])
-    );
+    let by_command = lab(Wake::Command(vec!["touch".into(), folder.display().to_string()])).await;
+    assert_eq!(by_command.host.carry_out(Verb::Wake, LONG).await, Outcome::Succeeded(vec![]));
     assert!(folder.exists());
     let by_hand = lab(Wake::None).await;
-    assert!(
-        matches!(by_hand.host.carry_out(Verb::Wake, LONG).await, Outcome::Failed(w) if w.code == "cannot_wake")
-    );
+    assert!(matches!(by_hand.host.carry_out(Verb::Wake, LONG).await, Outcome::Failed(w) if w.code == "cannot_wake"));
 }

@@ -10,9 +10,7 @@ use spec::{
     sample,
 };
 use std::time::Duration;
-use wechsler::machine::{
-    BootId, Command, Event, Kind, Machine, Options, Outcome, RequestId, Seen, Server,
-};
+use wechsler::machine::{BootId, Command, Event, Kind, Machine, Options, Outcome, RequestId, Seen, Server};
 
 fn check(policy: &wechsler::machine::Policy, acts: Alphabet) -> Graph {
     let mut broken: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -34,12 +32,7 @@ fn check(policy: &wechsler::machine::Policy, acts: Alphabet) -> Graph {
             }
         }
     });
-    eprintln!(
-        "{} states, {} edges, {} laws",
-        graph.states.len(),
-        graph.edges,
-        LAWS.len()
-    );
+    eprintln!("{} states, {} edges, {} laws", graph.states.len(), graph.edges, LAWS.len());
     let mut report = String::new();
     for (law, cases) in &broken {
         report += &format!("law broken: {law}\n  {}\n", cases.join("\n  "));
@@ -67,11 +60,7 @@ fn every_law_holds_on_every_edge_among_obstacles_when_everything_happens_by_itse
 fn every_law_holds_and_every_leaf_is_reached_when_everything_happens_by_itself() {
     let graph = check(&sample::eager(), Alphabet::Life);
     let reached: BTreeSet<Kind> = graph.states.iter().copied().collect();
-    assert_eq!(
-        reached,
-        Kind::ALL.into_iter().collect(),
-        "every leaf is reachable"
-    );
+    assert_eq!(reached, Kind::ALL.into_iter().collect(), "every leaf is reachable");
 }
 
 #[test]
@@ -99,26 +88,14 @@ fn stop_in_a_kind_world(machine: &Machine) -> Result<(), String> {
     };
     // What was held is let go first, and SSH is back.
     for hold in machine.view().holds {
-        step(
-            &mut machine,
-            Event::Commanded {
-                request: RequestId(8),
-                command: Command::Release(hold.id),
-            },
-        );
+        step(&mut machine, Event::Commanded { request: RequestId(8), command: Command::Release(hold.id) });
     }
     let mut ordered = false;
     for round in 0..24 {
         let view = machine.view();
         let now = view.now + Duration::from_secs(20);
         if let Some((verb, _)) = view.order {
-            step(
-                &mut machine,
-                Event::Finished {
-                    verb,
-                    outcome: Outcome::Succeeded(vec![]),
-                },
-            );
+            step(&mut machine, Event::Finished { verb, outcome: Outcome::Succeeded(vec![]) });
             continue;
         }
         let going = matches!(view.place.kind, Kind::PoweringOff);
@@ -126,39 +103,19 @@ fn stop_in_a_kind_world(machine: &Machine) -> Result<(), String> {
             sample::off(now, Server::Silent)
         } else {
             let mut look = sample::on(now, Seen::Stopped, Seen::Stopped);
-            look.server = Server::On {
-                boot: view.boot.unwrap_or(BootId(1)),
-                session: 100 + round,
-            };
+            look.server = Server::On { boot: view.boot.unwrap_or(BootId(1)), session: 100 + round };
             look
         };
         step(&mut machine, Event::Looked(look));
         if !ordered {
-            step(
-                &mut machine,
-                Event::Commanded {
-                    request: RequestId(9),
-                    command: Command::Stop(Options::default()),
-                },
-            );
+            step(&mut machine, Event::Commanded { request: RequestId(9), command: Command::Stop(Options::default()) });
             ordered = true;
         }
     }
     let view = machine.view();
-    let by_person = view
-        .operation
-        .as_ref()
-        .is_some_and(|o| !o.cause.is_policy());
-    if by_person
-        || !matches!(
-            view.place.kind,
-            Kind::Idle | Kind::Offline | Kind::PoweringOff
-        )
-    {
-        return Err(format!(
-            "ends in {:?} with {:?}",
-            view.place, view.operation
-        ));
+    let by_person = view.operation.as_ref().is_some_and(|o| !o.cause.is_policy());
+    if by_person || !matches!(view.place.kind, Kind::Idle | Kind::Offline | Kind::PoweringOff) {
+        return Err(format!("ends in {:?} with {:?}", view.place, view.operation));
     }
     Ok(())
 }

@@ -24,14 +24,8 @@ struct Seen {
 }
 
 fn look_at_the_machine() -> Seen {
-    let mut seen = Seen {
-        arrows: BTreeMap::new(),
-        cells: BTreeMap::new(),
-        letters: vec![],
-    };
-    let explored = [sample::quiet(), sample::eager()]
-        .into_iter()
-        .flat_map(|p| Alphabet::ALL.map(|a| (p.clone(), a)));
+    let mut seen = Seen { arrows: BTreeMap::new(), cells: BTreeMap::new(), letters: vec![] };
+    let explored = [sample::quiet(), sample::eager()].into_iter().flat_map(|p| Alphabet::ALL.map(|a| (p.clone(), a)));
     for (policy, acts) in explored {
         explore(&policy, acts, |e: &Edge| {
             let (from, to) = (e.before.place().kind, e.after.place().kind);
@@ -39,15 +33,9 @@ fn look_at_the_machine() -> Seen {
                 seen.letters.push(e.act.to_owned());
             }
             if from != to {
-                seen.arrows
-                    .entry((from, to))
-                    .or_default()
-                    .insert(class(e.act).to_owned());
+                seen.arrows.entry((from, to)).or_default().insert(class(e.act).to_owned());
             }
-            seen.cells
-                .entry((from, e.act.to_owned()))
-                .or_default()
-                .insert(cell(e));
+            seen.cells.entry((from, e.act.to_owned())).or_default().insert(cell(e));
         });
     }
     seen
@@ -59,8 +47,7 @@ fn class(act: &str) -> &'static str {
         "look"
     } else if act == "deadline" {
         "deadline"
-    } else if act.starts_with("order") || act.starts_with("restore is") || act.starts_with("older")
-    {
+    } else if act.starts_with("order") || act.starts_with("restore is") || act.starts_with("older") {
         "answer"
     } else {
         "command"
@@ -69,10 +56,7 @@ fn class(act: &str) -> &'static str {
 
 fn cell(e: &Edge) -> String {
     let refused = e.effects.iter().find_map(|f| match f {
-        Effect::Answer {
-            answer: Answer::Refused(why),
-            ..
-        } => Some(*why),
+        Effect::Answer { answer: Answer::Refused(why), .. } => Some(*why),
         _ => None,
     });
     if let Some(why) = refused {
@@ -88,26 +72,12 @@ fn cell(e: &Edge) -> String {
     let orders: Vec<String> = e
         .effects
         .iter()
-        .filter_map(|f| {
-            if let Effect::Do { what, .. } = f {
-                Some(verb_name(*what).to_owned())
-            } else {
-                None
-            }
-        })
+        .filter_map(|f| if let Effect::Do { what, .. } = f { Some(verb_name(*what).to_owned()) } else { None })
         .collect();
     if !orders.is_empty() {
         return orders.join(", ");
     }
-    if e.effects.iter().any(|f| {
-        matches!(
-            f,
-            Effect::Answer {
-                answer: Answer::AlreadySo,
-                ..
-            }
-        )
-    }) {
+    if e.effects.iter().any(|f| matches!(f, Effect::Answer { answer: Answer::AlreadySo, .. })) {
         return "already so".into();
     }
     "stays".into()
@@ -163,12 +133,10 @@ fn table(seen: &Seen) -> String {
 }
 
 fn laws() -> String {
-    LAWS.iter()
-        .enumerate()
-        .fold(String::new(), |mut out, (i, (name, _))| {
-            let _ = writeln!(out, "{}. {name}", i + 1);
-            out
-        })
+    LAWS.iter().enumerate().fold(String::new(), |mut out, (i, (name, _))| {
+        let _ = writeln!(out, "{}. {name}", i + 1);
+        out
+    })
 }
 
 fn reasons() -> String {
@@ -177,12 +145,7 @@ fn reasons() -> String {
         let _ = writeln!(out, "| ignored({why:?}) | {} |", why.sentence());
     }
     for why in Refusal::ALL {
-        let _ = writeln!(
-            out,
-            "| refused({why}) | {} Hint: {}. |",
-            why.message(),
-            why.hint()
-        );
+        let _ = writeln!(out, "| refused({why}) | {} Hint: {}. |", why.message(), why.hint());
     }
     out
 }
@@ -190,12 +153,7 @@ fn reasons() -> String {
 fn failures() -> String {
     let mut out = String::from("| code | means | what to do |\n| --- | --- | --- |\n");
     for failure in Failure::ALL {
-        let _ = writeln!(
-            out,
-            "| `{failure}` | {} | {} |",
-            failure.message(),
-            failure.hint()
-        );
+        let _ = writeln!(out, "| `{failure}` | {} | {} |", failure.message(), failure.hint());
     }
     out
 }
@@ -214,17 +172,9 @@ fn the_chart_the_table_and_the_lists_are_those_of_the_machine() {
         ("failures", failures()),
         ("table", table(&seen)),
     ] {
-        let (begin, end) = (
-            format!("<!-- begin: {part} -->\n"),
-            format!("<!-- end: {part} -->"),
-        );
-        let from = new
-            .find(&begin)
-            .unwrap_or_else(|| panic!("states.md has no {begin}"))
-            + begin.len();
-        let to = new
-            .find(&end)
-            .unwrap_or_else(|| panic!("states.md has no {end}"));
+        let (begin, end) = (format!("<!-- begin: {part} -->\n"), format!("<!-- end: {part} -->"));
+        let from = new.find(&begin).unwrap_or_else(|| panic!("states.md has no {begin}")) + begin.len();
+        let to = new.find(&end).unwrap_or_else(|| panic!("states.md has no {end}"));
         new.replace_range(from..to, &format!("\n{text}\n"));
     }
     if std::env::var_os("UPDATE_STATES_MD").is_some() {
@@ -240,10 +190,7 @@ fn the_chart_the_table_and_the_lists_are_those_of_the_machine() {
 #[test]
 fn every_leaf_has_its_heading_and_every_heading_of_a_leaf_names_one() {
     let text = std::fs::read_to_string(FILE).expect("states.md is there");
-    let headings: BTreeSet<&str> = text
-        .lines()
-        .filter_map(|l| l.strip_prefix("### "))
-        .collect();
+    let headings: BTreeSet<&str> = text.lines().filter_map(|l| l.strip_prefix("### ")).collect();
     let leaves: BTreeSet<String> = Kind::ALL.iter().map(|k| format!("{k}")).collect();
     assert_eq!(headings, leaves.iter().map(String::as_str).collect());
 }
@@ -252,16 +199,10 @@ fn every_leaf_has_its_heading_and_every_heading_of_a_leaf_names_one() {
 fn every_cell_of_the_table_is_a_move_a_refusal_or_a_reason() {
     let seen = look_at_the_machine();
     for kind in Kind::ALL {
-        assert!(
-            seen.cells.keys().any(|(k, _)| *k == kind),
-            "no cell for {kind}"
-        );
+        assert!(seen.cells.keys().any(|(k, _)| *k == kind), "no cell for {kind}");
     }
     for reason in Ignored::ALL {
         let name = format!("ignored({reason:?})");
-        assert!(
-            seen.cells.values().any(|c| c.contains(&name)),
-            "{name} is never used"
-        );
+        assert!(seen.cells.values().any(|c| c.contains(&name)), "{name} is never used");
     }
 }

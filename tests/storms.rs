@@ -14,8 +14,8 @@ use proptest::{
 use sim::{Deed, Power, Sim};
 use spec::{explore::Edge, laws::LAWS};
 use wechsler::machine::{
-    Answer, BackendId, Command, Effect, Event, Instant, Kind, Machine, OpId, Options, Outcome,
-    Pace, Policy, PowerChoice, RequestId, Verb, VerbId, Warning,
+    Answer, BackendId, Command, Effect, Event, Instant, Kind, Machine, OpId, Options, Outcome, Pace, Policy,
+    PowerChoice, RequestId, Verb, VerbId, Warning,
     evidence::judge,
     reading::{Ask, GpuProcess, Reading},
 };
@@ -210,9 +210,7 @@ impl Storm {
             Act::Busy(id, requests) => self.sim.busy(*id, *requests),
             Act::Login(here) => {
                 self.sim.logins.clear();
-                self.sim
-                    .logins
-                    .extend(here.then(|| "ada on pts/0".to_owned()));
+                self.sim.logins.extend(here.then(|| "ada on pts/0".to_owned()));
             }
             Act::Foreign(here) => {
                 self.sim.foreign = here.then(|| GpuProcess {
@@ -270,10 +268,7 @@ impl Storm {
         let tick = self.machine.deadline().unwrap_or(look + pace);
         let answer = self.answers.iter().map(|a| a.0).min();
         let calm = self.calms.iter().map(|c| c.0).min();
-        let first = [Some(look), Some(tick), answer, calm]
-            .into_iter()
-            .flatten()
-            .min();
+        let first = [Some(look), Some(tick), answer, calm].into_iter().flatten().min();
         let first = first.unwrap_or(look);
         if let Some(i) = self.answers.iter().position(|a| a.0 == first) {
             let (at, verb, outcome, lost) = self.answers.remove(i);
@@ -303,14 +298,7 @@ impl Storm {
     fn step(&mut self, act: &str, event: Event) -> Result<(), String> {
         let before = self.machine.clone();
         let effects = self.machine.step(self.now, event.clone());
-        let edge = Edge {
-            before: &before,
-            now: self.now,
-            act,
-            event: &event,
-            effects: &effects,
-            after: &self.machine,
-        };
+        let edge = Edge { before: &before, now: self.now, act, event: &event, effects: &effects, after: &self.machine };
         for (name, law) in LAWS {
             law(&edge).map_err(|why| {
                 format!(
@@ -323,9 +311,7 @@ impl Storm {
         }
         for effect in effects {
             match effect {
-                Effect::Do {
-                    verb, what, within, ..
-                } => self.order(verb, what, within),
+                Effect::Do { verb, what, within, .. } => self.order(verb, what, within),
                 Effect::Began(op) => {
                     self.open.insert(op.id, op.until);
                 }
@@ -363,9 +349,7 @@ impl Storm {
                 && !self.stranger
                 && held.iter().any(|other| other != id)
             {
-                return Err(format!(
-                    "{id} was started at {at} although {held:?} held the GPU"
-                ));
+                return Err(format!("{id} was started at {at} although {held:?} held the GPU"));
             }
         }
         self.deeds = self.sim.deeds.len();
@@ -376,11 +360,7 @@ impl Storm {
 /// The storm, then calm; then everything works.
 fn weather(acts: &[(u64, Act)], on: bool) -> Result<(), String> {
     let policy = sim::policy();
-    let sim = if on {
-        Sim::on(&policy)
-    } else {
-        Sim::new(&policy)
-    };
+    let sim = if on { Sim::on(&policy) } else { Sim::new(&policy) };
     let mut storm = Storm::new(sim, policy);
     storm.pass(Duration::from_secs(5))?;
     for (seconds, act) in acts {
@@ -397,23 +377,15 @@ fn weather(acts: &[(u64, Act)], on: bool) -> Result<(), String> {
     // Longer than any operation may take.
     storm.pass(Duration::from_mins(40))?;
     if let Some(op) = storm.machine.view().operation {
-        return Err(format!(
-            "forty quiet minutes later operation {op:?} is under way"
-        ));
+        return Err(format!("forty quiet minutes later operation {op:?} is under way"));
     }
     if storm.machine.place().kind == Kind::Conflict {
-        let options = Options {
-            replace: true,
-            no_drain: true,
-        };
+        let options = Options { replace: true, no_drain: true };
         storm.command(Command::Stop(options))?;
         storm.pass(Duration::from_mins(10))?;
     }
     for wanted in [LLAMA, VLLM] {
-        let options = Options {
-            replace: true,
-            no_drain: false,
-        };
+        let options = Options { replace: true, no_drain: false };
         storm.answered = None;
         storm.command(Command::Switch(wanted, options))?;
         let answer = storm.answered.clone();
@@ -428,10 +400,7 @@ fn weather(acts: &[(u64, Act)], on: bool) -> Result<(), String> {
             ));
         }
         if storm.sim.holders() != [wanted] || storm.sim.power != Power::On {
-            return Err(format!(
-                "{wanted} is said to run, but {:?} do",
-                storm.sim.holders()
-            ));
+            return Err(format!("{wanted} is said to run, but {:?} do", storm.sim.holders()));
         }
     }
     Ok(())

@@ -55,14 +55,9 @@ impl fmt::Display for Fault {
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (n, s) = (
-            self.faults.len(),
-            if self.faults.len() == 1 { "" } else { "s" },
-        );
+        let (n, s) = (self.faults.len(), if self.faults.len() == 1 { "" } else { "s" });
         write!(f, "{}: {n} fault{s}", self.path.display())?;
-        self.faults
-            .iter()
-            .try_for_each(|fault| write!(f, "\n  {fault}"))
+        self.faults.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
     }
 }
 

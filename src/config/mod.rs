@@ -46,14 +46,8 @@ pub struct Config {
 ///
 /// # Errors
 /// Every fault there is, at once.
-pub fn load(
-    path: &Path,
-    env: impl IntoIterator<Item = (String, String)>,
-) -> Result<Config, ConfigErrors> {
-    let errors = |faults| ConfigErrors {
-        path: path.to_owned(),
-        faults,
-    };
+pub fn load(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Result<Config, ConfigErrors> {
+    let errors = |faults| ConfigErrors { path: path.to_owned(), faults };
     let text = read(path).map_err(|message| {
         let (at, key) = (Origin::File, String::new());
         errors(vec![Fault { at, key, message }])
@@ -76,10 +70,7 @@ fn read(path: &Path) -> Result<String, String> {
 ///
 /// # Errors
 /// Every fault there is, at once, in the order of lines.
-pub fn parse(
-    text: &str,
-    env: impl IntoIterator<Item = (String, String)>,
-) -> Result<Config, Vec<Fault>> {
+pub fn parse(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Result<Config, Vec<Fault>> {
     let mut credentials = None;
     let ours = env.into_iter().filter(|(name, value)| {
         if name == "CREDENTIALS_DIRECTORY" {
@@ -103,10 +94,7 @@ pub fn parse(
 }
 
 /// Reads the text as far as it goes: what it says, what is wrong with it, and which keys there are.
-fn examine(
-    text: &str,
-    env: Vec<(String, String)>,
-) -> Result<(Config, Vec<Fault>, section::Known), Vec<Fault>> {
+fn examine(text: &str, env: Vec<(String, String)>) -> Result<(Config, Vec<Fault>, section::Known), Vec<Fault>> {
     let mut root = raw::parse(text)?;
     raw::overlay(&mut root, env);
     let reader = section::Reader::default();
@@ -129,9 +117,7 @@ impl Config {
                     "{shown} cannot be looked at here: systemd sets $CREDENTIALS_DIRECTORY for the service only"
                 ));
             } else if let Err(error) = std::fs::File::open(path) {
-                warnings.push(format!(
-                    "{shown} cannot be read by this user: {error}; the daemon must be able to"
-                ));
+                warnings.push(format!("{shown} cannot be read by this user: {error}; the daemon must be able to"));
             }
         }
         for (key, after) in [
@@ -139,10 +125,8 @@ impl Config {
             ("idle.power_off_after", self.policy.idle_power_off_after),
         ] {
             if let Some(after) = after.filter(|after| *after < Duration::from_mins(1)) {
-                warnings.push(format!(
-                    "{key} is {}: a person who thinks for a minute finds it gone",
-                    value::show(after)
-                ));
+                warnings
+                    .push(format!("{key} is {}: a person who thinks for a minute finds it gone", value::show(after)));
             }
         }
         if self.server.wake == Wake::None && self.policy.idle_power_off_after.is_some() {

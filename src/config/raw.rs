@@ -50,15 +50,10 @@ pub(super) fn parse(text: &str) -> Result<Entry, Vec<Fault>> {
     let (table, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
         let value = Value::Table(table_of(table.get_ref(), text));
-        return Ok(Entry {
-            at: Origin::File,
-            value,
-        });
+        return Ok(Entry { at: Origin::File, value });
     }
     let fault = |error: toml::de::Error| Fault {
-        at: error
-            .span()
-            .map_or(Origin::File, |span| line(text, span.start)),
+        at: error.span().map_or(Origin::File, |span| line(text, span.start)),
         key: String::new(),
         message: error.message().to_owned(),
     };
@@ -69,10 +64,7 @@ pub(super) fn parse(text: &str) -> Result<Entry, Vec<Fault>> {
 
 fn table_of(table: &DeTable<'_>, text: &str) -> Table {
     let entry = |(key, value): (&Spanned<DeString<'_>>, &Spanned<DeValue<'_>>)| {
-        let entry = Entry {
-            at: line(text, key.span().start),
-            value: value_of(value.get_ref(), text),
-        };
+        let entry = Entry { at: line(text, key.span().start), value: value_of(value.get_ref(), text) };
         (key.get_ref().to_string(), entry)
     };
     table.iter().map(entry).collect()
@@ -81,12 +73,11 @@ fn table_of(table: &DeTable<'_>, text: &str) -> Table {
 fn value_of(value: &DeValue<'_>, text: &str) -> Value {
     match value {
         DeValue::String(s) => Value::Text(s.to_string()),
-        DeValue::Integer(n) => i64::from_str_radix(n.as_str(), n.radix())
-            .map_or(Value::Other("integer out of range"), Value::Integer),
-        DeValue::Boolean(b) => Value::Bool(*b),
-        DeValue::Array(list) => {
-            Value::List(list.iter().map(|v| value_of(v.get_ref(), text)).collect())
+        DeValue::Integer(n) => {
+            i64::from_str_radix(n.as_str(), n.radix()).map_or(Value::Other("integer out of range"), Value::Integer)
         }
+        DeValue::Boolean(b) => Value::Bool(*b),
+        DeValue::Array(list) => Value::List(list.iter().map(|v| value_of(v.get_ref(), text)).collect()),
         DeValue::Table(table) => Value::Table(table_of(table, text)),
         DeValue::Float(_) | DeValue::Datetime(_) => Value::Other(value.type_str()),
     }
@@ -114,10 +105,7 @@ pub(super) fn overlay(root: &mut Entry, env: impl IntoIterator<Item = (String, S
 /// Puts a loose value under `steps`. `named`: the next step is somebody's own name, which has dashes and no underscores.
 fn put(under: &mut Entry, steps: &[String], at: &Origin, text: String, named: bool) {
     let Some((step, rest)) = steps.split_first() else {
-        *under = Entry {
-            at: at.clone(),
-            value: Value::Loose(text),
-        };
+        *under = Entry { at: at.clone(), value: Value::Loose(text) };
         return;
     };
     if !matches!(under.value, Value::Table(_)) {
@@ -126,16 +114,9 @@ fn put(under: &mut Entry, steps: &[String], at: &Origin, text: String, named: bo
         under.value = Value::Table(Table::new());
     }
     if let Value::Table(table) = &mut under.value {
-        let name = if named {
-            step.replace('_', "-")
-        } else {
-            step.clone()
-        };
+        let name = if named { step.replace('_', "-") } else { step.clone() };
         let named = !named && step == "backends";
-        let entry = table.entry(name).or_insert_with(|| Entry {
-            at: at.clone(),
-            value: Value::Table(Table::new()),
-        });
+        let entry = table.entry(name).or_insert_with(|| Entry { at: at.clone(), value: Value::Table(Table::new()) });
         put(entry, rest, at, text, named);
     }
 }

@@ -13,8 +13,7 @@ pub(super) fn check(config: &Config, reader: &Reader) {
         let ((a, a_value), (b, b_value)) = (&shorter, &longer);
         if a_value >= b_value {
             let (a_value, b_value) = (show(*a_value), show(*b_value));
-            let message =
-                format!("{a_value} must be shorter than `{b}`, which is {b_value}: {why}");
+            let message = format!("{a_value} must be shorter than `{b}`, which is {b_value}: {why}");
             reader.disagree(a, b, message);
         }
     }
@@ -29,16 +28,8 @@ fn orders(config: &Config) -> Vec<(Timed, Timed, &'static str)> {
     let command = || key("gpu_server.ssh.command_timeout", policy.command_timeout);
     let silence = || key("gpu_server.timeouts.silence", policy.silence);
     let mut orders = vec![
-        (
-            command(),
-            key("gpu_server.timeouts.boot", policy.boot_timeout),
-            WAITED,
-        ),
-        (
-            command(),
-            key("gpu_server.timeouts.power_off", policy.power_off_timeout),
-            WAITED,
-        ),
+        (command(), key("gpu_server.timeouts.boot", policy.boot_timeout), WAITED),
+        (command(), key("gpu_server.timeouts.power_off", policy.power_off_timeout), WAITED),
         (
             silence(),
             key("gpu_server.timeouts.power_off", policy.power_off_timeout),
@@ -50,10 +41,7 @@ fn orders(config: &Config) -> Vec<(Timed, Timed, &'static str)> {
             "one lost question must not look like a server that is off",
         ),
         (
-            key(
-                "gpu_server.ssh.connect_timeout",
-                config.server.ssh.connect_timeout,
-            ),
+            key("gpu_server.ssh.connect_timeout", config.server.ssh.connect_timeout),
             silence(),
             "one lost connection must not look like a server that is off",
         ),

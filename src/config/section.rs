@@ -46,11 +46,7 @@ impl Reader {
 
     /// Notes a fault.
     fn fault(&self, at: &Origin, key: &str, message: impl Into<String>) {
-        self.faults.borrow_mut().push(Fault {
-            at: at.clone(),
-            key: key.to_owned(),
-            message: message.into(),
-        });
+        self.faults.borrow_mut().push(Fault { at: at.clone(), key: key.to_owned(), message: message.into() });
     }
 
     /// The faults, by place, and the keys known with their defaults.
@@ -73,14 +69,7 @@ impl Reader {
 
 impl<'a> Section<'a> {
     const fn new(reader: &'a Reader, path: String, at: Origin, table: Option<&'a Table>) -> Self {
-        Self {
-            reader,
-            path,
-            at,
-            table,
-            asked: RefCell::new(Vec::new()),
-            anything_asked: Cell::new(false),
-        }
+        Self { reader, path, at, table, asked: RefCell::new(Vec::new()), anything_asked: Cell::new(false) }
     }
 
     /// Reads, then complains of what nobody asked for.
@@ -90,8 +79,7 @@ impl<'a> Section<'a> {
         for (key, entry) in self.table.into_iter().flatten() {
             if !self.anything_asked.get() && !asked.contains(key) {
                 let near = suggestion(key, asked.iter().map(String::as_str));
-                self.reader
-                    .fault(&entry.at, &self.full(key), format!("unknown key{near}"));
+                self.reader.fault(&entry.at, &self.full(key), format!("unknown key{near}"));
             }
         }
         result
@@ -123,10 +111,7 @@ impl<'a> Section<'a> {
         self.asked.borrow_mut().push(key.to_owned());
         let (at, table) = match self.entry(key) {
             None => (self.at.clone(), None),
-            Some(Entry {
-                at,
-                value: Value::Table(table),
-            }) => (at.clone(), Some(table)),
+            Some(Entry { at, value: Value::Table(table) }) => (at.clone(), Some(table)),
             Some(entry) => {
                 self.fault(key, format!("must be a section, `[{}]`", self.full(key)));
                 (entry.at.clone(), None)
@@ -144,12 +129,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reads a key that has a default. A faulty one reads as a stand-in: the configuration is refused then anyway.
-    pub(super) fn get<T: Default>(
-        &self,
-        key: &str,
-        default: &str,
-        parse: impl Fn(&Value) -> Result<T, String>,
-    ) -> T {
+    pub(super) fn get<T: Default>(&self, key: &str, default: &str, parse: impl Fn(&Value) -> Result<T, String>) -> T {
         self.know(key, Some(default));
         self.read_key(key, &parse, || parse(&Value::Loose(default.to_owned())))
     }
@@ -163,17 +143,11 @@ impl<'a> Section<'a> {
         fit: impl Fn(T) -> T,
     ) -> T {
         self.know(key, Some(default));
-        self.read_key(key, &parse, || {
-            parse(&Value::Loose(default.to_owned())).map(&fit)
-        })
+        self.read_key(key, &parse, || parse(&Value::Loose(default.to_owned())).map(&fit))
     }
 
     /// Reads a key that may be absent.
-    pub(super) fn optional<T>(
-        &self,
-        key: &str,
-        parse: impl Fn(&Value) -> Result<T, String>,
-    ) -> Option<T> {
+    pub(super) fn optional<T>(&self, key: &str, parse: impl Fn(&Value) -> Result<T, String>) -> Option<T> {
         self.know(key, None);
         self.read_key(key, &|value| parse(value).map(Some), || Ok(None))
     }
@@ -186,9 +160,7 @@ impl<'a> Section<'a> {
         parse: impl Fn(&Value) -> Result<T, String>,
     ) -> T {
         self.know(key, None);
-        self.read_key(key, &parse, || {
-            Err(format!("is missing; write for example `{key} = {example}`"))
-        })
+        self.read_key(key, &parse, || Err(format!("is missing; write for example `{key} = {example}`")))
     }
 
     fn read_key<T: Default>(
@@ -217,10 +189,7 @@ impl<'a> Section<'a> {
             *name = "*";
         }
         path.push(key);
-        self.reader
-            .known
-            .borrow_mut()
-            .insert(path.join("."), default.map(str::to_owned));
+        self.reader.known.borrow_mut().insert(path.join("."), default.map(str::to_owned));
     }
 
     fn entry(&self, key: &str) -> Option<&'a Entry> {
@@ -229,10 +198,6 @@ impl<'a> Section<'a> {
 
     /// The key in full.
     pub(super) fn full(&self, key: &str) -> String {
-        if self.path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.path)
-        }
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 }

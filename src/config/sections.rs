@@ -6,14 +6,11 @@ use super::{
     Backend, Config, Daemon, GpuTool, Probe, Server, Slots, SshTarget, Wake,
     section::Section,
     value::{
-        absolute, any, at_least_one, boolean, duration, duration_or_never, host, host_key, integer,
-        interface, list_of, mac, name, one_of, path, secure_on, socket_path, text, text_as, unit,
-        url, url_path, wake_target, word,
+        absolute, any, at_least_one, boolean, duration, duration_or_never, host, host_key, integer, interface, list_of,
+        mac, name, one_of, path, secure_on, socket_path, text, text_as, unit, url, url_path, wake_target, word,
     },
 };
-use crate::machine::{
-    BackendId, BackendKind, BackendPolicy, Kind, OnStartTimeout, Policy, RestorePolicy, WakeCheck,
-};
+use crate::machine::{BackendId, BackendKind, BackendPolicy, Kind, OnStartTimeout, Policy, RestorePolicy, WakeCheck};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -26,8 +23,7 @@ const RESERVED: [&str; 4] = ["ready", "awake", "gpu", "off"];
 pub(super) fn config(root: &Section<'_>) -> Config {
     let daemon = root.section("daemon", daemon);
     let (server, timing) = root.section("gpu_server", gpu_server);
-    let (backends, backend_policies, default_backend) =
-        root.section("backends", |s| backends(s, &server.ssh));
+    let (backends, backend_policies, default_backend) = root.section("backends", |s| backends(s, &server.ssh));
     let idle = root.section("idle", idle);
     let (probe, misses, conflict_after) = root.section("probe", probe);
     let policy = Policy {
@@ -47,22 +43,12 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         policy_backoff: idle.backoff,
         gpu_baseline_mib: server.gpu.baseline_mib,
     };
-    Config {
-        daemon,
-        server,
-        backends,
-        policy,
-        probe,
-    }
+    Config { daemon, server, backends, policy, probe }
 }
 
 fn daemon(s: &Section<'_>) -> Daemon {
     Daemon {
-        socket: s.get(
-            "socket",
-            "/run/wechsler/wechsler.sock",
-            text_as(socket_path),
-        ),
+        socket: s.get("socket", "/run/wechsler/wechsler.sock", text_as(socket_path)),
         group: s.optional("group", text_as(word)),
         state_dir: s.get("state_dir", "/var/lib/wechsler", text_as(absolute)),
     }
@@ -107,13 +93,7 @@ fn gpu_server(s: &Section<'_>) -> (Server, Timing) {
         gpu: s.section("gpu", gpu),
         privilege: s.section("commands", |s| s.get("prefix", "", list_of(prefix_word))),
     };
-    let timing = Timing {
-        wake_check,
-        wake_resend,
-        boot,
-        power_off,
-        silence,
-    };
+    let timing = Timing { wake_check, wake_resend, boot, power_off, silence };
     (server, timing)
 }
 
@@ -143,29 +123,18 @@ enum Method {
     Command,
 }
 
-const METHODS: &[(&str, Method)] = &[
-    ("magic-packet", Method::MagicPacket),
-    ("command", Method::Command),
-    ("none", Method::None),
-];
+const METHODS: &[(&str, Method)] =
+    &[("magic-packet", Method::MagicPacket), ("command", Method::Command), ("none", Method::None)];
 
 fn wake(s: &Section<'_>) -> (Wake, Option<String>, WakeCheck, Duration) {
     let method = s.get("method", "none", one_of(METHODS));
     let mac = s.optional("mac", text_as(mac));
     let secure_on = s.optional("secure_on", text_as(secure_on));
-    let targets = s.get(
-        "targets",
-        "255.255.255.255:9",
-        at_least_one(list_of(wake_target)),
-    );
+    let targets = s.get("targets", "255.255.255.255:9", at_least_one(list_of(wake_target)));
     let source: Option<IpAddr> = s.optional("source", text_as(own_address));
     let command = s.optional("command", at_least_one(list_of(any)));
     let resend = s.get("resend_every", "3s", duration(SECOND / 2));
-    let checks: &'static [_] = &[
-        ("require", WakeCheck::Require),
-        ("warn", WakeCheck::Warn),
-        ("off", WakeCheck::Off),
-    ];
+    let checks: &'static [_] = &[("require", WakeCheck::Require), ("warn", WakeCheck::Warn), ("off", WakeCheck::Off)];
     let check = s.get("wake_check", "warn", one_of(checks));
     let interface = s.optional("interface", text_as(interface));
 
@@ -199,12 +168,7 @@ fn wake(s: &Section<'_>) -> (Wake, Option<String>, WakeCheck, Duration) {
                      as `mac = \"52:54:00:12:34:56\"`",
                 );
             }
-            Wake::MagicPacket {
-                mac: mac.unwrap_or_default(),
-                secure_on,
-                targets,
-                source,
-            }
+            Wake::MagicPacket { mac: mac.unwrap_or_default(), secure_on, targets, source }
         }
         Method::Command => {
             if !s.has("command") {
@@ -216,9 +180,7 @@ fn wake(s: &Section<'_>) -> (Wake, Option<String>, WakeCheck, Duration) {
             }
             let command = command.unwrap_or_default();
             if let Some(program) = command.first().filter(|p| !p.starts_with('/')) {
-                let message = format!(
-                    "\"{program}\" must be the absolute path of a program: no shell looks for it"
-                );
+                let message = format!("\"{program}\" must be the absolute path of a program: no shell looks for it");
                 s.fault("command", message);
             }
             Wake::Command(command)
@@ -228,8 +190,7 @@ fn wake(s: &Section<'_>) -> (Wake, Option<String>, WakeCheck, Duration) {
 }
 
 fn own_address(text: &str) -> Result<IpAddr, String> {
-    text.parse()
-        .map_err(|_| format!("\"{text}\" is no address of this machine, as 192.168.1.2"))
+    text.parse().map_err(|_| format!("\"{text}\" is no address of this machine, as 192.168.1.2"))
 }
 
 fn gpu(s: &Section<'_>) -> GpuTool {
@@ -237,11 +198,7 @@ fn gpu(s: &Section<'_>) -> GpuTool {
     GpuTool {
         enabled: s.get("tool", "auto", one_of(tools)),
         baseline_mib: s.optional("baseline_mib", integer(0..=1 << 30)),
-        ignore: s.get(
-            "ignore",
-            "Xorg, Xwayland, gnome-shell, kwin_wayland",
-            list_of(any),
-        ),
+        ignore: s.get("ignore", "Xorg, Xwayland, gnome-shell, kwin_wayland", list_of(any)),
         foreign_threshold_mib: s.get("foreign_threshold_mib", "256", integer(0..=1 << 30)),
         timeout: s.get("timeout", "5s", duration(SECOND)),
     }
@@ -253,13 +210,7 @@ fn backends(s: &Section<'_>, server: &SshTarget) -> (Vec<Backend>, Vec<BackendPo
         s.fault("NAME", "at least one section `[backends.NAME]` is needed");
     }
     if let Some(extra) = names.get(Policy::MOST_BACKENDS) {
-        s.fault(
-            extra,
-            format!(
-                "is one too many: at most {} backends",
-                Policy::MOST_BACKENDS
-            ),
-        );
+        s.fault(extra, format!("is one too many: at most {} backends", Policy::MOST_BACKENDS));
     }
     let names = &names[..names.len().min(Policy::MOST_BACKENDS)];
     let mut default = None;
@@ -285,7 +236,10 @@ fn backends(s: &Section<'_>, server: &SshTarget) -> (Vec<Backend>, Vec<BackendPo
     }
     if default.is_none() && names.len() > 1 {
         let all = names.join("`, `");
-        s.fault(&names[0], format!("no backend is the default of a bare `start`; write `default = true` into one of `{all}`"));
+        s.fault(
+            &names[0],
+            format!("no backend is the default of a bare `start`; write `default = true` into one of `{all}`"),
+        );
     }
     let id = u8::try_from(default.unwrap_or(0)).unwrap_or(0);
     (backends, policies, BackendId(id))
@@ -295,9 +249,7 @@ fn backends(s: &Section<'_>, server: &SshTarget) -> (Vec<Backend>, Vec<BackendPo
 fn backend_name(text: &str) -> Result<String, String> {
     let state = |kind: &Kind| kind.public_name("") == text;
     if RESERVED.contains(&text) || Kind::ALL.iter().any(state) || text.ends_with("-starting") {
-        return Err(format!(
-            "\"{text}\" is a word of Wechsler's own and cannot name a backend"
-        ));
+        return Err(format!("\"{text}\" is a word of Wechsler's own and cannot name a backend"));
     }
     name(text)
 }
@@ -308,47 +260,28 @@ fn backend(s: &Section<'_>, name: &str, server: &SshTarget) -> (Backend, Backend
         ("vllm", Some(BackendKind::Vllm)),
         ("generic", Some(BackendKind::Generic)),
     ];
-    let kind = s
-        .required("kind", "\"llama-cpp\"", one_of(kinds))
-        .unwrap_or(BackendKind::Generic);
+    let kind = s.required("kind", "\"llama-cpp\"", one_of(kinds)).unwrap_or(BackendKind::Generic);
     let (start, expected) = match kind {
         BackendKind::LlamaCpp => ("120s", "8s"),
         BackendKind::Vllm => ("300s", "80s"),
         BackendKind::Generic => ("120s", "30s"),
     };
-    let on_timeouts: &'static [_] = &[
-        ("leave", OnStartTimeout::Leave),
-        ("stop", OnStartTimeout::Stop),
-    ];
-    let restores: &'static [_] = &[
-        ("auto", RestorePolicy::Auto),
-        ("offer", RestorePolicy::Offer),
-        ("never", RestorePolicy::Never),
-    ];
+    let on_timeouts: &'static [_] = &[("leave", OnStartTimeout::Leave), ("stop", OnStartTimeout::Stop)];
+    let restores: &'static [_] =
+        &[("auto", RestorePolicy::Auto), ("offer", RestorePolicy::Offer), ("never", RestorePolicy::Never)];
     let url_ = s.required("url", "\"http://192.168.1.20:8080\"", text_as(url));
     let slots = s.section("slots", |s| s.is_given().then(|| slots(s)));
     let ssh = s.section("ssh", |s| s.is_given().then(|| own_ssh(s, server)));
     let restore = s.get("restore", "auto", one_of(restores));
     let health_path = s.get("health_path", "/health", text_as(url_path));
     if kind != BackendKind::Generic && s.has("health_path") {
-        s.disagree(
-            "health_path",
-            "kind",
-            "only a backend of kind = \"generic\" has a choice; the others' is known",
-        );
+        s.disagree("health_path", "kind", "only a backend of kind = \"generic\" has a choice; the others' is known");
     }
     if kind != BackendKind::LlamaCpp && slots.is_some() {
-        s.fault(
-            "slots",
-            "only a backend of kind = \"llama-cpp\" has slots to save",
-        );
+        s.fault("slots", "only a backend of kind = \"llama-cpp\" has slots to save");
     }
     if slots.is_none() && s.has("restore") {
-        s.disagree(
-            "restore",
-            "kind",
-            format!("nothing can be restored without `[{}]`", s.full("slots")),
-        );
+        s.disagree("restore", "kind", format!("nothing can be restored without `[{}]`", s.full("slots")));
     }
     let policy = BackendPolicy {
         name: name.to_owned(),
@@ -359,22 +292,14 @@ fn backend(s: &Section<'_>, name: &str, server: &SshTarget) -> (Backend, Backend
         stop_timeout: s.get("stop_timeout", "90s", duration(SECOND)),
         kill_timeout: s.get("kill_timeout", "15s", duration(SECOND)),
         slots: slots.is_some(),
-        restore: if slots.is_some() {
-            restore
-        } else {
-            RestorePolicy::Never
-        },
+        restore: if slots.is_some() { restore } else { RestorePolicy::Never },
         save_timeout: slots.as_ref().map_or(MINUTE, |slots| slots.save_timeout),
         restore_timeout: slots.as_ref().map_or(MINUTE, |slots| slots.restore_timeout),
     };
     let backend = Backend {
         name: name.to_owned(),
-        unit: s
-            .optional("unit", text_as(unit))
-            .unwrap_or_else(|| format!("{name}.service")),
-        public_url: s
-            .optional("public_url", text_as(public_url))
-            .unwrap_or_else(|| url_.clone()),
+        unit: s.optional("unit", text_as(unit)).unwrap_or_else(|| format!("{name}.service")),
+        public_url: s.optional("public_url", text_as(public_url)).unwrap_or_else(|| url_.clone()),
         url: url_,
         health_path,
         api_key_file: s.optional("api_key_file", text_as(path)),
@@ -382,9 +307,8 @@ fn backend(s: &Section<'_>, name: &str, server: &SshTarget) -> (Backend, Backend
         ssh,
         slots,
         // A short start timeout says that starts are short.
-        expected_start: s.get_fitted("expected_start", expected, duration(MILLISECOND), |usual| {
-            usual.min(policy.start_timeout / 2)
-        }),
+        expected_start: s
+            .get_fitted("expected_start", expected, duration(MILLISECOND), |usual| usual.min(policy.start_timeout / 2)),
     };
     (backend, policy, s.get("default", "false", boolean))
 }
@@ -411,29 +335,15 @@ fn slots(s: &Section<'_>) -> Slots {
 /// A backend's own SSH: what it does not say is as for the server, but for its identity.
 fn own_ssh(s: &Section<'_>, server: &SshTarget) -> SshTarget {
     SshTarget {
-        host: s
-            .optional("host", text_as(host))
-            .unwrap_or_else(|| server.host.clone()),
-        port: s
-            .optional("port", integer(1..=65535))
-            .unwrap_or(server.port),
-        user: s
-            .optional("user", text_as(word))
-            .unwrap_or_else(|| server.user.clone()),
-        key: s
-            .optional("key", text_as(path))
-            .unwrap_or_else(|| server.key.clone()),
+        host: s.optional("host", text_as(host)).unwrap_or_else(|| server.host.clone()),
+        port: s.optional("port", integer(1..=65535)).unwrap_or(server.port),
+        user: s.optional("user", text_as(word)).unwrap_or_else(|| server.user.clone()),
+        key: s.optional("key", text_as(path)).unwrap_or_else(|| server.key.clone()),
         host_keys: host_keys(s),
         preboot_host_keys: s.get("preboot_host_keys", "", list_of(host_key)),
-        connect_timeout: s
-            .optional("connect_timeout", duration(100 * MILLISECOND))
-            .unwrap_or(server.connect_timeout),
-        command_timeout: s
-            .optional("command_timeout", duration(SECOND))
-            .unwrap_or(server.command_timeout),
-        keepalive: s
-            .optional("keepalive", duration(SECOND))
-            .unwrap_or(server.keepalive),
+        connect_timeout: s.optional("connect_timeout", duration(100 * MILLISECOND)).unwrap_or(server.connect_timeout),
+        command_timeout: s.optional("command_timeout", duration(SECOND)).unwrap_or(server.command_timeout),
+        keepalive: s.optional("keepalive", duration(SECOND)).unwrap_or(server.keepalive),
     }
 }
 
@@ -460,9 +370,5 @@ fn probe(s: &Section<'_>) -> (Probe, u32, Duration) {
         http_timeout: s.get("http_timeout", "2s", duration(100 * MILLISECOND)),
     };
     let misses = s.get("misses", "3", integer(1..=100));
-    (
-        probe,
-        misses,
-        s.get("conflict_after", "3s", duration(Duration::ZERO)),
-    )
+    (probe, misses, s.get("conflict_after", "3s", duration(Duration::ZERO)))
 }

@@ -58,10 +58,7 @@ fn known() -> section::Known {
 fn the_example_is_a_sound_configuration() {
     let config = parse(EXAMPLE, env(&[])).unwrap_or_else(|faults| panic!("{faults:#?}"));
     assert_eq!(config.backends.len(), 2);
-    assert_eq!(
-        config.policy.backend(config.policy.default_backend).name,
-        "llama-cpp"
-    );
+    assert_eq!(config.policy.backend(config.policy.default_backend).name, "llama-cpp");
 }
 
 #[test]
@@ -80,10 +77,7 @@ fn the_example_equals_the_defaults_where_there_are_any() {
         .lines()
         .filter(|line| {
             if line.starts_with('[') {
-                section = line
-                    .replace(['[', ']'], "")
-                    .replace("llama-cpp", "*")
-                    .replace("vllm", "*");
+                section = line.replace(['[', ']'], "").replace("llama-cpp", "*").replace("vllm", "*");
             }
             let key = line.split(" = ").next().unwrap_or_default();
             let default = known.get(&format!("{section}.{key}")).cloned().flatten();
@@ -103,14 +97,7 @@ fn every_default_passes_its_own_check() {
     let (config, faults, _) = examine("", vec![]).unwrap();
     // Only what must be set is complained of.
     let keys: Vec<_> = faults.iter().map(|f| f.key.as_str()).collect();
-    assert_eq!(
-        keys,
-        [
-            "backends.NAME",
-            "gpu_server.host",
-            "gpu_server.ssh.host_keys"
-        ]
-    );
+    assert_eq!(keys, ["backends.NAME", "gpu_server.host", "gpu_server.ssh.host_keys"]);
     assert_eq!(config.probe.busy, Duration::from_millis(30));
 }
 
@@ -121,34 +108,19 @@ fn the_smallest_configuration_is_sound() {
     assert!(!config.policy.can_wake);
     assert_eq!(config.backends[0].unit, "a.service");
     assert_eq!(config.backends[0].public_url, "http://10.77.0.2:8080");
-    assert_eq!(
-        config.policy.backends[0].restore,
-        crate::machine::RestorePolicy::Never
-    );
+    assert_eq!(config.policy.backends[0].restore, crate::machine::RestorePolicy::Never);
 }
 
 #[test]
 fn all_faults_are_reported_at_once_in_the_order_of_lines() {
-    let text = SMALLEST
-        .replace("host =", "hots =")
-        .replace("\"llama-cpp\"", "\"lama-cpp\"")
-        .replace("http:", "https:");
-    let faults = faults(
-        &format!("{text}start_timout = \"3m\"\n[probe]\nbusy = 30\n"),
-        &[],
-    );
+    let text = SMALLEST.replace("host =", "hots =").replace("\"llama-cpp\"", "\"lama-cpp\"").replace("http:", "https:");
+    let faults = faults(&format!("{text}start_timout = \"3m\"\n[probe]\nbusy = 30\n"), &[]);
     let expected = [
         ("line 2: gpu_server.host: ", "is missing"),
-        (
-            "line 3: gpu_server.hots: ",
-            "unknown key; did you mean `host`?",
-        ),
+        ("line 3: gpu_server.hots: ", "unknown key; did you mean `host`?"),
         ("line 7: backends.a.kind: ", "did you mean `llama-cpp`?"),
         ("line 8: backends.a.url: ", "https is not built in"),
-        (
-            "line 9: backends.a.start_timout: ",
-            "unknown key; did you mean `start_timeout`?",
-        ),
+        ("line 9: backends.a.start_timout: ", "unknown key; did you mean `start_timeout`?"),
         ("line 11: probe.busy: ", "needs quotes and a unit"),
     ];
     assert_eq!(faults.len(), expected.len(), "{faults:#?}");
@@ -166,10 +138,7 @@ fn every_error_of_the_grammar_is_reported_with_its_line() {
 
 /// What is added to the smallest configuration, and what must be said of it.
 const REFUSED: &[(&str, &[&str])] = &[
-    (
-        "[gpu_server.wake]\nmethod = \"magic-packet\"",
-        &["gpu_server.wake.mac: is missing"],
-    ),
+    ("[gpu_server.wake]\nmethod = \"magic-packet\"", &["gpu_server.wake.mac: is missing"]),
     (
         "[gpu_server.wake]\nmac = \"52:54:00:12:34:56\"",
         &["gpu_server.wake.mac: goes with method = \"magic-packet\", but method is \"none\""],
@@ -178,75 +147,32 @@ const REFUSED: &[(&str, &[&str])] = &[
         "[gpu_server.wake]\nmethod = \"command\"\ncommand = [\"ipmitool\"]",
         &["\"ipmitool\" must be the absolute path of a program"],
     ),
-    (
-        "[gpu_server.wake]\nmethod = \"command\"\ncommand = []",
-        &["command: must not be empty"],
-    ),
-    (
-        "[gpu_server.wake]\nmethod = \"magic-packet\"\nmac = \"ff:ff:ff:ff:ff:ff\"",
-        &["multicast or broadcast"],
-    ),
+    ("[gpu_server.wake]\nmethod = \"command\"\ncommand = []", &["command: must not be empty"]),
+    ("[gpu_server.wake]\nmethod = \"magic-packet\"\nmac = \"ff:ff:ff:ff:ff:ff\"", &["multicast or broadcast"]),
     (
         "[gpu_server.wake]\nmethod = \"magic-packet\"\nmac = \"52:54:00:12:34:56\"\nsource = \"fd00::1\"",
         &["source: fd00::1 cannot send to 255.255.255.255:9"],
     ),
     (
         "[gpu_server.timeouts]\nboot = \"8s\"",
-        &[
-            "gpu_server.ssh.command_timeout: 10s must be shorter than `gpu_server.timeouts.boot`, which is 8s",
-        ],
+        &["gpu_server.ssh.command_timeout: 10s must be shorter than `gpu_server.timeouts.boot`, which is 8s"],
     ),
     (
         "[gpu_server.timeouts]\nsilence = \"4m\"",
-        &[
-            "gpu_server.timeouts.silence: 4m must be shorter than `gpu_server.timeouts.power_off`, which is 3m",
-        ],
+        &["gpu_server.timeouts.silence: 4m must be shorter than `gpu_server.timeouts.power_off`, which is 3m"],
     ),
-    (
-        "[probe]\nrest = \"1h\"\nbusy = \"1h\"",
-        &["probe.busy: 1h must be shorter than `probe.rest`, which is 1h"],
-    ),
-    (
-        "[idle]\nstop_after = \"10ms\"",
-        &["idle.stop_after: 10ms is too short, at least 1s"],
-    ),
-    (
-        "[idle]\nstop_after = \"nevr\"",
-        &["idle.stop_after: \"nevr\" is no duration"],
-    ),
-    (
-        "[daemon]\nsocket = \"run.sock\"",
-        &["daemon.socket: \"run.sock\" is no absolute path"],
-    ),
-    (
-        "[daemon]\nstate_dir = \"/var/../etc\"",
-        &["daemon.state_dir"],
-    ),
+    ("[probe]\nrest = \"1h\"\nbusy = \"1h\"", &["probe.busy: 1h must be shorter than `probe.rest`, which is 1h"]),
+    ("[idle]\nstop_after = \"10ms\"", &["idle.stop_after: 10ms is too short, at least 1s"]),
+    ("[idle]\nstop_after = \"nevr\"", &["idle.stop_after: \"nevr\" is no duration"]),
+    ("[daemon]\nsocket = \"run.sock\"", &["daemon.socket: \"run.sock\" is no absolute path"]),
+    ("[daemon]\nstate_dir = \"/var/../etc\"", &["daemon.state_dir"]),
     ("daemon = 3", &["backends.a.daemon: unknown key"]),
-    (
-        "[gpu_servers]\nhost = \"x\"",
-        &["gpu_servers: unknown key; did you mean `gpu_server`?"],
-    ),
-    (
-        "[gpu_server.commands]\nprefix = [\"sudo; reboot\"]",
-        &["gpu_server.commands.prefix"],
-    ),
-    (
-        "[backends.gpu]\nkind = \"vllm\"\nurl = \"http://x:1\"\ndefault = true",
-        &["\"gpu\" is a word of Wechsler's own"],
-    ),
-    (
-        "[backends.a-starting]\nkind = \"vllm\"\nurl = \"http://x:1\"\ndefault = true",
-        &["\"a-starting\" is a word"],
-    ),
-    (
-        "[backends.B]\nkind = \"vllm\"\nurl = \"http://x:1\"\ndefault = true",
-        &["\"B\" is no name"],
-    ),
-    (
-        "[backends.b]\nkind = \"vllm\"\nurl = \"http://x:1\"",
-        &["no backend is the default of a bare `start`"],
-    ),
+    ("[gpu_servers]\nhost = \"x\"", &["gpu_servers: unknown key; did you mean `gpu_server`?"]),
+    ("[gpu_server.commands]\nprefix = [\"sudo; reboot\"]", &["gpu_server.commands.prefix"]),
+    ("[backends.gpu]\nkind = \"vllm\"\nurl = \"http://x:1\"\ndefault = true", &["\"gpu\" is a word of Wechsler's own"]),
+    ("[backends.a-starting]\nkind = \"vllm\"\nurl = \"http://x:1\"\ndefault = true", &["\"a-starting\" is a word"]),
+    ("[backends.B]\nkind = \"vllm\"\nurl = \"http://x:1\"\ndefault = true", &["\"B\" is no name"]),
+    ("[backends.b]\nkind = \"vllm\"\nurl = \"http://x:1\"", &["no backend is the default of a bare `start`"]),
     (
         "default = true\n[backends.b]\nkind = \"vllm\"\nurl = \"http://x:1\"\ndefault = true",
         &["backends.b.default: `a` is the default already"],
@@ -262,41 +188,18 @@ const REFUSED: &[(&str, &[&str])] = &[
         "[backends.b]\nkind = \"vllm\"\nurl = \"http://x:1\"\ndefault = true\n[backends.b.slots]\ndir = \"/x\"\nname = \"y\"",
         &["backends.b.slots: only a backend of kind = \"llama-cpp\" has slots"],
     ),
-    (
-        "restore = \"offer\"",
-        &["restore: nothing can be restored without `[backends.a.slots]`"],
-    ),
-    (
-        "health_path = \"/x\"",
-        &["health_path: only a backend of kind = \"generic\""],
-    ),
+    ("restore = \"offer\"", &["restore: nothing can be restored without `[backends.a.slots]`"]),
+    ("health_path = \"/x\"", &["health_path: only a backend of kind = \"generic\""]),
     (
         "expected_start = \"5m\"",
-        &[
-            "backends.a.expected_start: 5m must be shorter than `backends.a.start_timeout`, which is 2m",
-        ],
+        &["backends.a.expected_start: 5m must be shorter than `backends.a.start_timeout`, which is 2m"],
     ),
-    (
-        "api_key_file = \"hunter2\"",
-        &["api_key_file: must be the absolute path"],
-    ),
-    (
-        "[backends.a.ssh]\nport = 2222",
-        &["backends.a.ssh.host_keys: is missing"],
-    ),
-    (
-        "[backends.a.ssh]\nport = 70000",
-        &["host_keys", "port: must be between 1 and 65535"],
-    ),
-    (
-        "slots = 3",
-        &["backends.a.slots: must be a section, `[backends.a.slots]`"],
-    ),
+    ("api_key_file = \"hunter2\"", &["api_key_file: must be the absolute path"]),
+    ("[backends.a.ssh]\nport = 2222", &["backends.a.ssh.host_keys: is missing"]),
+    ("[backends.a.ssh]\nport = 70000", &["host_keys", "port: must be between 1 and 65535"]),
+    ("slots = 3", &["backends.a.slots: must be a section, `[backends.a.slots]`"]),
     ("model = 1.5", &["backends.a.model: must be text in quotes"]),
-    (
-        "model = 1979-05-27",
-        &["backends.a.model: must be text in quotes"],
-    ),
+    ("model = 1979-05-27", &["backends.a.model: must be text in quotes"]),
 ];
 
 #[test]
@@ -305,10 +208,7 @@ fn each_refusal_says_what_and_where() {
         let faults = faults(&format!("{SMALLEST}{added}\n"), &[]);
         assert_eq!(faults.len(), expected.len(), "{added}: {faults:#?}");
         for what in *expected {
-            assert!(
-                faults.iter().any(|f| f.contains(what)),
-                "{added}: {what}: {faults:#?}"
-            );
+            assert!(faults.iter().any(|f| f.contains(what)), "{added}: {what}: {faults:#?}");
         }
         let secret = faults.iter().any(|f| f.contains("hunter2"));
         assert!(!secret, "{faults:#?}");
@@ -317,13 +217,9 @@ fn each_refusal_says_what_and_where() {
 
 #[test]
 fn a_faulty_key_is_not_compared_with_others() {
-    let text =
-        format!("{SMALLEST}[probe]\nrest = \"1parsec\"\nbusy = \"1h\"\nhttp_timeout = \"2h\"\n");
+    let text = format!("{SMALLEST}[probe]\nrest = \"1parsec\"\nbusy = \"1h\"\nhttp_timeout = \"2h\"\n");
     let faults = faults(&text, &[]);
-    assert!(
-        faults.iter().all(|f| !f.contains("probe.rest`")),
-        "{faults:#?}"
-    );
+    assert!(faults.iter().all(|f| !f.contains("probe.rest`")), "{faults:#?}");
 }
 
 #[test]
@@ -348,14 +244,8 @@ fn each_kind_of_key_can_come_from_the_environment() {
     assert_eq!(config.server.ssh.host, "10.0.0.9");
     assert_eq!(config.server.ssh.port, 2222);
     assert_eq!(config.server.privilege, ["sudo", "-n"]);
-    assert_eq!(
-        config.policy.backends[0].start_timeout,
-        Duration::from_mins(3)
-    );
-    assert_eq!(
-        config.policy.backend(config.policy.default_backend).name,
-        "my-other"
-    );
+    assert_eq!(config.policy.backends[0].start_timeout, Duration::from_mins(3));
+    assert_eq!(config.policy.backend(config.policy.default_backend).name, "my-other");
     assert_eq!(config.policy.idle_stop_after, Some(Duration::from_mins(20)));
 }
 
@@ -363,11 +253,7 @@ fn each_kind_of_key_can_come_from_the_environment() {
 fn a_faulty_variable_is_named() {
     let faults = faults(
         SMALLEST,
-        &[
-            ("WECHSLER_GPU_SERVER__HOTS", "x"),
-            ("WECHSLER_PROBE__REST", "soon"),
-            ("WECHSLER_GPU_SERVER__SSH", "x"),
-        ],
+        &[("WECHSLER_GPU_SERVER__HOTS", "x"), ("WECHSLER_PROBE__REST", "soon"), ("WECHSLER_GPU_SERVER__SSH", "x")],
     );
     assert_eq!(faults.len(), 4, "{faults:#?}");
     for expected in [
@@ -376,24 +262,14 @@ fn a_faulty_variable_is_named() {
         "WECHSLER_GPU_SERVER__SSH: gpu_server.ssh: must be a section",
         "gpu_server.ssh.host_keys: is missing",
     ] {
-        assert!(
-            faults.iter().any(|f| f.contains(expected)),
-            "{expected}: {faults:#?}"
-        );
+        assert!(faults.iter().any(|f| f.contains(expected)), "{expected}: {faults:#?}");
     }
 }
 
 #[test]
 fn credentials_are_found_where_systemd_puts_them() {
-    let text = SMALLEST.replace(
-        "host_keys",
-        "key = \"$CREDENTIALS_DIRECTORY/ssh\"\nhost_keys",
-    );
-    let inside = parse(
-        &text,
-        env(&[("CREDENTIALS_DIRECTORY", "/run/credentials/w")]),
-    )
-    .unwrap();
+    let text = SMALLEST.replace("host_keys", "key = \"$CREDENTIALS_DIRECTORY/ssh\"\nhost_keys");
+    let inside = parse(&text, env(&[("CREDENTIALS_DIRECTORY", "/run/credentials/w")])).unwrap();
     assert_eq!(inside.server.ssh.key, Path::new("/run/credentials/w/ssh"));
     let outside = parse(&text, env(&[])).unwrap();
     assert!(outside.warnings()[0].contains("for the service only"));
@@ -403,10 +279,7 @@ fn credentials_are_found_where_systemd_puts_them() {
 fn a_missing_key_file_is_a_warning_and_no_fault() {
     let text = SMALLEST.replace("host_keys", "key = \"/nonexistent/key\"\nhost_keys");
     let warnings = parse(&text, env(&[])).unwrap().warnings();
-    assert!(
-        warnings[0].contains("/nonexistent/key cannot be read"),
-        "{warnings:?}"
-    );
+    assert!(warnings[0].contains("/nonexistent/key cannot be read"), "{warnings:?}");
 }
 
 #[test]
@@ -431,16 +304,9 @@ fn a_file_that_cannot_be_read_is_named() {
 
 #[test]
 fn backends_keep_the_order_of_the_file() {
-    let text = SMALLEST.replace(
-        "[backends.a]",
-        "[backends.z]\nkind=\"generic\"\nurl=\"http://x:1\"\ndefault=true\n[backends.a]",
-    );
-    let names: Vec<_> = parse(&text, env(&[]))
-        .unwrap()
-        .backends
-        .into_iter()
-        .map(|b| b.name)
-        .collect();
+    let text = SMALLEST
+        .replace("[backends.a]", "[backends.z]\nkind=\"generic\"\nurl=\"http://x:1\"\ndefault=true\n[backends.a]");
+    let names: Vec<_> = parse(&text, env(&[])).unwrap().backends.into_iter().map(|b| b.name).collect();
     assert_eq!(names, ["z", "a"]);
 }
 

@@ -7,13 +7,8 @@ use super::raw::Value;
 /// No duration may be longer: whatever is waited for so long is not waited for.
 const LONGEST: Duration = Duration::from_hours(366 * 24);
 /// The key types sshd offers that are still safe; DSA is not.
-const KEY_TYPES: [&str; 5] = [
-    "ssh-ed25519",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "ssh-rsa",
-];
+const KEY_TYPES: [&str; 5] =
+    ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa"];
 /// Put before a path, it stands for the folder in which systemd hands out credentials (`LoadCredential=`).
 pub(super) const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
 
@@ -29,25 +24,19 @@ pub(super) fn text(value: &Value) -> Result<String, String> {
 }
 
 /// Text that `check` makes something of.
-pub(super) fn text_as<T>(
-    check: impl Fn(&str) -> Result<T, String>,
-) -> impl Fn(&Value) -> Result<T, String> {
+pub(super) fn text_as<T>(check: impl Fn(&str) -> Result<T, String>) -> impl Fn(&Value) -> Result<T, String> {
     move |value| text(value).and_then(|text| check(&text))
 }
 
 /// A list of texts. From the environment: as in TOML, or separated by commas.
-pub(super) fn list_of<T>(
-    check: impl Fn(&str) -> Result<T, String>,
-) -> impl Fn(&Value) -> Result<Vec<T>, String> {
+pub(super) fn list_of<T>(check: impl Fn(&str) -> Result<T, String>) -> impl Fn(&Value) -> Result<Vec<T>, String> {
     move |value| {
         let texts = match value {
             Value::List(list) => list.iter().map(text).collect::<Result<Vec<_>, _>>(),
             Value::Loose(loose) if loose.trim_start().starts_with('[') => loose_list(loose),
-            Value::Loose(loose) => Ok(loose
-                .split(',')
-                .map(|part| part.trim().to_owned())
-                .filter(|part| !part.is_empty())
-                .collect()),
+            Value::Loose(loose) => {
+                Ok(loose.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect())
+            }
             _ => Err("must be a list of texts, as [\"...\", \"...\"]".into()),
         };
         texts?.iter().map(|text| check(text)).collect()
@@ -91,9 +80,7 @@ pub(super) fn boolean(value: &Value) -> Result<bool, String> {
 }
 
 /// A whole number within `range`.
-pub(super) fn integer<T: TryFrom<i64>>(
-    range: RangeInclusive<i64>,
-) -> impl Fn(&Value) -> Result<T, String> {
+pub(super) fn integer<T: TryFrom<i64>>(range: RangeInclusive<i64>) -> impl Fn(&Value) -> Result<T, String> {
     move |value| {
         let number = match value {
             Value::Integer(n) => Some(*n),
@@ -111,18 +98,13 @@ pub(super) fn integer<T: TryFrom<i64>>(
 }
 
 /// One of a few words.
-pub(super) fn one_of<T: Copy>(
-    words: &'static [(&'static str, T)],
-) -> impl Fn(&Value) -> Result<T, String> {
+pub(super) fn one_of<T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&Value) -> Result<T, String> {
     move |value| {
         let text = text(value)?;
         if let Some((_, meant)) = words.iter().find(|(word, _)| *word == text) {
             return Ok(*meant);
         }
-        let all: Vec<_> = words
-            .iter()
-            .map(|(word, _)| format!("\"{word}\""))
-            .collect();
+        let all: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
         let near = super::error::suggestion(&text, words.iter().map(|(word, _)| *word));
         Err(format!("must be {}{near}", all.join(" or ")))
     }
@@ -138,11 +120,7 @@ pub(super) fn duration(shortest: Duration) -> impl Fn(&Value) -> Result<Duration
         let duration = humantime::parse_duration(&text)
             .map_err(|error| format!("\"{text}\" is no duration as \"30s\" or \"5m\": {error}"))?;
         if duration < shortest {
-            return Err(format!(
-                "{} is too short, at least {}",
-                show(duration),
-                show(shortest)
-            ));
+            return Err(format!("{} is too short, at least {}", show(duration), show(shortest)));
         }
         if duration > LONGEST {
             return Err(format!("{} is too long, at most 366 days", show(duration)));
@@ -152,9 +130,7 @@ pub(super) fn duration(shortest: Duration) -> impl Fn(&Value) -> Result<Duration
 }
 
 /// A duration not shorter than `shortest`, or "never".
-pub(super) fn duration_or_never(
-    shortest: Duration,
-) -> impl Fn(&Value) -> Result<Option<Duration>, String> {
+pub(super) fn duration_or_never(shortest: Duration) -> impl Fn(&Value) -> Result<Option<Duration>, String> {
     move |value| match text(value) {
         Ok(text) if text == "never" => Ok(None),
         _ => duration(shortest)(value).map(Some),
@@ -172,19 +148,14 @@ pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     if text.starts_with('/') || text.starts_with(CREDENTIALS) {
         Ok(PathBuf::from(text))
     } else {
-        Err(format!(
-            "must be the absolute path of a file (or begin with {CREDENTIALS})"
-        ))
+        Err(format!("must be the absolute path of a file (or begin with {CREDENTIALS})"))
     }
 }
 
 /// The path of a unix socket, which the kernel limits to 107 bytes (`sun_path`).
 pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
     if text.len() > 107 {
-        return Err(format!(
-            "is {} bytes long; a socket's path may have 107",
-            text.len()
-        ));
+        return Err(format!("is {} bytes long; a socket's path may have 107", text.len()));
     }
     absolute(text)
 }
@@ -195,9 +166,7 @@ pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
     if text.starts_with('/') && text.chars().all(safe) && !text.split('/').any(|p| p == "..") {
         Ok(PathBuf::from(text))
     } else {
-        Err(format!(
-            "\"{text}\" is no absolute path of letters, digits and /._-+@:,"
-        ))
+        Err(format!("\"{text}\" is no absolute path of letters, digits and /._-+@:,"))
     }
 }
 
@@ -207,9 +176,7 @@ pub(super) fn name(text: &str) -> Result<String, String> {
     if text.len() <= 40 && text.starts_with(lower) && text.chars().all(|c| lower(c) || c == '-') {
         Ok(text.to_owned())
     } else {
-        Err(format!(
-            "\"{text}\" is no name: small letters, digits and dashes, at most 40"
-        ))
+        Err(format!("\"{text}\" is no name: small letters, digits and dashes, at most 40"))
     }
 }
 
@@ -219,9 +186,7 @@ pub(super) fn word(text: &str) -> Result<String, String> {
     if text.len() <= 64 && text.chars().all(safe) && !text.starts_with(['-', '.']) {
         Ok(text.to_owned())
     } else {
-        Err(format!(
-            "\"{text}\" must be letters, digits and ._- only, at most 64"
-        ))
+        Err(format!("\"{text}\" must be letters, digits and ._- only, at most 64"))
     }
 }
 
@@ -229,9 +194,7 @@ pub(super) fn word(text: &str) -> Result<String, String> {
 pub(super) fn unit(text: &str) -> Result<String, String> {
     let safe = |c: char| c.is_ascii_alphanumeric() || ":_.@-".contains(c);
     if text.len() > 240 || !text.chars().all(safe) || text.starts_with(['-', '.']) {
-        return Err(format!(
-            "\"{text}\" is no unit name: letters, digits and :_.@- only"
-        ));
+        return Err(format!("\"{text}\" is no unit name: letters, digits and :_.@- only"));
     }
     match text.rsplit_once('.') {
         Some((_, "service")) => Ok(text.to_owned()),
@@ -245,35 +208,25 @@ pub(super) fn unit(text: &str) -> Result<String, String> {
 /// A host name or an address.
 pub(super) fn host(text: &str) -> Result<String, String> {
     let safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let named = text.len() <= 253
-        && text.chars().all(safe)
-        && text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let named = text.len() <= 253 && text.chars().all(safe) && text.starts_with(|c: char| c.is_ascii_alphanumeric());
     if named || text.parse::<std::net::IpAddr>().is_ok() {
         Ok(text.to_owned())
     } else {
-        Err(format!(
-            "\"{text}\" is no host name or address (a port has its own key)"
-        ))
+        Err(format!("\"{text}\" is no host name or address (a port has its own key)"))
     }
 }
 
 /// A plain http URL, perhaps with a path in front of all others; without the slash at its end.
 pub(super) fn url(text: &str) -> Result<String, String> {
     if text.starts_with("https://") {
-        return Err(
-            "https is not built in: backends are reached over the local network; for \
+        return Err("https is not built in: backends are reached over the local network; for \
                     others, put a local proxy before them"
-                .into(),
-        );
+            .into());
     }
-    let rest = text
-        .strip_prefix("http://")
-        .ok_or("must begin with http://")?;
+    let rest = text.strip_prefix("http://").ok_or("must begin with http://")?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     if authority.contains('@') {
-        return Err(
-            "must not contain a user or password; a key belongs into `api_key_file`".into(),
-        );
+        return Err("must not contain a user or password; a key belongs into `api_key_file`".into());
     }
     let (host_part, port) = match authority.strip_prefix('[') {
         Some(v6) => v6.split_once(']').ok_or("has a [ without a ]")?,
@@ -324,15 +277,12 @@ pub(super) fn interface(text: &str) -> Result<String, String> {
 
 /// The hardware address of one network card.
 pub(super) fn mac(text: &str) -> Result<[u8; 6], String> {
-    let mac = six_bytes(text)
-        .ok_or_else(|| format!("\"{text}\" is no hardware address, as 52:54:00:12:34:56"))?;
+    let mac = six_bytes(text).ok_or_else(|| format!("\"{text}\" is no hardware address, as 52:54:00:12:34:56"))?;
     if mac == [0; 6] {
         return Err("is all zeros: no network card has it".into());
     }
     if mac[0] & 1 == 1 {
-        return Err(format!(
-            "\"{text}\" is a multicast or broadcast address; the card's own is wanted"
-        ));
+        return Err(format!("\"{text}\" is a multicast or broadcast address; the card's own is wanted"));
     }
     Ok(mac)
 }
@@ -361,25 +311,13 @@ pub(super) fn host_key(text: &str) -> Result<String, String> {
     let mut words = text.split_whitespace();
     let (kind, blob) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
     if !KEY_TYPES.contains(&kind) {
-        let hint = if KEY_TYPES.contains(&blob) {
-            "; drop the host name before it"
-        } else {
-            ""
-        };
-        return Err(format!(
-            "must be a public key of one of the types {}{hint}",
-            KEY_TYPES.join(", ")
-        ));
+        let hint = if KEY_TYPES.contains(&blob) { "; drop the host name before it" } else { "" };
+        return Err(format!("must be a public key of one of the types {}{hint}", KEY_TYPES.join(", ")));
     }
     let bytes = base64(blob).ok_or("the key is not whole: its base64 cannot be read")?;
     // RFC 4253, section 6.6: the blob begins with the length and name of its type.
     let named = bytes.get(4..4 + kind.len()) == Some(kind.as_bytes())
-        && bytes.get(..4)
-            == u32::try_from(kind.len())
-                .ok()
-                .map(u32::to_be_bytes)
-                .as_ref()
-                .map(|b| &b[..]);
+        && bytes.get(..4) == u32::try_from(kind.len()).ok().map(u32::to_be_bytes).as_ref().map(|b| &b[..]);
     let whole = kind != "ssh-ed25519" || bytes.len() == 51;
     if !named || !whole || bytes.len() < 4 + kind.len() + 32 {
         return Err(format!("is not a whole {kind} key"));
@@ -417,8 +355,7 @@ fn base64(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    const ED25519: &str =
-        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl";
+    const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl";
 
     #[test]
     fn a_mac_is_read_in_every_usual_form() {
@@ -470,10 +407,7 @@ mod tests {
     #[test]
     fn a_url_is_plain_http_to_a_host() {
         assert_eq!(url("http://gpu:8080/"), Ok("http://gpu:8080".into()));
-        assert_eq!(
-            url("http://[fd00::2]:80/llm"),
-            Ok("http://[fd00::2]:80/llm".into())
-        );
+        assert_eq!(url("http://[fd00::2]:80/llm"), Ok("http://[fd00::2]:80/llm".into()));
         for text in [
             "https://gpu:8080",
             "gpu:8080",
@@ -502,22 +436,10 @@ mod tests {
     fn durations_need_a_unit_and_have_bounds() {
         let read = |text: &str| duration(Duration::from_secs(1))(&Value::Text(text.into()));
         assert_eq!(read("1m 30s"), Ok(Duration::from_secs(90)));
-        for text in [
-            "",
-            "10",
-            "-1s",
-            "10ms",
-            "5 parsecs",
-            "1000years",
-            "99999999999999999999y",
-        ] {
+        for text in ["", "10", "-1s", "10ms", "5 parsecs", "1000years", "99999999999999999999y"] {
             assert!(read(text).is_err(), "{text}");
         }
-        assert!(
-            duration(Duration::ZERO)(&Value::Integer(5))
-                .unwrap_err()
-                .contains("unit")
-        );
+        assert!(duration(Duration::ZERO)(&Value::Integer(5)).unwrap_err().contains("unit"));
     }
 
     #[test]
@@ -539,14 +461,8 @@ mod tests {
 
     #[test]
     fn wake_targets_have_port_nine_unless_told() {
-        assert_eq!(
-            wake_target("10.0.0.255"),
-            Ok("10.0.0.255:9".parse().unwrap())
-        );
-        assert_eq!(
-            wake_target("10.0.0.255:7"),
-            Ok("10.0.0.255:7".parse().unwrap())
-        );
+        assert_eq!(wake_target("10.0.0.255"), Ok("10.0.0.255:9".parse().unwrap()));
+        assert_eq!(wake_target("10.0.0.255:7"), Ok("10.0.0.255:7".parse().unwrap()));
         assert!(wake_target("gpu:9").is_err());
     }
 }

@@ -12,13 +12,7 @@ use super::{
 pub(super) fn between(before: &Status, after: &Arc<Status>, at: &str) -> Vec<Change> {
     let mut all = vec![];
     let mut add = |what: &str, line: String| {
-        all.push(Change {
-            at: at.into(),
-            what: what.into(),
-            line,
-            status: Arc::clone(after),
-            operation: None,
-        });
+        all.push(Change { at: at.into(), what: what.into(), line, status: Arc::clone(after), operation: None });
     };
     let shown = |s: &Status| {
         (
@@ -35,18 +29,12 @@ pub(super) fn between(before: &Status, after: &Arc<Status>, at: &str) -> Vec<Cha
     }
     for a in &after.attention {
         if !before.attention.iter().any(|b| b.code == a.code) {
-            add(
-                "attention",
-                format!("attention: {}: {} ({})", a.code, a.message, a.hint),
-            );
+            add("attention", format!("attention: {}: {} ({})", a.code, a.message, a.hint));
         }
     }
     for b in &before.attention {
         if !after.attention.iter().any(|a| a.code == b.code) {
-            add(
-                "attention",
-                format!("attention no longer needed: {}", b.code),
-            );
+            add("attention", format!("attention no longer needed: {}", b.code));
         }
     }
     all
@@ -60,17 +48,9 @@ fn state_line(before: &Status, after: &Status) -> String {
     }
     let details: Vec<&str> = [
         after.reason.as_deref(),
-        after
-            .phase
-            .as_deref()
-            .filter(|phase| *phase != "starting" && *phase != after.state),
-        after
-            .control
-            .as_deref()
-            .filter(|control| *control == "unreachable")
-            .map(|_| "no control over SSH"),
-        Some(after.health.as_str())
-            .filter(|health| *health == "failing" && before.health != after.health),
+        after.phase.as_deref().filter(|phase| *phase != "starting" && *phase != after.state),
+        after.control.as_deref().filter(|control| *control == "unreachable").map(|_| "no control over SSH"),
+        Some(after.health.as_str()).filter(|health| *health == "failing" && before.health != after.health),
     ]
     .into_iter()
     .flatten()
@@ -84,17 +64,11 @@ fn state_line(before: &Status, after: &Status) -> String {
 /// An operation has begun.
 #[must_use]
 pub(super) fn began(record: OperationRecord, status: &Arc<Status>) -> Change {
-    let goal = record
-        .goal
-        .as_deref()
-        .map_or(String::new(), |g| format!(" {g}"));
+    let goal = record.goal.as_deref().map_or(String::new(), |g| format!(" {g}"));
     Change {
         at: record.started.clone(),
         what: "operation_began".into(),
-        line: format!(
-            "operation {}: {}{goal} ({})",
-            record.id, record.kind, record.cause
-        ),
+        line: format!("operation {}: {}{goal} ({})", record.id, record.kind, record.cause),
         status: Arc::clone(status),
         operation: Some(record),
     }
@@ -128,11 +102,7 @@ mod tests {
     use super::*;
 
     fn status(state: &str) -> Status {
-        Status {
-            state: state.into(),
-            health: "ok".into(),
-            ..Status::default()
-        }
+        Status { state: state.into(), health: "ok".into(), ..Status::default() }
     }
 
     #[test]
@@ -156,10 +126,7 @@ mod tests {
             since: String::new(),
         });
         let changes = between(&before, &Arc::new(after), "now");
-        let lines: Vec<_> = changes
-            .iter()
-            .map(|c| (c.what.as_str(), c.line.as_str()))
-            .collect();
+        let lines: Vec<_> = changes.iter().map(|c| (c.what.as_str(), c.line.as_str())).collect();
         assert_eq!(
             lines,
             [

@@ -23,10 +23,7 @@ impl Clock {
     /// A clock that starts now.
     #[must_use]
     pub(super) fn start() -> Self {
-        Self {
-            epoch: tokio::time::Instant::now(),
-            started: Mutex::new(SystemTime::now()),
-        }
+        Self { epoch: tokio::time::Instant::now(), started: Mutex::new(SystemTime::now()) }
     }
 
     /// The machine's time.
@@ -40,19 +37,14 @@ impl Clock {
     pub(super) fn timer(&self, at: Instant) -> tokio::time::Instant {
         // A deadline too far away to be told is as good as a year.
         let year = Duration::from_hours(365 * 24);
-        self.epoch
-            .checked_add(at.since_start())
-            .unwrap_or_else(|| tokio::time::Instant::now() + year)
+        self.epoch.checked_add(at.since_start()).unwrap_or_else(|| tokio::time::Instant::now() + year)
     }
 
     /// The wall time of `at`, by the wall clock as it is set now.
     #[must_use]
     pub(super) fn wall(&self, at: Instant) -> SystemTime {
         let measured = SystemTime::now().checked_sub(self.epoch.elapsed());
-        let mut started = self
-            .started
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut started = self.started.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(measured) = measured
             && differ(measured, *started) >= CLOCK_WAS_SET
         {
@@ -99,10 +91,7 @@ mod tests {
         let first = clock.rfc3339(at);
         assert_eq!(first, clock.rfc3339(at));
         let start = clock.wall(Instant::START);
-        assert_eq!(
-            clock.wall(at).duration_since(start).ok(),
-            Some(Duration::from_secs(90))
-        );
+        assert_eq!(clock.wall(at).duration_since(start).ok(), Some(Duration::from_secs(90)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -110,9 +99,7 @@ mod tests {
         let clock = Clock::start();
         assert_eq!(clock.until_wall(SystemTime::UNIX_EPOCH), None);
         let hour = Duration::from_hours(1);
-        let ahead = clock
-            .until_wall(SystemTime::now() + hour)
-            .expect("lies ahead");
+        let ahead = clock.until_wall(SystemTime::now() + hour).expect("lies ahead");
         assert!(ahead.since(clock.now()) > hour.checked_sub(Duration::from_secs(1)).unwrap());
     }
 

@@ -20,8 +20,7 @@ pub(super) struct Times(VecDeque<f64>);
 impl Times {
     /// One more.
     pub(super) fn add(&mut self, took: Duration) {
-        self.0
-            .push_back((took.as_secs_f64() * 1000.0).round() / 1000.0);
+        self.0.push_back((took.as_secs_f64() * 1000.0).round() / 1000.0);
         self.trim();
     }
 
@@ -65,12 +64,7 @@ impl History {
     pub(super) fn trim(&mut self, policy: &Policy) {
         self.boot.trim();
         self.power_off.trim();
-        for map in [
-            &mut self.start,
-            &mut self.stop,
-            &mut self.save,
-            &mut self.restore,
-        ] {
+        for map in [&mut self.start, &mut self.stop, &mut self.save, &mut self.restore] {
             map.retain(|name, _| policy.named(name).is_some());
             map.values_mut().for_each(Times::trim);
         }
@@ -110,21 +104,13 @@ impl History {
             let name = &policy.backends.get(index)?.name;
             map.get(name).and_then(Times::median)
         };
-        let is_on = matches!(
-            view.look.server,
-            Server::On { .. } | Server::Uncontrolled | Server::NotLooked
-        );
+        let is_on = matches!(view.look.server, Server::On { .. } | Server::Uncontrolled | Server::NotLooked);
         let boot = if is_on { Some(0.0) } else { self.boot.median() };
         // What is up must go first; seconds nobody has timed yet are few and left out.
         let down = |but: Option<usize>| -> f64 {
-            let up = |(i, b): (usize, &crate::machine::BackendLook)| {
-                (b.seen.is_up() && Some(i) != but).then_some(i)
-            };
+            let up = |(i, b): (usize, &crate::machine::BackendLook)| (b.seen.is_up() && Some(i) != but).then_some(i);
             let up = view.look.backends.iter().enumerate().filter_map(up);
-            up.map(|i| {
-                known(&self.stop, i).unwrap_or_default() + known(&self.save, i).unwrap_or_default()
-            })
-            .sum()
+            up.map(|i| known(&self.stop, i).unwrap_or_default() + known(&self.save, i).unwrap_or_default()).sum()
         };
         let index = |id: crate::machine::BackendId| usize::from(id.0);
         let up = |id| {
@@ -168,25 +154,13 @@ impl Stopwatch {
     }
 
     /// The answer of an order that is its own fact: saves and restores.
-    pub(super) fn succeeded(
-        &mut self,
-        verb: Verb,
-        now: Instant,
-        history: &mut History,
-        policy: &Policy,
-    ) -> bool {
+    pub(super) fn succeeded(&mut self, verb: Verb, now: Instant, history: &mut History, policy: &Policy) -> bool {
         let own_fact = matches!(verb, Verb::SaveSlots(_) | Verb::RestoreSlots(_));
         own_fact && self.note(verb, now, history, policy)
     }
 
     /// The world is as ordered. True when the history has grown.
-    pub(super) fn looked(
-        &mut self,
-        view: &View,
-        now: Instant,
-        history: &mut History,
-        policy: &Policy,
-    ) -> bool {
+    pub(super) fn looked(&mut self, view: &View, now: Instant, history: &mut History, policy: &Policy) -> bool {
         let Some((verb, _)) = self.running else {
             return false;
         };
@@ -205,10 +179,7 @@ impl Stopwatch {
         let Some((_, began)) = self.running.take_if(|(running, _)| *running == verb) else {
             return false;
         };
-        history
-            .of(verb, policy)
-            .map(|times| times.add(now.since(began)))
-            .is_some()
+        history.of(verb, policy).map(|times| times.add(now.since(began))).is_some()
     }
 }
 

@@ -73,32 +73,13 @@ impl Journal {
         let (lines, inbox) = mpsc::channel(LINES_WAITING);
         let dropped = Arc::new(AtomicU64::new(0));
         let writer = tokio::spawn(write_lines(dir, inbox, Arc::clone(&dropped)));
-        let mut journal = Self {
-            lines,
-            writer,
-            dropped,
-            last_look: None,
-            unchanged: 0,
-        };
-        journal.say(&StartLine {
-            at: Instant::START,
-            start: wall,
-            version: env!("CARGO_PKG_VERSION"),
-            policy,
-            holds,
-        });
+        let mut journal = Self { lines, writer, dropped, last_look: None, unchanged: 0 };
+        journal.say(&StartLine { at: Instant::START, start: wall, version: env!("CARGO_PKG_VERSION"), policy, holds });
         journal
     }
 
     /// One step of the machine. `place` is where it is now, `moved` that it was elsewhere before.
-    pub(super) fn step(
-        &mut self,
-        at: Instant,
-        event: &Event,
-        effects: &[Effect],
-        place: Place,
-        moved: bool,
-    ) {
+    pub(super) fn step(&mut self, at: Instant, event: &Event, effects: &[Effect], place: Place, moved: bool) {
         if let Event::Looked(look) = event {
             let look = undated(look);
             if effects.is_empty() && !moved && self.last_look.as_ref() == Some(&look) {
@@ -108,13 +89,7 @@ impl Journal {
             self.last_look = Some(look);
         }
         let unchanged = std::mem::take(&mut self.unchanged);
-        self.say(&StepLine {
-            at,
-            unchanged,
-            event,
-            effects,
-            place,
-        });
+        self.say(&StepLine { at, unchanged, event, effects, place });
     }
 
     /// Writes what waits and ends; gives up after `within`.
@@ -146,11 +121,7 @@ fn undated(look: &Look) -> Look {
     look
 }
 
-async fn write_lines(
-    dir: Option<PathBuf>,
-    mut inbox: mpsc::Receiver<Vec<u8>>,
-    dropped: Arc<AtomicU64>,
-) {
+async fn write_lines(dir: Option<PathBuf>, mut inbox: mpsc::Receiver<Vec<u8>>, dropped: Arc<AtomicU64>) {
     let mut lines = vec![];
     let mut said = false;
     while inbox.recv_many(&mut lines, LINES_AT_ONCE).await > 0 {
@@ -158,10 +129,7 @@ async fn write_lines(
         lines.clear();
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            warn!(
-                lines = lost,
-                "the disk is too slow for the journal of steps; lines were dropped"
-            );
+            warn!(lines = lost, "the disk is too slow for the journal of steps; lines were dropped");
             bytes.extend_from_slice(format!("{{\"dropped\":{lost}}}\n").as_bytes());
         }
         let Some(dir) = dir.clone() else { continue };
@@ -184,11 +152,7 @@ fn append(dir: &Path, bytes: &[u8]) -> io::Result<()> {
     if length > 0 && length + bytes.len() as u64 > FULL {
         fs::rename(&path, dir.join(OLDER_STEPS))?;
     }
-    fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)?
-        .write_all(bytes)
+    fs::OpenOptions::new().create(true).append(true).open(path)?.write_all(bytes)
 }
 
 #[cfg(test)]
@@ -199,10 +163,7 @@ mod tests {
         machine::{Kind, Server},
     };
 
-    const PLACE: Place = Place {
-        kind: Kind::Offline,
-        backend: None,
-    };
+    const PLACE: Place = Place { kind: Kind::Offline, backend: None };
 
     fn scratch(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("wechsler-{name}-{}", std::process::id()));
@@ -229,10 +190,8 @@ mod tests {
         journal.step(at(7), &Event::Tick, &[], PLACE, false);
         journal.close(Duration::from_secs(5)).await;
         let text = fs::read_to_string(dir.join(STEPS)).expect("written");
-        let lines: Vec<serde_json::Value> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).expect("JSON"))
-            .collect();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!(lines.len(), 4, "start, first look, changed look, tick");
         assert_eq!(lines[2]["unchanged"], 4);
         assert_eq!(lines[3]["event"], "Tick");
@@ -242,17 +201,10 @@ mod tests {
     #[test]
     fn a_full_journal_becomes_the_older_one() {
         let dir = scratch("full");
-        fs::write(
-            dir.join(STEPS),
-            vec![b'x'; usize::try_from(FULL).expect("fits")],
-        )
-        .expect("written");
+        fs::write(dir.join(STEPS), vec![b'x'; usize::try_from(FULL).expect("fits")]).expect("written");
         append(&dir, b"new\n").expect("appended");
         assert_eq!(fs::read(dir.join(STEPS)).expect("there"), b"new\n");
-        assert_eq!(
-            fs::metadata(dir.join(OLDER_STEPS)).expect("there").len(),
-            FULL
-        );
+        assert_eq!(fs::metadata(dir.join(OLDER_STEPS)).expect("there").len(), FULL);
         let _ = fs::remove_dir_all(&dir);
     }
 

@@ -104,8 +104,7 @@ impl Keeper {
     /// Keeps the history of durations.
     pub(super) fn durations(&self, history: &History) {
         let bytes = to_bytes(history);
-        self.content
-            .send_modify(|content| content.durations = bytes);
+        self.content.send_modify(|content| content.durations = bytes);
     }
 
     /// Writes what is not written yet and ends; gives up after `within`.
@@ -131,10 +130,7 @@ async fn write_changes(dir: Option<PathBuf>, mut changed: watch::Receiver<Conten
         let Some(dir) = dir.clone() else { continue };
         let old = std::mem::replace(&mut written, wanted.clone());
         let write = move || {
-            for (name, old, new) in [
-                (HOLDS, old.holds, wanted.holds),
-                (DURATIONS, old.durations, wanted.durations),
-            ] {
+            for (name, old, new) in [(HOLDS, old.holds, wanted.holds), (DURATIONS, old.durations, wanted.durations)] {
                 if let Some(bytes) = new.filter(|new| Some(new) != old.as_ref())
                     && let Err(error) = replace(&dir, name, &bytes)
                 {
@@ -197,13 +193,7 @@ pub(super) fn load_holds(dir: &Path, clock: &Clock, policy: &Policy) -> Vec<Hold
         for text in [&mut kept.reason, &mut kept.by] {
             *text = text.chars().take(LONGEST_TEXT).collect();
         }
-        holds.push(Hold {
-            id: HoldId(kept.id),
-            what,
-            until,
-            reason: kept.reason,
-            by: kept.by,
-        });
+        holds.push(Hold { id: HoldId(kept.id), what, until, reason: kept.reason, by: kept.by });
     }
     holds
 }
@@ -220,9 +210,7 @@ fn load<T: for<'de> Deserialize<'de>>(dir: &Path, name: &str) -> Option<T> {
     let path = dir.join(name);
     let read = || -> io::Result<Vec<u8>> {
         let mut bytes = vec![];
-        fs::File::open(&path)?
-            .take(LONGEST + 1)
-            .read_to_end(&mut bytes)?;
+        fs::File::open(&path)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > LONGEST {
             return Err(io::Error::other("too long"));
         }
@@ -259,13 +247,7 @@ mod tests {
     }
 
     fn hold(id: u64, what: Held, until: Option<crate::machine::Instant>) -> Hold {
-        Hold {
-            id: HoldId(id),
-            what,
-            until,
-            reason: "reading".into(),
-            by: "ada".into(),
-        }
+        Hold { id: HoldId(id), what, until, reason: "reading".into(), by: "ada".into() }
     }
 
     #[tokio::test]
@@ -306,14 +288,7 @@ mod tests {
     async fn damaged_and_missing_files_are_lived_without() {
         let dir = scratch("damaged");
         assert_eq!(load_history(&dir, &tests_policy()), History::default());
-        for damage in [
-            "",
-            "{",
-            "[]",
-            "null",
-            "{\"holds\": 7, \"boot\": \"long\"}",
-            "\u{0}\u{0}",
-        ] {
+        for damage in ["", "{", "[]", "null", "{\"holds\": 7, \"boot\": \"long\"}", "\u{0}\u{0}"] {
             fs::write(dir.join(HOLDS), damage).expect("written");
             fs::write(dir.join(DURATIONS), damage).expect("written");
             assert!(load_holds(&dir, &Clock::start(), &tests_policy()).is_empty());
@@ -335,11 +310,7 @@ mod tests {
         let mut history = History::default();
         history.boot.add(Duration::from_millis(41_500));
         let name = tests_policy().backends[0].name.clone();
-        history
-            .start
-            .entry(name)
-            .or_default()
-            .add(Duration::from_secs(8));
+        history.start.entry(name).or_default().add(Duration::from_secs(8));
         let keeper = Keeper::start(Some(dir.clone()));
         keeper.durations(&history);
         keeper.close(Duration::from_secs(5)).await;

@@ -30,9 +30,7 @@ pub use world::World;
 pub(crate) fn tests_policy() -> crate::machine::Policy {
     use std::time::Duration;
 
-    use crate::machine::{
-        BackendId, BackendKind, BackendPolicy, OnStartTimeout, Policy, RestorePolicy, WakeCheck,
-    };
+    use crate::machine::{BackendId, BackendKind, BackendPolicy, OnStartTimeout, Policy, RestorePolicy, WakeCheck};
     let backend = |name: &str, kind, slots| BackendPolicy {
         name: name.into(),
         kind,
@@ -47,10 +45,7 @@ pub(crate) fn tests_policy() -> crate::machine::Policy {
         restore_timeout: Duration::from_mins(1),
     };
     Policy {
-        backends: vec![
-            backend("llama-cpp", BackendKind::LlamaCpp, true),
-            backend("vllm", BackendKind::Vllm, false),
-        ],
+        backends: vec![backend("llama-cpp", BackendKind::LlamaCpp, true), backend("vllm", BackendKind::Vllm, false)],
         default_backend: BackendId(0),
         can_wake: true,
         wake_check: WakeCheck::Warn,

@@ -9,9 +9,7 @@ use super::{
     handle::{OPERATIONS_KEPT, OperationRecord},
     status::ErrorStatus,
 };
-use crate::machine::{
-    BackendId, Cause, End, Failure, Goal, Instant, OpId, Operation, Policy, Warning,
-};
+use crate::machine::{BackendId, Cause, End, Failure, Goal, Instant, OpId, Operation, Policy, Warning};
 
 /// The record, newest last.
 #[derive(Debug)]
@@ -26,21 +24,12 @@ impl Operations {
     #[must_use]
     pub(super) fn new() -> (Self, watch::Receiver<Arc<Vec<OperationRecord>>>) {
         let (published, listener) = watch::channel(Arc::new(vec![]));
-        let record = Self {
-            kept: VecDeque::new(),
-            published,
-            last_error: None,
-        };
+        let record = Self { kept: VecDeque::new(), published, last_error: None };
         (record, listener)
     }
 
     /// An operation has begun.
-    pub(super) fn began(
-        &mut self,
-        op: &Operation,
-        clock: &Clock,
-        policy: &Policy,
-    ) -> OperationRecord {
+    pub(super) fn began(&mut self, op: &Operation, clock: &Clock, policy: &Policy) -> OperationRecord {
         let record = OperationRecord {
             id: op.id.0,
             kind: op.goal.kind().into(),
@@ -75,11 +64,7 @@ impl Operations {
         match end {
             End::Done { warnings } => {
                 record.warnings.clone_from(warnings);
-                if self
-                    .last_error
-                    .as_ref()
-                    .is_some_and(|(kind, _)| *kind == record.kind)
-                {
+                if self.last_error.as_ref().is_some_and(|(kind, _)| *kind == record.kind) {
                     self.last_error = None;
                 }
             }
@@ -214,10 +199,7 @@ mod tests {
         let (mut record, _listener) = Operations::new();
         let clock = Clock::start();
         let now = clock.now();
-        let failed = End::Failed {
-            failure: Failure::HealthTimeout,
-            warnings: vec![],
-        };
+        let failed = End::Failed { failure: Failure::HealthTimeout, warnings: vec![] };
         let done = End::Done { warnings: vec![] };
         let run = Goal::Run(BackendId(0));
         record.began(&operation(1, run), &clock, &policy());

@@ -10,10 +10,7 @@ use crate::{
     config::Probe,
     machine::{
         Goal, Instant, Kind, Look, Pace, Seen, Server, Verb, View,
-        reading::{
-            ActiveState, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Ssh, Unit,
-            WakeArmed,
-        },
+        reading::{ActiveState, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed},
     },
 };
 
@@ -63,14 +60,8 @@ pub(super) enum Source {
 
 impl Source {
     /// All sources, the ones that decide first.
-    pub(super) const ALL: [Self; 6] = [
-        Self::Core,
-        Self::Activity,
-        Self::Gpu,
-        Self::People,
-        Self::WakeArmed,
-        Self::Saved,
-    ];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Core, Self::Activity, Self::Gpu, Self::People, Self::WakeArmed, Self::Saved];
 
     /// The question.
     #[must_use]
@@ -116,26 +107,15 @@ impl Schedule {
     /// The daemon starts: everything is wanted.
     #[must_use]
     pub(super) fn new(probe: Probe) -> Self {
-        let line = Line {
-            wanted: true,
-            ..Line::default()
-        };
-        Self {
-            probe,
-            lines: [line; Source::ALL.len()],
-            down_since: vec![],
-        }
+        let line = Line { wanted: true, ..Line::default() };
+        Self { probe, lines: [line; Source::ALL.len()], down_since: vec![] }
     }
 
     /// When `source` is to be looked at next; `None` while it is in flight or there is nobody to ask.
     #[must_use]
     pub(super) fn due(&self, source: Source, view: &View, reading: &Reading) -> Option<Instant> {
         let line = &self.lines[source as usize];
-        let most = if source == Source::Core && line.superseded {
-            2
-        } else {
-            1
-        };
+        let most = if source == Source::Core && line.superseded { 2 } else { 1 };
         if line.in_flight >= most {
             return None;
         }
@@ -154,10 +134,7 @@ impl Schedule {
     /// The next look of all.
     #[must_use]
     pub(super) fn next(&self, view: &View, reading: &Reading) -> Option<Instant> {
-        Source::ALL
-            .into_iter()
-            .filter_map(|s| self.due(s, view, reading))
-            .min()
+        Source::ALL.into_iter().filter_map(|s| self.due(s, view, reading)).min()
     }
 
     /// A look begins.
@@ -221,10 +198,7 @@ impl Schedule {
 
     /// How long after the last look the next one is due; zero: at once. `None`: there is nobody to ask.
     fn every(&self, source: Source, view: &View, reading: &Reading) -> Option<Duration> {
-        let answers = matches!(
-            reading.ssh.as_ref().map(|s| &s.value),
-            Some(Ssh::Answered { .. })
-        );
+        let answers = matches!(reading.ssh.as_ref().map(|s| &s.value), Some(Ssh::Answered { .. }));
         let busy = view.pace == Pace::Busy;
         match source {
             Source::Core => Some(match view.pace {
@@ -234,11 +208,7 @@ impl Schedule {
             }),
             Source::Activity => {
                 let up = view.look.backends.iter().any(|b| b.seen == Seen::Running);
-                let pace = if busy {
-                    ACTIVITY
-                } else {
-                    self.probe.rest.clamp(ACTIVITY, ACTIVITY_REST)
-                };
+                let pace = if busy { ACTIVITY } else { self.probe.rest.clamp(ACTIVITY, ACTIVITY_REST) };
                 up.then_some(pace)
             }
             Source::Gpu => answers.then(|| self.gpu(view, reading)),
@@ -272,10 +242,7 @@ impl Schedule {
 
 /// When a source that was asked at `asked` must be asked again to be fresh for a power-off; far away if none is near.
 fn before_power_off(asked: Instant, view: &View) -> Instant {
-    let wanted = view
-        .operation
-        .as_ref()
-        .is_some_and(|op| op.goal == Goal::Off && view.place.kind != Kind::PoweringOff);
+    let wanted = view.operation.as_ref().is_some_and(|op| op.goal == Goal::Off && view.place.kind != Kind::PoweringOff);
     let planned = view.next_action.filter(|next| next.goal == Goal::Off);
     match planned {
         _ if wanted => asked + AGAIN,
@@ -300,10 +267,7 @@ pub(super) fn newly_running(before: &Look, after: &Look) -> bool {
         .backends
         .iter()
         .zip(&before.backends)
-        .any(|(new, old)| {
-            new.seen == Seen::Running
-                && (old.seen != Seen::Running || old.invocation != new.invocation)
-        })
+        .any(|(new, old)| new.seen == Seen::Running && (old.seen != Seen::Running || old.invocation != new.invocation))
 }
 
 /// What a look that did not end says: that its sources do not answer.
@@ -315,14 +279,8 @@ pub(super) fn given_up(source: Source, at: Instant, backends: usize) -> Reading 
             let value = Ssh::Broken(why());
             reading.ssh = Some(Dated { at, value });
             let silent = BackendReading {
-                unit: Some(Dated {
-                    at,
-                    value: Unit::Unread(why()),
-                }),
-                http: Some(Dated {
-                    at,
-                    value: Http::TimedOut,
-                }),
+                unit: Some(Dated { at, value: Unit::Unread(why()) }),
+                http: Some(Dated { at, value: Http::TimedOut }),
                 ..BackendReading::default()
             };
             reading.backends = vec![silent; backends];
@@ -393,13 +351,7 @@ mod tests {
             ..BackendReading::default()
         };
         Reading {
-            ssh: Some(Dated {
-                at: asked,
-                value: Ssh::Answered {
-                    boot: BootId(1),
-                    session: 1,
-                },
-            }),
+            ssh: Some(Dated { at: asked, value: Ssh::Answered { boot: BootId(1), session: 1 } }),
             backends: units.iter().map(unit).collect(),
             ..Reading::default()
         }
@@ -426,11 +378,7 @@ mod tests {
         schedule.began(Source::Core, at(1000));
         assert_eq!(schedule.due(Source::Core, &view(Pace::Busy), &nobody), None);
         schedule.ended(Source::Core, at(1000), false, at(1005));
-        for (pace, next) in [
-            (Pace::Rest, 11_000),
-            (Pace::Busy, 1030),
-            (Pace::Waiting, 2000),
-        ] {
+        for (pace, next) in [(Pace::Rest, 11_000), (Pace::Busy, 1030), (Pace::Waiting, 2000)] {
             let due = schedule.due(Source::Core, &view(pace), &nobody);
             assert_eq!(due, Some(at(next)), "{pace:?}");
         }
@@ -450,11 +398,7 @@ mod tests {
         schedule.ended(Source::Core, at(1000), false, at(1010));
         schedule.ended(Source::Core, at(1001), false, at(1011));
         let due = schedule.due(Source::Core, &rest, &nobody);
-        assert_eq!(
-            due,
-            Some(Instant::START),
-            "what was wanted is not forgotten"
-        );
+        assert_eq!(due, Some(Instant::START), "what was wanted is not forgotten");
     }
 
     #[test]
@@ -501,11 +445,7 @@ mod tests {
         schedule.ended(Source::People, at(0), false, at(5));
         let due = schedule.due(Source::People, &rest, &reading);
         assert_eq!(due, Some(at(60_000)));
-        rest.next_action = Some(NextAction {
-            goal: Goal::Off,
-            cause: Cause::IdlePowerOff,
-            at: at(30_000),
-        });
+        rest.next_action = Some(NextAction { goal: Goal::Off, cause: Cause::IdlePowerOff, at: at(30_000) });
         let due = schedule.due(Source::People, &rest, &reading);
         assert_eq!(due, Some(at(20_000)));
         schedule.began(Source::People, at(20_000));

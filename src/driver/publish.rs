@@ -8,16 +8,13 @@ use super::{
     operations::{backend_of, cause_name},
     setup::{Setup, kind_name},
     status::{
-        AttentionStatus, BackendStatus, Blocker, ErrorStatus, GpuMemory, HoldStatus, ModelStatus,
-        NextActionStatus, OperationStatus, SCHEMA, SavedSlotStatus, SlotStatus, Status, UnitStatus,
+        AttentionStatus, BackendStatus, Blocker, ErrorStatus, GpuMemory, HoldStatus, ModelStatus, NextActionStatus,
+        OperationStatus, SCHEMA, SavedSlotStatus, SlotStatus, Status, UnitStatus,
     },
 };
 use crate::machine::{
-    BackendId, BackendLook, BootPhase, Cause, Goal, Held, Hold, Instant, Kind, NextAction, Seen,
-    Server, Use, View,
-    reading::{
-        Activity, BackendReading, Dated, Gpu, Http, Identity, People, Reading, Unit, WakeArmed,
-    },
+    BackendId, BackendLook, BootPhase, Cause, Goal, Held, Hold, Instant, Kind, NextAction, Seen, Server, Use, View,
+    reading::{Activity, BackendReading, Dated, Gpu, Http, Identity, People, Reading, Unit, WakeArmed},
 };
 
 /// Everything the document is made of.
@@ -52,10 +49,7 @@ impl Source<'_> {
         let policy = &setup.policy;
         let name = |id: BackendId| policy.backend(id).name.clone();
         let pick = |id: BackendId| self.reading.backends.get(usize::from(id.0));
-        let identity = active
-            .and_then(pick)
-            .and_then(identity)
-            .and_then(model_status);
+        let identity = active.and_then(pick).and_then(identity).and_then(model_status);
         let activity = active.and_then(pick).and_then(activity);
         Status {
             schema: SCHEMA,
@@ -75,9 +69,7 @@ impl Source<'_> {
             saved_slots: self.saved_names(),
             saved_slot_details: self.saved(),
             restore_available: self.restore_available(),
-            gpu_memory: (gpu_server == "on")
-                .then(|| gpu_memory(self.reading.gpu.as_ref()))
-                .flatten(),
+            gpu_memory: (gpu_server == "on").then(|| gpu_memory(self.reading.gpu.as_ref())).flatten(),
             backends: self.backends(gpu_server, now),
             next_action: view.next_action.map(|next| self.next_action(next)),
             blockers: self.blockers(gpu_server),
@@ -147,9 +139,7 @@ impl Source<'_> {
                 Server::Booting(BootPhase::Preboot) => Some("preboot"),
                 _ => None,
             },
-            Kind::Starting if seen.is_some_and(|l| l.seen == Seen::CrashLoop) => {
-                Some("auto-restart")
-            }
+            Kind::Starting if seen.is_some_and(|l| l.seen == Seen::CrashLoop) => Some("auto-restart"),
             Kind::Running if seen.is_some_and(|l| l.sleeping) => Some("sleeping"),
             kind => kind.phase(),
         }
@@ -161,10 +151,8 @@ impl Source<'_> {
             matches!(look.seen, Seen::Sick | Seen::Stranger | Seen::CrashLoop)
                 || (self.view.place.kind == Kind::Running && look.seen == Seen::Loading)
         });
-        let shut_out = matches!(
-            self.view.look.server,
-            Server::Booting(BootPhase::WrongHostKey | BootPhase::AuthRefused)
-        );
+        let shut_out =
+            matches!(self.view.look.server, Server::Booting(BootPhase::WrongHostKey | BootPhase::AuthRefused));
         match self.view.place.kind {
             Kind::Conflict => return "conflict",
             Kind::Unknown => return "unknown",
@@ -192,10 +180,7 @@ impl Source<'_> {
             return ours;
         };
         let wall = self.clock.wall(now).duration_since(SystemTime::UNIX_EPOCH);
-        let theirs = unit
-            .active_since
-            .zip(wall.ok())
-            .and_then(|(since, wall)| wall.as_secs().checked_sub(since));
+        let theirs = unit.active_since.zip(wall.ok()).and_then(|(since, wall)| wall.as_secs().checked_sub(since));
         theirs.unwrap_or(ours)
     }
 
@@ -220,12 +205,7 @@ impl Source<'_> {
 
     fn saved(&self) -> Vec<SavedSlotStatus> {
         let mut all = vec![];
-        for (backend, policy) in self
-            .reading
-            .backends
-            .iter()
-            .zip(&self.setup.policy.backends)
-        {
+        for (backend, policy) in self.reading.backends.iter().zip(&self.setup.policy.backends) {
             let saved = backend.saved.as_ref().map_or(&[][..], |saved| &saved.value);
             all.extend(saved.iter().map(|slot| {
                 let at = std::time::Duration::from_secs(slot.saved_at);
@@ -258,19 +238,14 @@ impl Source<'_> {
     fn restore_available(&self) -> bool {
         self.view.place.kind == Kind::Running
             && self.view.operation.is_none()
-            && self
-                .concerned()
-                .is_some_and(|(_, look)| look.restorable && look.unused && !look.sleeping)
+            && self.concerned().is_some_and(|(_, look)| look.restorable && look.unused && !look.sleeping)
     }
 
     fn backends(&self, gpu_server: &str, now: Instant) -> BTreeMap<String, BackendStatus> {
         let unread = BackendReading::default();
         let mut all = BTreeMap::new();
         for (index, policy) in self.setup.policy.backends.iter().enumerate() {
-            let (Some(facts), Some(look)) = (
-                self.setup.backends.get(index),
-                self.view.look.backends.get(index),
-            ) else {
+            let (Some(facts), Some(look)) = (self.setup.backends.get(index), self.view.look.backends.get(index)) else {
                 continue;
             };
             let reading = self.reading.backends.get(index).unwrap_or(&unread);
@@ -281,13 +256,9 @@ impl Source<'_> {
                 url: facts.public_url.clone(),
                 state: seen_name(look.seen).into(),
                 unit: unit_status(&facts.unit, reading, gpu_server == "on"),
-                in_flight: activity
-                    .filter(|_| look.seen == Seen::Running)
-                    .and_then(|a| a.in_flight),
+                in_flight: activity.filter(|_| look.seen == Seen::Running).and_then(|a| a.in_flight),
                 last_used_seconds: used.map(|at| seconds(now.since(at))),
-                start_seconds_expected: Some(
-                    self.history.start_of(&policy.name, facts.expected_start),
-                ),
+                start_seconds_expected: Some(self.history.start_of(&policy.name, facts.expected_start)),
             };
             all.insert(policy.name.clone(), status);
         }
@@ -306,21 +277,13 @@ impl Source<'_> {
             (Cause::AutoRestore, Some(id)) => format!("backends.{}.restore", name(id)),
             (cause, _) => cause_name(cause).into(),
         };
-        NextActionStatus {
-            what: what.into(),
-            at: self.clock.rfc3339(next.at),
-            because,
-        }
+        NextActionStatus { what: what.into(), at: self.clock.rfc3339(next.at), because }
     }
 
     fn blockers(&self, gpu_server: &str) -> Vec<Blocker> {
         let mut all: Vec<Blocker> = vec![];
         let mut add = |kind: &str, what: String, blocks: &[&str]| {
-            all.push(Blocker {
-                kind: kind.into(),
-                what,
-                blocks: blocks.iter().map(|&b| b.into()).collect(),
-            });
+            all.push(Blocker { kind: kind.into(), what, blocks: blocks.iter().map(|&b| b.into()).collect() });
         };
         for hold in &self.view.holds {
             let held = self.held_name(hold.what);
@@ -335,13 +298,9 @@ impl Source<'_> {
         if gpu_server != "on" {
             return all;
         }
-        for (policy, (look, reading)) in self.setup.policy.backends.iter().zip(
-            self.view
-                .look
-                .backends
-                .iter()
-                .zip(self.reading.backends.iter()),
-        ) {
+        for (policy, (look, reading)) in
+            self.setup.policy.backends.iter().zip(self.view.look.backends.iter().zip(self.reading.backends.iter()))
+        {
             if look.seen != Seen::Running {
                 continue;
             }
@@ -375,14 +334,9 @@ impl Source<'_> {
             None => {}
         }
         if let Some(Gpu::Read { processes, .. }) = self.reading.gpu.as_ref().map(|g| &g.value) {
-            for p in processes
-                .iter()
-                .filter(|p| p.backend.is_none() && !p.ignored)
-            {
+            for p in processes.iter().filter(|p| p.backend.is_none() && !p.ignored) {
                 let user = p.user.as_deref().unwrap_or("unknown user");
-                let memory = p
-                    .used_mib
-                    .map_or("memory unknown".into(), |m| format!("{m} MiB"));
+                let memory = p.used_mib.map_or("memory unknown".into(), |m| format!("{m} MiB"));
                 let what = format!("{} (pid {}, {user}): {memory}", p.name, p.pid);
                 add("gpu_process", what, &["start", "power-off"]);
             }
@@ -464,16 +418,11 @@ fn identity(backend: &BackendReading) -> Option<&Identity> {
 fn activity(backend: &BackendReading) -> Option<&Dated<Activity>> {
     let since = backend.run.as_ref().map(|run| run.at);
     let activity = backend.activity.as_ref()?;
-    since
-        .is_none_or(|since| activity.at >= since)
-        .then_some(activity)
+    since.is_none_or(|since| activity.at >= since).then_some(activity)
 }
 
 fn model_status(identity: &Identity) -> Option<ModelStatus> {
-    Some(ModelStatus {
-        id: identity.model.clone()?,
-        n_ctx: identity.n_ctx,
-    })
+    Some(ModelStatus { id: identity.model.clone()?, n_ctx: identity.n_ctx })
 }
 
 fn slots(activity: &Dated<Activity>) -> Vec<SlotStatus> {
@@ -491,10 +440,7 @@ fn gpu_memory(gpu: Option<&Dated<Gpu>>) -> Option<BTreeMap<String, GpuMemory>> {
         return None;
     };
     let one = |d: &crate::machine::reading::GpuDevice| {
-        let memory = GpuMemory {
-            used_mib: d.used_mib,
-            total_mib: d.total_mib,
-        };
+        let memory = GpuMemory { used_mib: d.used_mib, total_mib: d.total_mib };
         (format!("gpu{}", d.index), memory)
     };
     Some(devices.iter().map(one).collect())
@@ -502,10 +448,7 @@ fn gpu_memory(gpu: Option<&Dated<Gpu>>) -> Option<BTreeMap<String, GpuMemory>> {
 
 /// `on`: the server answers; what systemd said of a unit before it went off is no longer so.
 fn unit_status(name: &str, reading: &BackendReading, on: bool) -> UnitStatus {
-    let named = UnitStatus {
-        name: name.into(),
-        ..UnitStatus::default()
-    };
+    let named = UnitStatus { name: name.into(), ..UnitStatus::default() };
     let Some(Unit::Loaded(unit)) = reading.unit.as_ref().map(|u| &u.value) else {
         return named;
     };
@@ -513,9 +456,7 @@ fn unit_status(name: &str, reading: &BackendReading, on: bool) -> UnitStatus {
         return named;
     }
     UnitStatus {
-        active: serde_json::to_value(unit.active)
-            .ok()
-            .and_then(|v| v.as_str().map(Into::into)),
+        active: serde_json::to_value(unit.active).ok().and_then(|v| v.as_str().map(Into::into)),
         sub: Some(unit.sub.clone()),
         result: Some(unit.result.clone()),
         exec_status: Some(unit.exec_status),

@@ -34,10 +34,7 @@ impl Scene {
         };
         Self {
             view: Machine::new(policy.clone(), vec![]).view(),
-            reading: Reading {
-                backends: vec![BackendReading::default(); 2],
-                ..Reading::default()
-            },
+            reading: Reading { backends: vec![BackendReading::default(); 2], ..Reading::default() },
             setup: Setup {
                 server: "gpu".into(),
                 policy: policy.into(),
@@ -56,10 +53,7 @@ impl Scene {
     fn running() -> Self {
         let mut scene = Self::new();
         scene.place(Kind::Running, Some(0));
-        scene.view.look.server = Server::On {
-            boot: BootId(1),
-            session: 1,
-        };
+        scene.view.look.server = Server::On { boot: BootId(1), session: 1 };
         scene.view.look.backends[0].seen = Seen::Running;
         scene.view.look.backends[0].use_ = Use::Idle;
         scene.view.look.backends[1].seen = Seen::Stopped;
@@ -79,38 +73,23 @@ impl Scene {
             enabled: "enabled".into(),
             processes_left: false,
         }));
-        backend.http = dated(Http::Ready(Identity {
-            model: Some("Nemotron".into()),
-            n_ctx: Some(196_608),
-            build: None,
-        }));
+        backend.http =
+            dated(Http::Ready(Identity { model: Some("Nemotron".into()), n_ctx: Some(196_608), build: None }));
         backend.activity = dated(Activity {
             in_flight: Some(0),
-            slots: vec![SlotReading {
-                id: 0,
-                n_ctx: 196_608,
-                is_processing: false,
-                tokens: None,
-            }],
+            slots: vec![SlotReading { id: 0, n_ctx: 196_608, is_processing: false, tokens: None }],
             ..Activity::default()
         });
         backend.saved = dated(vec![saved("localbot", None), saved("localbot", None)]);
         scene.reading.gpu = dated(Gpu::Read {
-            devices: vec![GpuDevice {
-                index: 0,
-                used_mib: Some(11_573),
-                total_mib: Some(12_288),
-            }],
+            devices: vec![GpuDevice { index: 0, used_mib: Some(11_573), total_mib: Some(12_288) }],
             processes: vec![],
         });
         scene
     }
 
     fn place(&mut self, kind: Kind, backend: Option<u8>) {
-        self.view.place = Place {
-            kind,
-            backend: backend.map(BackendId),
-        };
+        self.view.place = Place { kind, backend: backend.map(BackendId) };
     }
 
     fn status(&self) -> Status {
@@ -174,10 +153,7 @@ async fn a_running_backend_is_shown_as_the_workflows_have_it() {
     assert_eq!(status.active_backend.as_deref(), Some("llama-cpp"));
     assert_eq!(status.health, "ok");
     assert_eq!(status.uptime_seconds, Some(60));
-    assert_eq!(
-        status.model.as_ref().map(|m| m.id.as_str()),
-        Some("Nemotron")
-    );
+    assert_eq!(status.model.as_ref().map(|m| m.id.as_str()), Some("Nemotron"));
     assert_eq!(status.slots.len(), 1);
     assert_eq!(status.saved_slots, ["localbot"]);
     assert_eq!(status.saved_slot_details.len(), 2);
@@ -203,11 +179,7 @@ async fn a_server_asleep_on_purpose_is_not_down_and_shows_nothing_stale() {
     assert_eq!(status.gpu_memory, None);
     assert_eq!(status.active_backend, None);
     assert_eq!(status.backends["llama-cpp"].unit.active, None);
-    assert_eq!(
-        status.saved_slots,
-        ["localbot"],
-        "they are on the disk still"
-    );
+    assert_eq!(status.saved_slots, ["localbot"], "they are on the disk still");
     scene.powered_off = false;
     assert_eq!(scene.status().reason.as_deref(), Some("unreachable"));
     scene.view.look.server = Server::Booting(BootPhase::WrongHostKey);
@@ -240,10 +212,8 @@ async fn a_slot_put_aside_is_shown_but_not_offered() {
 async fn whatever_keeps_the_server_in_use_is_a_blocker() {
     let mut scene = Scene::running();
     scene.view.look.backends[0].use_ = Use::Busy;
-    scene.reading.people = dated(People::Read {
-        logins: vec!["ada on pts/0".into()],
-        inhibitors: vec!["apt: upgrading".into()],
-    });
+    scene.reading.people =
+        dated(People::Read { logins: vec!["ada on pts/0".into()], inhibitors: vec!["apt: upgrading".into()] });
     scene.reading.gpu = dated(Gpu::Read {
         devices: vec![],
         processes: vec![
@@ -255,14 +225,7 @@ async fn whatever_keeps_the_server_in_use_is_a_blocker() {
                 backend: None,
                 ignored: false,
             },
-            GpuProcess {
-                pid: 10,
-                name: "Xorg".into(),
-                user: None,
-                used_mib: None,
-                backend: None,
-                ignored: true,
-            },
+            GpuProcess { pid: 10, name: "Xorg".into(), user: None, used_mib: None, backend: None, ignored: true },
         ],
     });
     scene.view.holds.push(Hold {
@@ -274,10 +237,7 @@ async fn whatever_keeps_the_server_in_use_is_a_blocker() {
     });
     let status = scene.status();
     let kinds: Vec<_> = status.blockers.iter().map(|b| b.kind.as_str()).collect();
-    assert_eq!(
-        kinds,
-        ["hold", "request", "login", "inhibitor", "gpu_process"]
-    );
+    assert_eq!(kinds, ["hold", "request", "login", "inhibitor", "gpu_process"]);
     let process = &status.blockers[4];
     assert_eq!(process.what, "blender (pid 9, ada): 3000 MiB");
     assert_eq!(process.blocks, ["start", "power-off"]);
@@ -299,10 +259,7 @@ async fn an_operation_is_shown_with_its_phase_and_time_goes_on_between_looks() {
     assert_eq!(status.state, "stopping");
     assert_eq!(status.health, "starting", "about what is wanted");
     let op = status.operation.clone().expect("under way");
-    assert_eq!(
-        (op.kind.as_str(), op.goal.as_deref()),
-        ("start", Some("vllm"))
-    );
+    assert_eq!((op.kind.as_str(), op.goal.as_deref()), ("start", Some("vllm")));
     assert_eq!(op.phase, "stopping");
     assert!((op.elapsed_seconds - 2.0).abs() < 1e-9);
     let made = status.made.expect("always dated");

@@ -72,9 +72,7 @@ impl Status {
     #[must_use]
     pub fn at(&self, now: tokio::time::Instant) -> Self {
         let mut status = self.clone();
-        let passed = self
-            .made
-            .map_or(Duration::ZERO, |made| now.saturating_duration_since(made));
+        let passed = self.made.map_or(Duration::ZERO, |made| now.saturating_duration_since(made));
         let seconds = (passed.as_secs_f64() * 1000.0).round() / 1000.0;
         status.made = Some(now);
         status.uptime_seconds = self.uptime_seconds.map(|s| s + passed.as_secs());
@@ -84,11 +82,7 @@ impl Status {
         if let Some(operation) = &mut status.operation {
             operation.elapsed_seconds += seconds;
         }
-        for used in status
-            .backends
-            .values_mut()
-            .filter_map(|b| b.last_used_seconds.as_mut())
-        {
+        for used in status.backends.values_mut().filter_map(|b| b.last_used_seconds.as_mut()) {
             *used += seconds;
         }
         status

@@ -26,8 +26,8 @@ use super::{
     status::Status,
 };
 use crate::machine::{
-    Answer, Command, Effect, End, Event, Goal, Instant, Kind, Machine, OpId, Outcome, PowerChoice,
-    Refusal, RequestId, Server, Verb, VerbId, View, WakeCheck, Warning,
+    Answer, Command, Effect, End, Event, Goal, Instant, Kind, Machine, OpId, Outcome, PowerChoice, Refusal, RequestId,
+    Server, Verb, VerbId, View, WakeCheck, Warning,
     evidence::judge,
     reading::{BackendReading, Reading},
 };
@@ -48,39 +48,21 @@ const TICK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Starts the driver of one server. It ends when `shutdown` turns true or its sender is gone, and leaves the world as it
 /// is. Must be called within a tokio runtime. Reads the state directory before it returns.
-pub fn spawn<W: World>(
-    setup: Setup,
-    world: W,
-    shutdown: watch::Receiver<bool>,
-) -> (Handle, JoinHandle<()>) {
+pub fn spawn<W: World>(setup: Setup, world: W, shutdown: watch::Receiver<bool>) -> (Handle, JoinHandle<()>) {
     let clock = Clock::start();
     let policy = Arc::clone(&setup.policy);
     let (holds, history) = match &setup.state_dir {
-        Some(dir) => (
-            keep::load_holds(dir, &clock, &policy),
-            keep::load_history(dir, &policy),
-        ),
+        Some(dir) => (keep::load_holds(dir, &clock, &policy), keep::load_history(dir, &policy)),
         None => (vec![], History::default()),
     };
-    let journal = Journal::start(
-        setup.state_dir.clone(),
-        &clock.rfc3339(Instant::START),
-        &policy,
-        &holds,
-    );
+    let journal = Journal::start(setup.state_dir.clone(), &clock.rfc3339(Instant::START), &policy, &holds);
     let machine = Machine::new((*policy).clone(), holds);
     let view = machine.view();
     let (command_in, commands) = mpsc::channel(COMMANDS_WAITING);
     let (status_out, status) = watch::channel(Arc::new(Status::default()));
     let (changes, _) = broadcast::channel(CHANGES_KEPT);
     let (operations, operations_out) = Operations::new();
-    let handle = Handle {
-        commands: command_in,
-        status,
-        changes: changes.clone(),
-        operations: operations_out,
-        policy,
-    };
+    let handle = Handle { commands: command_in, status, changes: changes.clone(), operations: operations_out, policy };
     let span = info_span!("server", name = %setup.server);
     let mut driver = Driver {
         schedule: Schedule::new(setup.probe),
@@ -186,10 +168,7 @@ impl<W: World> Driver<W> {
             }
             self.take_deferred(now);
             self.start_looks(now);
-            let deadline = self
-                .machine
-                .deadline()
-                .map(|at| at.max(self.tick_not_before));
+            let deadline = self.machine.deadline().map(|at| at.max(self.tick_not_before));
             let wake = [
                 deadline,
                 self.schedule.next(&self.view, &self.reading),
@@ -227,10 +206,7 @@ impl<W: World> Driver<W> {
             ended.extend(self.operations.ended(op, &end, at, vec![], &self.clock));
         }
         self.publish(vec![], ended);
-        tokio::join!(
-            self.keeper.close(SHUTDOWN_AT_MOST),
-            self.journal.close(SHUTDOWN_AT_MOST)
-        );
+        tokio::join!(self.keeper.close(SHUTDOWN_AT_MOST), self.journal.close(SHUTDOWN_AT_MOST));
     }
 
     fn start_looks(&mut self, now: Instant) {
@@ -244,27 +220,15 @@ impl<W: World> Driver<W> {
             self.tasks.spawn(async move {
                 let look = world.look(source.ask(), now);
                 let reading = tokio::time::timeout(LOOK_AT_MOST, look).await;
-                Done::Look {
-                    source,
-                    began: now,
-                    reading: reading.ok().map(Box::new),
-                }
+                Done::Look { source, began: now, reading: reading.ok().map(Box::new) }
             });
         }
     }
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Look {
-                source,
-                began,
-                reading,
-            } => self.looked(source, began, reading),
-            Done::Order {
-                verb,
-                what,
-                outcome,
-            } => self.order_ended(verb, what, outcome),
+            Done::Look { source, began, reading } => self.looked(source, began, reading),
+            Done::Order { verb, what, outcome } => self.order_ended(verb, what, outcome),
             Done::PostMortem { op, lines } => {
                 if let Some((end, at)) = self.ending.remove(&op) {
                     let record = self.operations.ended(op, &end, at, lines, &self.clock);
@@ -279,11 +243,7 @@ impl<W: World> Driver<W> {
         self.schedule.ended(source, began, reading.is_none(), now);
         let reading = reading.unwrap_or_else(|| {
             warn!(?source, "a look did not end in time and was given up");
-            Box::new(probe::given_up(
-                source,
-                began,
-                self.setup.policy.backends.len(),
-            ))
+            Box::new(probe::given_up(source, began, self.setup.policy.backends.len()))
         });
         self.reading.absorb(*reading);
         self.schedule.note(&self.reading);
@@ -361,17 +321,10 @@ impl<W: World> Driver<W> {
     fn command(&mut self, request: Request) {
         self.requests += 1;
         let id = RequestId(self.requests);
-        let Request {
-            command,
-            uid,
-            answer,
-        } = request;
+        let Request { command, uid, answer } = request;
         info!(request = %id, uid, ?command, "command");
         self.answers.insert(id, answer);
-        self.step(&Event::Commanded {
-            request: id,
-            command,
-        });
+        self.step(&Event::Commanded { request: id, command });
         if let Some(waiting) = self.answers.remove(&id) {
             error!(request = %id, "the machine did not answer a command");
             let _ = waiting.send(Answer::Refused(Refusal::Unknown));
@@ -418,12 +371,7 @@ impl<W: World> Driver<W> {
             match effect {
                 // Answers leave last: who is told of an operation finds it on record.
                 Effect::Answer { request, answer } => answers.push((request, answer)),
-                Effect::Do {
-                    verb,
-                    what,
-                    within,
-                    op,
-                } => self.order(verb, what, within, op, now),
+                Effect::Do { verb, what, within, op } => self.order(verb, what, within, op, now),
                 Effect::Began(op) => {
                     info!(op = %op.id, goal = ?op.goal, cause = ?op.cause, "operation began");
                     let start_of = |index: usize| self.start_of(index);
@@ -457,13 +405,7 @@ impl<W: World> Driver<W> {
         {
             error!(%verb, ?what, %other, "refused an order: another is under way");
             let why = Warning::new("order_refused", "another order was under way");
-            self.tasks.spawn(async move {
-                Done::Order {
-                    verb,
-                    what,
-                    outcome: Outcome::Failed(why),
-                }
-            });
+            self.tasks.spawn(async move { Done::Order { verb, what, outcome: Outcome::Failed(why) } });
             return;
         }
         if what == Verb::Wake {
@@ -484,11 +426,7 @@ impl<W: World> Driver<W> {
                     format!("no answer within {}", humantime::format_duration(within)),
                 ))
             });
-            Done::Order {
-                verb,
-                what,
-                outcome,
-            }
+            Done::Order { verb, what, outcome }
         });
     }
 
@@ -504,10 +442,7 @@ impl<W: World> Driver<W> {
         let world = Arc::clone(&self.world);
         self.tasks.spawn(async move {
             let told = tokio::time::timeout(POST_MORTEM_AT_MOST, world.post_mortem(backend)).await;
-            Done::PostMortem {
-                op,
-                lines: told.unwrap_or_default(),
-            }
+            Done::PostMortem { op, lines: told.unwrap_or_default() }
         });
         None
     }

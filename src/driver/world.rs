@@ -16,11 +16,7 @@ pub trait World: Send + Sync + 'static {
     fn look(&self, ask: Ask, now: Instant) -> impl Future<Output = Reading> + Send;
 
     /// Carries out one order. Dropping the future must leave nothing behind but doubt.
-    fn carry_out(
-        &self,
-        verb: Verb,
-        within: std::time::Duration,
-    ) -> impl Future<Output = Outcome> + Send;
+    fn carry_out(&self, verb: Verb, within: std::time::Duration) -> impl Future<Output = Outcome> + Send;
 
     /// Why a backend's unit did not come up: its result, exit status and last journal lines, for people. Bounded.
     fn post_mortem(&self, backend: BackendId) -> impl Future<Output = Vec<String>> + Send;

@@ -21,10 +21,7 @@ use axum::{
 use futures_util::{Stream, stream};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{
-    sync::{
-        OwnedSemaphorePermit, Semaphore, broadcast::error::RecvError, mpsc::error::TrySendError,
-        oneshot,
-    },
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast::error::RecvError, mpsc::error::TrySendError, oneshot},
     time::timeout,
 };
 use tracing::{debug, info};
@@ -32,17 +29,12 @@ use tracing::{debug, info};
 use super::{
     nearest,
     problem::Problem,
-    protocol::{
-        CommandAnswer, CommandRequest, CommandWord, Endpoint, Endpoints, HoldMade, HoldRequest,
-        Holds, Slots,
-    },
+    protocol::{CommandAnswer, CommandRequest, CommandWord, Endpoint, Endpoints, HoldMade, HoldRequest, Holds, Slots},
     socket::{MOST_CLIENTS, Peer},
 };
 use crate::{
     driver::{Change, Handle, OperationRecord, Request, status::Status},
-    machine::{
-        Answer, BackendId, Command, Held, HoldId, HoldSpec, Options, Policy, PowerChoice, Refusal,
-    },
+    machine::{Answer, BackendId, Command, Held, HoldId, HoldSpec, Options, Policy, PowerChoice, Refusal},
 };
 
 /// The largest body of a request.
@@ -82,21 +74,13 @@ pub fn router(handle: Handle) -> Router {
         .route("/v1/holds/{id}", delete(release))
         .route("/v1/slots", get(slots))
         .fallback(async || {
-            Problem::new(StatusCode::NOT_FOUND, "not_found", "There is no such path.").hint(
-                "/v1/status, /v1/endpoints, /v1/commands, /v1/operations/{id}, /v1/events, /v1/holds, /v1/slots",
-            )
+            Problem::new(StatusCode::NOT_FOUND, "not_found", "There is no such path.")
+                .hint("/v1/status, /v1/endpoints, /v1/commands, /v1/operations/{id}, /v1/events, /v1/holds, /v1/slots")
         })
         .method_not_allowed_fallback(async || {
-            Problem::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "That path does not take this method.",
-            )
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "That path does not take this method.")
         })
-        .with_state(Front {
-            handle,
-            listeners: Arc::new(Semaphore::new(MOST_LISTENERS)),
-        })
+        .with_state(Front { handle, listeners: Arc::new(Semaphore::new(MOST_LISTENERS)) })
 }
 
 impl Front {
@@ -107,18 +91,11 @@ impl Front {
     /// Hands a command to the driver and waits for its one answer; a refusal becomes a problem.
     async fn ask(&self, command: Command, peer: Peer) -> Result<Answer, Problem> {
         let (answer, answered) = oneshot::channel();
-        let request = Request {
-            command,
-            uid: peer.uid,
-            answer,
-        };
+        let request = Request { command, uid: peer.uid, answer };
         match self.handle.commands.try_send(request) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
-                return Err(Problem::overloaded(
-                    "too_many_commands",
-                    "Too many commands are waiting.",
-                ));
+                return Err(Problem::overloaded("too_many_commands", "Too many commands are waiting."));
             }
             Err(TrySendError::Closed(_)) => return Err(stopping()),
         }
@@ -151,9 +128,7 @@ fn explain(refusal: Refusal, status: &Status) -> Problem {
     let problem = Problem::refused(refusal);
     let left = status.operation.as_ref().and_then(|operation| {
         let left = operation.expected_seconds? - operation.elapsed_seconds;
-        Duration::try_from_secs_f64(left.max(1.0).ceil())
-            .ok()
-            .map(|left| left.as_secs())
+        Duration::try_from_secs_f64(left.max(1.0).ceil()).ok().map(|left| left.as_secs())
     });
     match refusal {
         Refusal::Busy | Refusal::TooLate => {
@@ -161,10 +136,7 @@ fn explain(refusal: Refusal, status: &Status) -> Problem {
                 Some(operation) => problem.detail(format!(
                     "{}{} is under way ({}), since {:.0} s",
                     operation.kind,
-                    operation
-                        .goal
-                        .as_ref()
-                        .map_or(String::new(), |goal| format!(" {goal}")),
+                    operation.goal.as_ref().map_or(String::new(), |goal| format!(" {goal}")),
                     operation.phase,
                     operation.elapsed_seconds,
                 )),
@@ -175,17 +147,12 @@ fn explain(refusal: Refusal, status: &Status) -> Problem {
                 None => problem,
             }
         }
-        Refusal::Blocked | Refusal::Occupied if !status.blockers.is_empty() => problem.detail(
-            listed(status.blockers.iter().map(|blocker| blocker.what.clone())),
-        ),
-        Refusal::Held if !status.holds.is_empty() => {
-            problem.detail(listed(status.holds.iter().map(|hold| {
-                format!(
-                    "{}: {} by {} ({})",
-                    hold.id, hold.what, hold.by, hold.reason
-                )
-            })))
+        Refusal::Blocked | Refusal::Occupied if !status.blockers.is_empty() => {
+            problem.detail(listed(status.blockers.iter().map(|blocker| blocker.what.clone())))
         }
+        Refusal::Held if !status.holds.is_empty() => problem.detail(listed(
+            status.holds.iter().map(|hold| format!("{}: {} by {} ({})", hold.id, hold.what, hold.by, hold.reason)),
+        )),
         Refusal::SwitchNeeded => match &status.active_backend {
             Some(active) => problem.detail(format!("{active} is up")),
             None => problem,
@@ -215,26 +182,16 @@ fn endpoints_of(status: &Status) -> Endpoints {
         kind: backend.kind.clone(),
         url: api_base(&backend.kind, &backend.url),
         active: status.active_backend.as_ref() == Some(name) && backend.state == "running",
-        state: if off {
-            "off".into()
-        } else {
-            backend.state.clone()
-        },
+        state: if off { "off".into() } else { backend.state.clone() },
         start_seconds_expected: backend.start_seconds_expected,
     };
-    Endpoints {
-        endpoints: status.backends.iter().map(endpoint).collect(),
-    }
+    Endpoints { endpoints: status.backends.iter().map(endpoint).collect() }
 }
 
 /// What clients of a backend put into their settings: both engines serve the same API under `/v1`.
 fn api_base(kind: &str, url: &str) -> String {
     let url = url.trim_end_matches('/');
-    if matches!(kind, "llama-cpp" | "vllm") && !url.ends_with("/v1") {
-        format!("{url}/v1")
-    } else {
-        url.to_owned()
-    }
+    if matches!(kind, "llama-cpp" | "vllm") && !url.ends_with("/v1") { format!("{url}/v1") } else { url.to_owned() }
 }
 
 async fn slots(State(front): State<Front>) -> Json<Slots> {
@@ -247,9 +204,7 @@ async fn slots(State(front): State<Front>) -> Json<Slots> {
 }
 
 async fn holds(State(front): State<Front>) -> Json<Holds> {
-    Json(Holds {
-        holds: front.status().holds.clone(),
-    })
+    Json(Holds { holds: front.status().holds.clone() })
 }
 
 async fn command(
@@ -268,13 +223,7 @@ async fn command(
     );
     let command = understand(&request, &front.handle.policy)?;
     let (status, answer) = match front.ask(command, peer).await? {
-        Answer::Accepted { op, joined } => (
-            StatusCode::ACCEPTED,
-            CommandAnswer::Accepted {
-                operation: op.0,
-                joined,
-            },
-        ),
+        Answer::Accepted { op, joined } => (StatusCode::ACCEPTED, CommandAnswer::Accepted { operation: op.0, joined }),
         Answer::AlreadySo => (StatusCode::OK, CommandAnswer::AlreadySo),
         Answer::Done { .. } => (StatusCode::OK, CommandAnswer::Done),
         Answer::Refused(refusal) => return Err(Problem::refused(refusal)),
@@ -285,29 +234,16 @@ async fn command(
 /// From words to a command. Fields that mean nothing to a command are refused, not ignored.
 fn understand(request: &CommandRequest, policy: &Policy) -> Result<Command, Problem> {
     let word = request.command;
-    let options = Options {
-        replace: request.replace,
-        no_drain: request.no_drain,
-    };
-    let backend = request
-        .backend
-        .as_deref()
-        .map(|name| backend_named(name, policy))
-        .transpose()?;
-    let needed =
-        || backend.ok_or_else(|| Problem::bad_request(format!("`{word}` needs a `backend`")));
+    let options = Options { replace: request.replace, no_drain: request.no_drain };
+    let backend = request.backend.as_deref().map(|name| backend_named(name, policy)).transpose()?;
+    let needed = || backend.ok_or_else(|| Problem::bad_request(format!("`{word}` needs a `backend`")));
     if backend.is_some()
-        && !matches!(
-            word,
-            CommandWord::Start | CommandWord::Switch | CommandWord::Restart | CommandWord::Resolve
-        )
+        && !matches!(word, CommandWord::Start | CommandWord::Switch | CommandWord::Restart | CommandWord::Resolve)
     {
         return Err(Problem::bad_request(format!("`{word}` takes no `backend`")));
     }
     if request.power_off.is_some() && word != CommandWord::Shutdown {
-        return Err(Problem::bad_request(format!(
-            "`{word}` takes no `power_off`"
-        )));
+        return Err(Problem::bad_request(format!("`{word}` takes no `power_off`")));
     }
     Ok(match word {
         CommandWord::Start => Command::Start(backend, options),
@@ -316,11 +252,7 @@ fn understand(request: &CommandRequest, policy: &Policy) -> Result<Command, Prob
         CommandWord::Restart => Command::Restart(backend, options),
         CommandWord::Wake => Command::Wake(options),
         CommandWord::Shutdown => {
-            let choice = if request.power_off.unwrap_or(true) {
-                PowerChoice::PowerOff
-            } else {
-                PowerChoice::KeepOn
-            };
+            let choice = if request.power_off.unwrap_or(true) { PowerChoice::PowerOff } else { PowerChoice::KeepOn };
             Command::Shutdown(choice, options)
         }
         CommandWord::Resolve => Command::Resolve(needed()?, options),
@@ -333,16 +265,9 @@ fn understand(request: &CommandRequest, policy: &Policy) -> Result<Command, Prob
 fn backend_named(name: &str, policy: &Policy) -> Result<BackendId, Problem> {
     policy.named(name).ok_or_else(|| {
         let known = || policy.backends.iter().map(|backend| backend.name.as_str());
-        let problem = Problem::new(
-            StatusCode::NOT_FOUND,
-            "unknown_backend",
-            "There is no such backend.",
-        )
-        .detail(format!(
-            "`{}` is not configured; there are: {}",
-            clipped(name),
-            known().collect::<Vec<_>>().join(", ")
-        ));
+        let problem = Problem::new(StatusCode::NOT_FOUND, "unknown_backend", "There is no such backend.").detail(
+            format!("`{}` is not configured; there are: {}", clipped(name), known().collect::<Vec<_>>().join(", ")),
+        );
         match nearest(name, known()) {
             Some(near) => problem.hint(format!("did you mean `{near}`?")),
             None => problem,
@@ -360,12 +285,7 @@ async fn hold(
     Extension(peer): Extension<Peer>,
     Bounded(request): Bounded<HoldRequest>,
 ) -> Result<Response, Problem> {
-    info!(
-        uid = peer.uid,
-        what = request.what,
-        lasts = request.lasts,
-        "hold"
-    );
+    info!(uid = peer.uid, what = request.what, lasts = request.lasts, "hold");
     let policy = &front.handle.policy;
     let what = match request.what.as_str() {
         "awake" => Held::Awake,
@@ -382,9 +302,8 @@ async fn hold(
         .lasts
         .as_deref()
         .map(|text| {
-            humantime::parse_duration(text).map_err(|error| {
-                Problem::bad_request(format!("`for`: `{}`: {error}", clipped(text)))
-            })
+            humantime::parse_duration(text)
+                .map_err(|error| Problem::bad_request(format!("`for`: `{}`: {error}", clipped(text))))
         })
         .transpose()?;
     if lasts.is_some_and(|lasts| lasts.is_zero() || lasts > LONGEST_HOLD) {
@@ -394,20 +313,11 @@ async fn hold(
     }
     let reason = request.reason.unwrap_or_default();
     if reason.chars().count() > REASON_CHARS {
-        return Err(Problem::bad_request(format!(
-            "`reason` is longer than {REASON_CHARS} characters"
-        )));
+        return Err(Problem::bad_request(format!("`reason` is longer than {REASON_CHARS} characters")));
     }
-    let spec = HoldSpec {
-        what,
-        lasts,
-        reason,
-        by: user_name(peer.uid),
-    };
+    let spec = HoldSpec { what, lasts, reason, by: user_name(peer.uid) };
     match front.ask(Command::Hold(spec), peer).await? {
-        Answer::Done { hold: Some(id) } => {
-            Ok((StatusCode::CREATED, Json(HoldMade { hold: id.0 })).into_response())
-        }
+        Answer::Done { hold: Some(id) } => Ok((StatusCode::CREATED, Json(HoldMade { hold: id.0 })).into_response()),
         _ => Ok(Json(CommandAnswer::AlreadySo).into_response()),
     }
 }
@@ -450,23 +360,14 @@ async fn operation(
     let Query(Wait { wait }) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
     let wait = Duration::from_secs(wait.unwrap_or(0)).min(LONGEST_WAIT);
     let mut published = front.handle.operations.clone();
-    let find = |records: &Arc<Vec<OperationRecord>>| {
-        records.iter().rev().find(|record| record.id == id).cloned()
-    };
+    let find = |records: &Arc<Vec<OperationRecord>>| records.iter().rev().find(|record| record.id == id).cloned();
     // The driver may answer a command a moment before it publishes the operation.
     let newer = published.borrow().last().is_none_or(|last| last.id < id);
     if newer {
-        let _ = timeout(
-            PUBLISHED_WITHIN,
-            published.wait_for(|records| records.iter().any(|record| record.id == id)),
-        )
-        .await;
+        let _ =
+            timeout(PUBLISHED_WITHIN, published.wait_for(|records| records.iter().any(|record| record.id == id))).await;
     }
-    let _ = timeout(
-        wait,
-        published.wait_for(|records| find(records).is_none_or(|record| record.end.is_some())),
-    )
-    .await;
+    let _ = timeout(wait, published.wait_for(|records| find(records).is_none_or(|record| record.end.is_some()))).await;
     let found = find(&published.borrow());
     found.map(Json).ok_or_else(|| {
         Problem::new(
@@ -474,9 +375,7 @@ async fn operation(
             "operation_forgotten",
             "The daemon does not know this operation (any more).",
         )
-        .detail(format!(
-            "operation {id} is unknown: the daemon was restarted since, or it ended long ago"
-        ))
+        .detail(format!("operation {id} is unknown: the daemon was restarted since, or it ended long ago"))
         .hint("see `wechsler status` for what is so now")
     })
 }
@@ -484,42 +383,30 @@ async fn operation(
 async fn events(State(front): State<Front>) -> Result<Response, Problem> {
     let place = Arc::clone(&front.listeners)
         .try_acquire_owned()
-        .map_err(|_| {
-            Problem::overloaded("too_many_listeners", "Too many clients listen to events.")
-        })?;
-    Ok(Sse::new(changes(front, place))
-        .keep_alive(KeepAlive::new().interval(SIGN_OF_LIFE))
-        .into_response())
+        .map_err(|_| Problem::overloaded("too_many_listeners", "Too many clients listen to events."))?;
+    Ok(Sse::new(changes(front, place)).keep_alive(KeepAlive::new().interval(SIGN_OF_LIFE)).into_response())
 }
 
 /// What is so now, then each change. A listener that was too slow is told how many it missed and what is so now.
-fn changes(
-    front: Front,
-    place: OwnedSemaphorePermit,
-) -> impl Stream<Item = Result<Event, Infallible>> {
+fn changes(front: Front, place: OwnedSemaphorePermit) -> impl Stream<Item = Result<Event, Infallible>> {
     // Listen first, then read: nothing falls between.
     let receiver = front.handle.changes.subscribe();
     let present = snapshot("now", "now", front.status());
-    stream::unfold(
-        (receiver, Some(present), front, place),
-        |(mut receiver, present, front, place)| async move {
-            let change = match present {
-                Some(change) => change,
-                None => match receiver.recv().await {
-                    Ok(change) => change,
-                    Err(RecvError::Lagged(missed)) => snapshot(
-                        "missed",
-                        &format!("{missed} changes were missed"),
-                        front.status(),
-                    ),
-                    Err(RecvError::Closed) => return None,
-                },
-            };
-            let event = Event::default().event(&change.what).json_data(&*change);
-            let event = event.unwrap_or_else(|_| Event::default().comment("unreadable"));
-            Some((Ok(event), (receiver, None, front, place)))
-        },
-    )
+    stream::unfold((receiver, Some(present), front, place), |(mut receiver, present, front, place)| async move {
+        let change = match present {
+            Some(change) => change,
+            None => match receiver.recv().await {
+                Ok(change) => change,
+                Err(RecvError::Lagged(missed)) => {
+                    snapshot("missed", &format!("{missed} changes were missed"), front.status())
+                }
+                Err(RecvError::Closed) => return None,
+            },
+        };
+        let event = Event::default().event(&change.what).json_data(&*change);
+        let event = event.unwrap_or_else(|_| Event::default().comment("unreadable"));
+        Some((Ok(event), (receiver, None, front, place)))
+    })
 }
 
 fn snapshot(what: &str, line: &str, status: Arc<Status>) -> Arc<Change> {
@@ -541,23 +428,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Bounded<T> {
     async fn from_request(request: HttpRequest<Body>, _: &S) -> Result<Self, Problem> {
         let bytes = timeout(BODY_WITHIN, to_bytes(request.into_body(), BODY_BYTES))
             .await
-            .map_err(|_| {
-                Problem::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "too_slow",
-                    "The request did not arrive in time.",
-                )
-            })?
+            .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "The request did not arrive in time."))?
             .map_err(|error| {
-                Problem::new(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    "too_large",
-                    "The request is too large, or was broken off.",
-                )
-                .detail(format!("at most {BODY_BYTES} bytes: {error}"))
+                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The request is too large, or was broken off.")
+                    .detail(format!("at most {BODY_BYTES} bytes: {error}"))
             })?;
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|error| Problem::bad_request(format!("the body: {error}")))
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| Problem::bad_request(format!("the body: {error}")))
     }
 }

@@ -94,14 +94,8 @@ impl Client {
             .unix_socket(socket)
             .no_proxy()
             .build()
-            .map_err(|error| ClientError::NoDaemon {
-                socket: socket.to_path_buf(),
-                why: innermost(&error),
-            })?;
-        Ok(Self {
-            http,
-            socket: socket.to_path_buf(),
-        })
+            .map_err(|error| ClientError::NoDaemon { socket: socket.to_path_buf(), why: innermost(&error) })?;
+        Ok(Self { http, socket: socket.to_path_buf() })
     }
 
     /// The status document.
@@ -137,8 +131,7 @@ impl Client {
     /// Ends a hold.
     pub async fn release(&self, id: u64) -> Answered<CommandAnswer> {
         let path = format!("/v1/holds/{id}");
-        self.ask(Method::DELETE, &path, None::<&()>, COMMAND_WITHIN)
-            .await
+        self.ask(Method::DELETE, &path, None::<&()>, COMMAND_WITHIN).await
     }
 
     /// An operation. With `wait`, its end is waited for a while, and it is told as it is then.
@@ -150,33 +143,21 @@ impl Client {
 
     /// Begins to listen to changes; the first says what is so now.
     pub async fn events(&self) -> Answered<Events> {
-        let response = self
-            .send(Method::GET, "/v1/events", None::<&()>, READ_WITHIN)
-            .await?;
+        let response = self.send(Method::GET, "/v1/events", None::<&()>, READ_WITHIN).await?;
         let status = response.status();
         if !status.is_success() {
             let body = self.body(response, READ_WITHIN).await?;
             return Err(self.problem(status, &body));
         }
-        Ok(Events {
-            client: self.clone(),
-            response,
-            buffer: Vec::new(),
-            heard: Instant::now(),
-        })
+        Ok(Events { client: self.clone(), response, buffer: Vec::new(), heard: Instant::now() })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str, within: Duration) -> Answered<T> {
         self.ask(Method::GET, path, None::<&()>, within).await
     }
 
-    async fn post<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        body: &(impl Serialize + Sync),
-    ) -> Answered<T> {
-        self.ask(Method::POST, path, Some(body), COMMAND_WITHIN)
-            .await
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &(impl Serialize + Sync)) -> Answered<T> {
+        self.ask(Method::POST, path, Some(body), COMMAND_WITHIN).await
     }
 
     /// Asks; a daemon that has no place for us is asked again for a moment. Nothing that was taken is ever sent twice.
@@ -225,9 +206,7 @@ impl Client {
     ) -> Answered<Response> {
         let began = Instant::now();
         loop {
-            let mut request = self
-                .http
-                .request(method.clone(), format!("http://wechsler{path}"));
+            let mut request = self.http.request(method.clone(), format!("http://wechsler{path}"));
             if let Some(body) = body {
                 request = request.json(body);
             }
@@ -242,10 +221,7 @@ impl Client {
                     sleep(FULL_REST).await;
                     continue;
                 }
-                return Err(ClientError::NoDaemon {
-                    socket: self.socket.clone(),
-                    why: innermost(&error),
-                });
+                return Err(ClientError::NoDaemon { socket: self.socket.clone(), why: innermost(&error) });
             }
             return Err(self.garbage(&error));
         }
@@ -262,9 +238,7 @@ impl Client {
             }
             Ok(body)
         };
-        timeout(within, read)
-            .await
-            .unwrap_or_else(|_| Err(self.silent(within)))
+        timeout(within, read).await.unwrap_or_else(|_| Err(self.silent(within)))
     }
 
     fn problem(&self, status: StatusCode, body: &[u8]) -> ClientError {
@@ -275,10 +249,7 @@ impl Client {
     }
 
     fn silent(&self, within: Duration) -> ClientError {
-        ClientError::Silent {
-            socket: self.socket.clone(),
-            within,
-        }
+        ClientError::Silent { socket: self.socket.clone(), within }
     }
 
     fn garbage(&self, error: &dyn Error) -> ClientError {
@@ -286,10 +257,7 @@ impl Client {
     }
 
     fn garbage_because(&self, what: String) -> ClientError {
-        ClientError::Garbage {
-            socket: self.socket.clone(),
-            what,
-        }
+        ClientError::Garbage { socket: self.socket.clone(), what }
     }
 }
 
@@ -337,9 +305,7 @@ impl Events {
                 }
             }
             if !data.is_empty() {
-                return serde_json::from_slice(&data)
-                    .map(Some)
-                    .map_err(|error| self.client.garbage(&error));
+                return serde_json::from_slice(&data).map(Some).map_err(|error| self.client.garbage(&error));
             }
         }
         Ok(None)

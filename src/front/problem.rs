@@ -52,12 +52,7 @@ impl Problem {
 
     /// A request that makes no sense: `detail` says where.
     pub fn bad_request(detail: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "bad_request",
-            "The request cannot be understood.",
-        )
-        .detail(detail)
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", "The request cannot be understood.").detail(detail)
     }
 
     /// The daemon has too much to do.
@@ -73,10 +68,7 @@ impl Problem {
             _ => StatusCode::CONFLICT,
         };
         let problem = Self::new(status, refusal.code(), refusal.message()).hint(refusal.hint());
-        Self {
-            retryable: passes_by_itself(refusal),
-            ..problem
-        }
+        Self { retryable: passes_by_itself(refusal), ..problem }
     }
 
     /// Says what it is about this time.

@@ -33,13 +33,7 @@ impl CommandRequest {
     /// A command without anything beside.
     #[must_use]
     pub const fn new(command: CommandWord) -> Self {
-        Self {
-            command,
-            backend: None,
-            replace: false,
-            no_drain: false,
-            power_off: None,
-        }
+        Self { command, backend: None, replace: false, no_drain: false, power_off: None }
     }
 }
 

@@ -95,11 +95,7 @@ impl Listener {
     pub async fn bind(path: &Path, group: Option<&str>) -> Result<Self, BindError> {
         let failed = |doing, path: &Path| {
             let path = path.to_path_buf();
-            move |source| BindError::Io {
-                doing,
-                path,
-                source,
-            }
+            move |source| BindError::Io { doing, path, source }
         };
         let group = group.map(group_id).transpose()?;
         let mut lock_path = path.as_os_str().to_owned();
@@ -129,14 +125,8 @@ impl Listener {
         }
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
             .map_err(failed("cannot set the mode of", path))?;
-        let inner = socket
-            .listen(BACKLOG)
-            .map_err(failed("cannot listen on", path))?;
-        Ok(Self {
-            inner,
-            path: path.to_path_buf(),
-            _lock: lock,
-        })
+        let inner = socket.listen(BACKLOG).map_err(failed("cannot listen on", path))?;
+        Ok(Self { inner, path: path.to_path_buf(), _lock: lock })
     }
 }
 
@@ -150,11 +140,7 @@ impl Drop for Listener {
 
 /// Removes a socket file nobody listens on.
 async fn clear_stale(path: &Path) -> Result<(), BindError> {
-    let io = |source| BindError::Io {
-        doing: "cannot look at",
-        path: path.to_path_buf(),
-        source,
-    };
+    let io = |source| BindError::Io { doing: "cannot look at", path: path.to_path_buf(), source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io(error)),
@@ -164,9 +150,7 @@ async fn clear_stale(path: &Path) -> Result<(), BindError> {
         Ok(_) => {}
     }
     match timeout(PROBE, UnixStream::connect(path)).await {
-        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(io)
-        }
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(io),
         Ok(Err(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
         Ok(Err(error)) if error.kind() == ErrorKind::PermissionDenied => Err(io(error)),
         // Connected, or too busy to take us: somebody is there.
@@ -177,9 +161,7 @@ async fn clear_stale(path: &Path) -> Result<(), BindError> {
 fn group_id(name: &str) -> Result<u32, BindError> {
     match nix::unistd::Group::from_name(name) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
-        _ => name
-            .parse()
-            .map_err(|_| BindError::NoSuchGroup(name.to_owned())),
+        _ => name.parse().map_err(|_| BindError::NoSuchGroup(name.to_owned())),
     }
 }
 
@@ -230,28 +212,17 @@ pub async fn serve(listener: Listener, handle: Handle, stop: impl Future<Output 
     // No new client may come while the old ones finish.
     drop(listener);
     let _ = closing.send(true);
-    let _ = timeout(GOODBYE, async {
-        while clients.join_next().await.is_some() {}
-    })
-    .await;
+    let _ = timeout(GOODBYE, async { while clients.join_next().await.is_some() {} }).await;
 }
 
 /// One client, from its first request to its last.
-async fn converse(
-    stream: UnixStream,
-    app: Router,
-    keep_alive: bool,
-    mut closed: watch::Receiver<bool>,
-) {
+async fn converse(stream: UnixStream, app: Router, keep_alive: bool, mut closed: watch::Receiver<bool>) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN)
         .keep_alive(keep_alive)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(
-            TokioIo::new(Patient::new(stream)),
-            TowerToHyperService::new(app),
-        );
+        .serve_connection(TokioIo::new(Patient::new(stream)), TowerToHyperService::new(app));
     tokio::pin!(connection);
     let told_to_close = async {
         let _ = closed.wait_for(|closed| *closed).await;
@@ -280,46 +251,29 @@ struct Patient {
 
 impl Patient {
     const fn new(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            waiting: None,
-        }
+        Self { stream, waiting: None }
     }
 
     /// Passes a finished write on, and bounds how long one may be unfinished.
-    fn bounded<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+    fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.waiting = None;
             return written;
         }
-        let patience = self
-            .waiting
-            .get_or_insert_with(|| Box::pin(sleep(TAKEN_WITHIN)));
+        let patience = self.waiting.get_or_insert_with(|| Box::pin(sleep(TAKEN_WITHIN)));
         ready!(patience.as_mut().poll(cx));
         Poll::Ready(Err(ErrorKind::TimedOut.into()))
     }
 }
 
 impl AsyncRead for Patient {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Patient {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.bounded(cx, written)
     }

@@ -7,9 +7,8 @@ use crate::machine::reading::WakeArmed;
 #[must_use]
 pub fn parse(stdout: &str) -> WakeArmed {
     let parts = remote::parts(stdout);
-    let Some((nic, text)) = parts
-        .iter()
-        .find_map(|(mark, text)| mark.strip_prefix("nic").map(|nic| (nic.trim(), *text)))
+    let Some((nic, text)) =
+        parts.iter().find_map(|(mark, text)| mark.strip_prefix("nic").map(|nic| (nic.trim(), *text)))
     else {
         return WakeArmed::Unknown("the answer cannot be read".into());
     };
@@ -24,14 +23,11 @@ pub fn parse(stdout: &str) -> WakeArmed {
         Some(modes) if modes.contains('g') => WakeArmed::Armed,
         Some(modes) => {
             let can = value("Supports Wake-on").unwrap_or("?");
-            WakeArmed::NotArmed(plain_text(
-                &format!("{nic}: Wake-on: {modes} (supports {can})"),
-                120,
-            ))
+            WakeArmed::NotArmed(plain_text(&format!("{nic}: Wake-on: {modes} (supports {can})"), 120))
         }
-        None if text.contains("not permitted") => WakeArmed::Unknown(format!(
-            "{nic}: reading Wake-on needs root; see contrib/wechsler.sudoers"
-        )),
+        None if text.contains("not permitted") => {
+            WakeArmed::Unknown(format!("{nic}: reading Wake-on needs root; see contrib/wechsler.sudoers"))
+        }
         None => {
             let why = match plain_text(text, 120) {
                 text if text.is_empty() => "ethtool says nothing".into(),
@@ -55,10 +51,7 @@ mod tests {
         };
         assert_eq!(card("g"), WakeArmed::Armed);
         assert_eq!(card("pumbg"), WakeArmed::Armed);
-        assert_eq!(
-            card("d"),
-            WakeArmed::NotArmed("eth0: Wake-on: d (supports pumbg)".into())
-        );
+        assert_eq!(card("d"), WakeArmed::NotArmed("eth0: Wake-on: d (supports pumbg)".into()));
     }
 
     #[test]
@@ -69,15 +62,10 @@ mod tests {
                 "@@nic eth0\nSettings for eth0:\n\tLink detected: yes\nnetlink error: Operation not permitted\n@@end\n",
                 "sudoers",
             ),
-            (
-                "@@nic wlan9\nnetlink error: no device matches name (offset 24)\n@@end\n",
-                "no device",
-            ),
+            ("@@nic wlan9\nnetlink error: no device matches name (offset 24)\n@@end\n", "no device"),
             ("", "cannot be read"),
         ] {
-            let WakeArmed::Unknown(why) = parse(answer) else {
-                panic!("{answer}")
-            };
+            let WakeArmed::Unknown(why) = parse(answer) else { panic!("{answer}") };
             assert!(why.contains(word), "{why}");
         }
     }

@@ -19,12 +19,7 @@ pub fn parse(stdout: &str, units: &[UnitName], tool: &GpuTool) -> Gpu {
     // The status that follows a part is its tool's exit code.
     let tool_part = |name: &str| {
         let at = parts.iter().position(|(mark, _)| *mark == name)?;
-        let status = parts
-            .get(at + 1)?
-            .0
-            .strip_prefix("status ")?
-            .parse::<u32>()
-            .ok()?;
+        let status = parts.get(at + 1)?.0.strip_prefix("status ")?.parse::<u32>().ok()?;
         Some((status, parts[at].1))
     };
     let (devices, listed) = match (tool_part("nvidia"), tool_part("amd")) {
@@ -47,36 +42,23 @@ pub fn parse(stdout: &str, units: &[UnitName], tool: &GpuTool) -> Gpu {
     let nvidia = tool_part("nvidia").is_some();
     let mut processes: Vec<GpuProcess> = vec![];
     for line in listed.lines() {
-        let row = if nvidia {
-            nvidia_process(line)
-        } else {
-            amd_process(line)
-        };
+        let row = if nvidia { nvidia_process(line) } else { amd_process(line) };
         let Some((pid, used_mib, name)) = row else {
             continue;
         };
         // On several GPUs a process has a row for each.
         if let Some(known) = processes.iter_mut().find(|p| p.pid == pid) {
-            known.used_mib = known
-                .used_mib
-                .zip(used_mib)
-                .map(|(a, b)| a.saturating_add(b));
+            known.used_mib = known.used_mib.zip(used_mib).map(|(a, b)| a.saturating_add(b));
             continue;
         }
         let owner = format!("process {pid} ");
-        let about = parts.iter().find_map(|(mark, text)| {
-            format!("{mark} ")
-                .starts_with(&owner)
-                .then(|| (mark.split(' ').nth(2), *text))
-        });
+        let about = parts
+            .iter()
+            .find_map(|(mark, text)| format!("{mark} ").starts_with(&owner).then(|| (mark.split(' ').nth(2), *text)));
         processes.push(GpuProcess {
             pid,
-            user: about
-                .and_then(|(user, _)| user)
-                .filter(|user| !user.is_empty())
-                .map(|user| plain_text(user, 40)),
-            backend: about
-                .and_then(|(_, cgroup)| units.iter().position(|unit| belongs_to(cgroup, unit))),
+            user: about.and_then(|(user, _)| user).filter(|user| !user.is_empty()).map(|user| plain_text(user, 40)),
+            backend: about.and_then(|(_, cgroup)| units.iter().position(|unit| belongs_to(cgroup, unit))),
             name: plain_text(name, 120),
             used_mib,
             ignored: false,
@@ -85,13 +67,8 @@ pub fn parse(stdout: &str, units: &[UnitName], tool: &GpuTool) -> Gpu {
     for process in &mut processes {
         let program = process.name.rsplit('/').next().unwrap_or_default();
         process.ignored = process.backend.is_none()
-            && (tool
-                .ignore
-                .iter()
-                .any(|name| *name == program || *name == process.name)
-                || process
-                    .used_mib
-                    .is_some_and(|mib| mib < tool.foreign_threshold_mib));
+            && (tool.ignore.iter().any(|name| *name == program || *name == process.name)
+                || process.used_mib.is_some_and(|mib| mib < tool.foreign_threshold_mib));
     }
     processes.truncate(MOST);
     Gpu::Read { devices, processes }
@@ -100,10 +77,7 @@ pub fn parse(stdout: &str, units: &[UnitName], tool: &GpuTool) -> Gpu {
 /// `/proc/PID/cgroup` names the unit somewhere on its path: also inside a container.
 fn belongs_to(cgroup: &str, unit: &UnitName) -> bool {
     let path = |line: &str| line.splitn(3, ':').nth(2).map(str::to_owned);
-    cgroup
-        .lines()
-        .filter_map(path)
-        .any(|path| path.split('/').any(|group| group == unit.as_str()))
+    cgroup.lines().filter_map(path).any(|path| path.split('/').any(|group| group == unit.as_str()))
 }
 
 /// `0, 417, 24576`; `None` if not one line is of this form.
@@ -129,11 +103,7 @@ fn mib(field: &str) -> Option<u64> {
 /// `4711, 20312, /usr/bin/llama-server`.
 fn nvidia_process(line: &str) -> Option<(u32, Option<u64>, &str)> {
     let mut fields = line.splitn(3, ',').map(str::trim);
-    Some((
-        fields.next()?.parse().ok()?,
-        mib(fields.next()?),
-        fields.next()?,
-    ))
+    Some((fields.next()?.parse().ok()?, mib(fields.next()?), fields.next()?))
 }
 
 /// `USED TOTAL` in bytes, a line for each card.
@@ -177,22 +147,11 @@ fn failed(status: u32, text: &str) -> Gpu {
         _ => "gpu_tool_failed",
     };
     let text = plain_text(text, 300);
-    broken(
-        code,
-        if text.is_empty() {
-            format!("exit status {status}")
-        } else {
-            text
-        }
-        .as_str(),
-    )
+    broken(code, if text.is_empty() { format!("exit status {status}") } else { text }.as_str())
 }
 
 fn broken(code: &str, message: &str) -> Gpu {
-    Gpu::Broken {
-        code: code.into(),
-        message: plain_text(message, 300),
-    }
+    Gpu::Broken { code: code.into(), message: plain_text(message, 300) }
 }
 
 #[cfg(test)]
@@ -212,8 +171,7 @@ mod tests {
     }
 
     fn read(stdout: &str) -> Gpu {
-        let units =
-            ["llama-cpp.service", "vllm.service"].map(|u| UnitName::new(u).expect("a unit"));
+        let units = ["llama-cpp.service", "vllm.service"].map(|u| UnitName::new(u).expect("a unit"));
         parse(stdout, &units, &tool())
     }
 
@@ -227,56 +185,23 @@ mod tests {
              @@process 4713 \n\
              @@process 4714 ann\n11:cpu:/user.slice\n1:name=systemd:/user.slice/user-1000.slice\n@@end\n",
         );
-        let Gpu::Read { devices, processes } = gpu else {
-            panic!("{gpu:?}")
-        };
+        let Gpu::Read { devices, processes } = gpu else { panic!("{gpu:?}") };
         assert_eq!(
             devices,
             [
-                GpuDevice {
-                    index: 0,
-                    used_mib: Some(21417),
-                    total_mib: Some(24576)
-                },
-                GpuDevice {
-                    index: 1,
-                    used_mib: None,
-                    total_mib: None
-                }
+                GpuDevice { index: 0, used_mib: Some(21417), total_mib: Some(24576) },
+                GpuDevice { index: 1, used_mib: None, total_mib: None }
             ]
         );
         let told: Vec<_> = processes
             .iter()
-            .map(|p| {
-                (
-                    p.pid,
-                    p.name.as_str(),
-                    p.user.as_deref(),
-                    p.used_mib,
-                    p.backend,
-                    p.ignored,
-                )
-            })
+            .map(|p| (p.pid, p.name.as_str(), p.user.as_deref(), p.used_mib, p.backend, p.ignored))
             .collect();
         assert_eq!(
             told,
             [
-                (
-                    4711,
-                    "/usr/bin/python3, odd",
-                    Some("vllm"),
-                    Some(20412),
-                    Some(1),
-                    false
-                ),
-                (
-                    4712,
-                    "/usr/lib/xorg/Xorg",
-                    Some("root"),
-                    Some(500),
-                    None,
-                    true
-                ),
+                (4711, "/usr/bin/python3, odd", Some("vllm"), Some(20412), Some(1), false),
+                (4712, "/usr/lib/xorg/Xorg", Some("root"), Some(500), None, true),
                 (4713, "blender", None, Some(90), None, true),
                 (4714, "train me", Some("ann"), None, None, false),
             ]
@@ -286,9 +211,7 @@ mod tests {
     #[test]
     fn an_idle_gpu_has_no_processes() {
         let gpu = read("@@nvidia\n0, 3, 24576\n@@status 0\n@@apps\n\n@@status 0\n@@end\n");
-        let Gpu::Read { devices, processes } = gpu else {
-            panic!("{gpu:?}")
-        };
+        let Gpu::Read { devices, processes } = gpu else { panic!("{gpu:?}") };
         assert_eq!((devices.len(), processes.len()), (1, 0));
     }
 
@@ -311,33 +234,15 @@ mod tests {
                 "Unable to determine the device handle for GPU 0000:01:00.0: GPU is lost.  Reboot the system to recover this GPU",
                 "gpu_lost",
             ),
-            (
-                255,
-                "Unable to determine the device handle for GPU0000:01:00.0: Unknown Error",
-                "gpu_unreachable",
-            ),
-            (
-                255,
-                "Failed to initialize NVML: Unknown Error",
-                "gpu_unreachable",
-            ),
-            (
-                1,
-                "Failed to initialize NVML: Unknown Error",
-                "gpu_access_lost",
-            ),
-            (
-                4,
-                "Failed to initialize NVML: Insufficient Permissions",
-                "gpu_not_permitted",
-            ),
+            (255, "Unable to determine the device handle for GPU0000:01:00.0: Unknown Error", "gpu_unreachable"),
+            (255, "Failed to initialize NVML: Unknown Error", "gpu_unreachable"),
+            (1, "Failed to initialize NVML: Unknown Error", "gpu_access_lost"),
+            (4, "Failed to initialize NVML: Insufficient Permissions", "gpu_not_permitted"),
             (16, "", "gpu_reset_required"),
             (77, "", "gpu_tool_failed"),
         ] {
             let gpu = read(&format!("@@nvidia\n{text}\n@@status {status}\n@@end\n"));
-            let Gpu::Broken { code, message } = gpu else {
-                panic!("{gpu:?}")
-            };
+            let Gpu::Broken { code, message } = gpu else { panic!("{gpu:?}") };
             assert_eq!(code, expected, "{text}");
             assert!(!message.is_empty() && !message.contains('\n'), "{message}");
         }
@@ -355,11 +260,7 @@ mod tests {
             "@@nvidia\n0, 3, 24576\n@@status 0\n@@apps\n",
             "@@nvidia\nnonsense\n@@status 0\n@@apps\n@@status 0\n",
         ] {
-            assert!(
-                matches!(read(half), Gpu::Broken { .. }),
-                "{half:?} {:?}",
-                read(half)
-            );
+            assert!(matches!(read(half), Gpu::Broken { .. }), "{half:?} {:?}", read(half));
         }
     }
 
@@ -368,17 +269,9 @@ mod tests {
         let gpu = read(
             "@@amd\n21474836480 25753026560\n@@status 0\n@@kfd\n900 20971520000 llama-server\n@@status 0\n@@process 900 llama\n0::/system.slice/llama-cpp.service\n@@end\n",
         );
-        let Gpu::Read { devices, processes } = gpu else {
-            panic!("{gpu:?}")
-        };
+        let Gpu::Read { devices, processes } = gpu else { panic!("{gpu:?}") };
         assert_eq!(devices[0].used_mib, Some(20480));
-        assert_eq!(
-            (processes[0].used_mib, processes[0].backend),
-            (Some(20000), Some(0))
-        );
-        assert_eq!(
-            read("@@amd\n@@status 0\n@@kfd\n@@status 0\n@@end\n"),
-            Gpu::Absent
-        );
+        assert_eq!((processes[0].used_mib, processes[0].backend), (Some(20000), Some(0)));
+        assert_eq!(read("@@amd\n@@status 0\n@@kfd\n@@status 0\n@@end\n"), Gpu::Absent);
     }
 }

@@ -32,10 +32,7 @@ use crate::{
     driver::World,
     machine::{
         BackendId, BackendPolicy, BootId, Instant, Outcome, Verb, Warning,
-        reading::{
-            self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, SavedSlot, Unit,
-            WakeArmed,
-        },
+        reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, SavedSlot, Unit, WakeArmed},
     },
 };
 use http::{HttpSetupError, Probe};
@@ -113,10 +110,7 @@ pub enum HostError {
 
 impl HostError {
     fn word(word: impl Into<String>, what: &'static str) -> Self {
-        Self::Word {
-            word: word.into(),
-            what,
-        }
+        Self::Word { word: word.into(), what }
     }
 }
 
@@ -134,8 +128,7 @@ impl Host {
             };
             let slots = backend.slots.as_ref().map(|slots| {
                 let dir = slots.dir.to_string_lossy();
-                let folder = RemotePath::new(&dir)
-                    .ok_or_else(|| HostError::word(dir, "the path of a slot folder"))?;
+                let folder = RemotePath::new(&dir).ok_or_else(|| HostError::word(dir, "the path of a slot folder"))?;
                 let (state, server) = (&config.daemon.state_dir, &config.server.name);
                 Ok::<_, HostError>(Slots {
                     store: SlotStore::new(state, server, &backend.name, slots.clone()),
@@ -143,13 +136,8 @@ impl Host {
                     swept: AtomicU64::new(0),
                 })
             });
-            let probe =
-                Probe::new(backend, policy.kind, config.probe.http_timeout).map_err(|source| {
-                    HostError::Http {
-                        backend: backend.name.clone(),
-                        source,
-                    }
-                })?;
+            let probe = Probe::new(backend, policy.kind, config.probe.http_timeout)
+                .map_err(|source| HostError::Http { backend: backend.name.clone(), source })?;
             Ok::<_, HostError>(Backend {
                 name: backend.name.clone(),
                 unit: UnitName::new(&backend.unit)
@@ -164,16 +152,13 @@ impl Host {
                 slots: slots.transpose()?,
             })
         };
-        let backends = config
-            .backends
-            .iter()
-            .zip(&config.policy.backends)
-            .map(backend);
+        let backends = config.backends.iter().zip(&config.policy.backends).map(backend);
         let backends = backends.collect::<Result<Vec<_>, _>>()?;
-        let nic = config.server.wake_interface.as_deref().map(|nic| {
-            Interface::new(nic)
-                .ok_or_else(|| HostError::word(nic, "the name of a network interface"))
-        });
+        let nic = config
+            .server
+            .wake_interface
+            .as_deref()
+            .map(|nic| Interface::new(nic).ok_or_else(|| HostError::word(nic, "the name of a network interface")));
         Ok(Self {
             wake_interface: nic.transpose()?,
             backends,
@@ -193,21 +178,17 @@ impl Host {
         let key = |ssh: &Arc<Ssh>| Arc::as_ptr(ssh) as usize;
         targets.insert(key(&self.server), (&self.server, vec![]));
         for (i, backend) in self.backends.iter().enumerate() {
-            let entry = targets
-                .entry(key(&backend.ssh))
-                .or_insert((&backend.ssh, vec![]));
+            let entry = targets.entry(key(&backend.ssh)).or_insert((&backend.ssh, vec![]));
             entry.1.push(i);
         }
         let ask = |(ssh, which): (&Arc<Ssh>, Vec<usize>)| {
             let (ssh, server) = (Arc::clone(ssh), Arc::ptr_eq(ssh, &self.server));
-            let units: Vec<UnitName> = which
-                .iter()
-                .map(|i| self.backends[*i].unit.clone())
-                .collect();
+            let units: Vec<UnitName> = which.iter().map(|i| self.backends[*i].unit.clone()).collect();
             async move {
                 let answer = match ssh.ask(&remote::units(&units), ssh.command_timeout()).await {
-                    Ok(reply) => systemd::parse_units(&reply.stdout, &reply.stderr, &units)
-                        .map_err(reading::Ssh::Broken),
+                    Ok(reply) => {
+                        systemd::parse_units(&reply.stdout, &reply.stderr, &units).map_err(reading::Ssh::Broken)
+                    }
                     Err(trouble) => Err(trouble.reading()),
                 };
                 (server, which, answer)
@@ -218,10 +199,7 @@ impl Host {
         for (server, which, answer) in join_all(targets.into_values().map(ask)).await {
             let (ssh, states) = match answer {
                 Ok(answer) => {
-                    let ssh = reading::Ssh::Answered {
-                        boot: answer.boot,
-                        session: self.sessions(),
-                    };
+                    let ssh = reading::Ssh::Answered { boot: answer.boot, session: self.sessions() };
                     (ssh, answer.units)
                 }
                 Err(down) => {
@@ -245,10 +223,7 @@ impl Host {
     /// Sessions opened so far with all targets together: counts up with each new one, whichever target it was that left
     /// something in doubt.
     fn sessions(&self) -> u64 {
-        let own = self
-            .backends
-            .iter()
-            .filter(|b| !Arc::ptr_eq(&b.ssh, &self.server));
+        let own = self.backends.iter().filter(|b| !Arc::ptr_eq(&b.ssh, &self.server));
         self.server.sessions() + own.map(|b| b.ssh.sessions()).sum::<u64>()
     }
 
@@ -265,11 +240,7 @@ impl Host {
             return Some(Gpu::Hangs);
         }
         let within = self.gpu.timeout.saturating_mul(2) + GPU_SLACK;
-        match self
-            .server
-            .run(&remote::gpu(self.gpu.timeout), within)
-            .await
-        {
+        match self.server.run(&remote::gpu(self.gpu.timeout), within).await {
             Ok(reply) => {
                 *locked(&self.gpu_hung) = None;
                 let units: Vec<UnitName> = self.backends.iter().map(|b| b.unit.clone()).collect();
@@ -284,11 +255,7 @@ impl Host {
     }
 
     async fn look_at_people(&self) -> People {
-        match self
-            .server
-            .ask(&remote::people(), self.server.command_timeout())
-            .await
-        {
+        match self.server.ask(&remote::people(), self.server.command_timeout()).await {
             Ok(reply) => people::parse(&reply.stdout, self.server.user()),
             Err(trouble) => People::Unread(trouble.to_string()),
         }
@@ -315,8 +282,7 @@ impl Host {
         let outcome = self.order(&self.server, RemoteVerb::PowerOff, within).await;
         if let Outcome::Failed(refused) = &outcome
             && refused.code == "not_permitted"
-            && let Ok(People::Read { inhibitors, .. }) =
-                timeout_at(until, self.look_at_people()).await
+            && let Ok(People::Read { inhibitors, .. }) = timeout_at(until, self.look_at_people()).await
             && let Some(inhibitor) = inhibitors.first()
         {
             let why = format!("the shutdown is inhibited by {inhibitor}");
@@ -327,24 +293,13 @@ impl Host {
 
     async fn wake(&self, within: Duration) -> Outcome {
         match &self.wake {
-            config::Wake::None => Outcome::Failed(Warning::new(
-                "cannot_wake",
-                "no way of waking is configured",
-            )),
+            config::Wake::None => Outcome::Failed(Warning::new("cannot_wake", "no way of waking is configured")),
             config::Wake::Command(argv) => wake::run(argv, within).await,
-            config::Wake::MagicPacket {
-                mac,
-                secure_on,
-                targets,
-                source,
-            } => {
+            config::Wake::MagicPacket { mac, secure_on, targets, source } => {
                 let packet = wake::magic_packet(*mac, *secure_on);
                 let sent = timeout(within, wake::send(&packet, targets, *source)).await;
                 sent.unwrap_or_else(|_| {
-                    Outcome::Unknown(Warning::new(
-                        "wake_send",
-                        format!("not sent within {within:?}"),
-                    ))
+                    Outcome::Unknown(Warning::new("wake_send", format!("not sent within {within:?}")))
                 })
             }
         }
@@ -366,14 +321,9 @@ impl Host {
         let line = remote::verb(&self.privilege, verb);
         let outcome = match timeout(within, ssh.run(&line, within)).await {
             Ok(Ok(reply)) => systemd::judge_verb(ended, reply.status, &reply.stderr),
-            Ok(Err(Trouble::Down(down))) => {
-                Outcome::Failed(Warning::new(down.code(), down.words()))
-            }
+            Ok(Err(Trouble::Down(down))) => Outcome::Failed(Warning::new(down.code(), down.words())),
             Ok(Err(lost)) => Outcome::Unknown(Warning::new("verb_lost", lost.to_string())),
-            Err(_) => Outcome::Unknown(Warning::new(
-                "verb_lost",
-                format!("no answer within {within:?}"),
-            )),
+            Err(_) => Outcome::Unknown(Warning::new("verb_lost", format!("no answer within {within:?}"))),
         };
         if !matches!(outcome, Outcome::Unknown(_)) {
             doubt.0 = None;
@@ -412,12 +362,8 @@ impl Backend {
         let mut reading = BackendReading::default();
         if ask.http {
             let http = self.probe.health().await;
-            self.ready
-                .store(matches!(http, Http::Ready(_)), Ordering::Relaxed);
-            reading.http = Some(Dated {
-                at: now,
-                value: http,
-            });
+            self.ready.store(matches!(http, Http::Ready(_)), Ordering::Relaxed);
+            reading.http = Some(Dated { at: now, value: http });
         }
         if ask.activity && self.ready.load(Ordering::Relaxed) {
             let activity = self.probe.activity(now).await;
@@ -426,10 +372,7 @@ impl Backend {
         if ask.saved
             && let Some(slots) = &self.slots
         {
-            reading.saved = Some(Dated {
-                at: now,
-                value: slots.look(&self.ssh, &self.name).await,
-            });
+            reading.saved = Some(Dated { at: now, value: slots.look(&self.ssh, &self.name).await });
         }
         reading
     }
@@ -500,32 +443,20 @@ impl World for Host {
             Verb::KillUnit(_) => RemoteVerb::Kill(unit),
             _ => {
                 let Some(slots) = &backend.slots else {
-                    return Outcome::Failed(Warning::new(
-                        "no_slots",
-                        "no slot folder is configured",
-                    ));
+                    return Outcome::Failed(Warning::new("no_slots", "no slot folder is configured"));
                 };
                 return if let Verb::SaveSlots(_) = verb {
-                    slots
-                        .store
-                        .save(&backend.probe, &slots.folder, within)
-                        .await
+                    slots.store.save(&backend.probe, &slots.folder, within).await
                 } else {
-                    slots
-                        .store
-                        .restore(&backend.probe, &slots.folder, within)
-                        .await
+                    slots.store.restore(&backend.probe, &slots.folder, within).await
                 };
             }
         };
         let outcome = self.order(&backend.ssh, order, within).await;
         // Quick switches use up systemd's start counter (manual starts count too): it is cleared, and asked once more.
         match outcome {
-            Outcome::Failed(why)
-                if why.code == "start_limit" && matches!(order, RemoteVerb::Start(_)) =>
-            {
-                self.order(&backend.ssh, RemoteVerb::ResetFailed(unit), within)
-                    .await;
+            Outcome::Failed(why) if why.code == "start_limit" && matches!(order, RemoteVerb::Start(_)) => {
+                self.order(&backend.ssh, RemoteVerb::ResetFailed(unit), within).await;
                 self.order(&backend.ssh, order, within).await
             }
             other => other,

@@ -13,20 +13,12 @@ pub fn parse(stdout: &str, our_user: &str) -> People {
     let at = |name: &str| parts.iter().position(|(mark, _)| *mark == name);
     // The status that follows a part says whether its tool answered.
     let answered = |at: Option<usize>| {
-        at.filter(|at| {
-            parts
-                .get(at + 1)
-                .is_some_and(|(mark, _)| *mark == "status 0")
-        })
-        .map(|at| parts[at].1)
+        at.filter(|at| parts.get(at + 1).is_some_and(|(mark, _)| *mark == "status 0")).map(|at| parts[at].1)
     };
     if at("end").is_none() {
         return People::Unread("the answer is cut off".into());
     }
-    let own = parts
-        .iter()
-        .find_map(|(mark, _)| mark.strip_prefix("own "))
-        .unwrap_or("");
+    let own = parts.iter().find_map(|(mark, _)| mark.strip_prefix("own ")).unwrap_or("");
     let mut logins = if let Some(blocks) = answered(at("sessions")) {
         sessions(blocks, own, our_user)
     } else if let Some(lines) = answered(at("who")) {
@@ -54,10 +46,7 @@ fn sessions(blocks: &str, own: &str, our_user: &str) -> Vec<String> {
             lines.find(|(k, _)| *k == key).map_or("", |(_, v)| v)
         };
         let (id, user, tty) = (value("Id"), value("Name"), value("TTY"));
-        let ours = id == own
-            || (user == our_user
-                && value("Remote") == "yes"
-                && matches!(tty, "" | "ssh" | "notty"));
+        let ours = id == own || (user == our_user && value("Remote") == "yes" && matches!(tty, "" | "ssh" | "notty"));
         let person = value("Class").starts_with("user") && value("State") != "closing";
         if id.is_empty() || ours || !person {
             continue;
@@ -81,9 +70,7 @@ fn who(lines: &str) -> Vec<String> {
     let line = |line: &str| {
         let mut words = line.split_whitespace();
         let (user, tty) = (words.next()?, words.next()?);
-        let host = words
-            .last()
-            .and_then(|w| w.strip_prefix('(')?.strip_suffix(')'));
+        let host = words.last().and_then(|w| w.strip_prefix('(')?.strip_suffix(')'));
         let from = host.map(|host| format!(" from {host}")).unwrap_or_default();
         Some(plain_text(&format!("{user} on {tty}{from}"), 120))
     };
@@ -98,14 +85,11 @@ fn inhibitors(json: &str) -> Option<Vec<String>> {
         data: (Vec<Inhibitor>,),
     }
     let answer: Answer = serde_json::from_str(json.trim()).ok()?;
-    let blocking = answer.data.0.into_iter().filter(|(what, _, _, mode, ..)| {
-        mode.starts_with("block") && what.split(':').any(|what| what == "shutdown")
-    });
-    Some(
-        blocking
-            .map(|(_, who, why, ..)| plain_text(&format!("{who}: {why}"), 160))
-            .collect(),
-    )
+    let blocking =
+        answer.data.0.into_iter().filter(|(what, _, _, mode, ..)| {
+            mode.starts_with("block") && what.split(':').any(|what| what == "shutdown")
+        });
+    Some(blocking.map(|(_, who, why, ..)| plain_text(&format!("{who}: {why}"), 160)).collect())
 }
 
 #[cfg(test)]
@@ -154,16 +138,11 @@ mod tests {
         let told = read(
             "@@own \n@@who\nann      pts/0        2026-11-23 09:12 (10.0.0.7)\nbob      tty1         2026-11-23 09:12\n@@status 0\n",
         );
-        let People::Read { logins, .. } = told else {
-            panic!("{told:?}")
-        };
+        let People::Read { logins, .. } = told else { panic!("{told:?}") };
         assert_eq!(logins, ["ann on pts/0 from 10.0.0.7", "bob on tty1"]);
         for unread in [
             read("@@own \n@@who\n@@status 127\n"),
-            parse(
-                "@@own \n@@sessions\n@@status 0\n@@inhibitors\n@@status 1\n@@end\n",
-                "w",
-            ),
+            parse("@@own \n@@sessions\n@@status 0\n@@inhibitors\n@@status 1\n@@end\n", "w"),
             parse("@@own \n@@sessions\n@@status 0\n", "w"),
             parse("", "w"),
         ] {
@@ -177,12 +156,6 @@ mod tests {
             "@@own 3\n@@sessions\n@@status 0\n@@inhibitors\n{\"type\":\"a(ssssuu)\",\"data\":[[]]}\n@@status 0\n@@end\n",
             "w",
         );
-        assert_eq!(
-            told,
-            People::Read {
-                logins: vec![],
-                inhibitors: vec![]
-            }
-        );
+        assert_eq!(told, People::Read { logins: vec![], inhibitors: vec![] });
     }
 }

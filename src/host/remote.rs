@@ -38,10 +38,7 @@ impl CommandLine {
 
     /// A script for `sh` with its positional parameters.
     fn script<'a>(text: &str, parameters: impl IntoIterator<Item = &'a str>) -> Self {
-        debug_assert!(
-            !text.contains(['\'', '\\']),
-            "a script must survive any shell's single quotes"
-        );
+        debug_assert!(!text.contains(['\'', '\\']), "a script must survive any shell's single quotes");
         let mut line = format!("exec sh -c '{text}' wechsler");
         for word in parameters {
             line.push(' ');
@@ -312,10 +309,7 @@ pub enum FileQuestion<'a> {
 pub fn files(question: FileQuestion<'_>) -> CommandLine {
     use FileQuestion as Q;
     match question {
-        Q::Stat(path) => CommandLine::script(
-            r#"export LC_ALL=C; stat -L -c "%s %Y" -- "$1""#,
-            [path.as_str()],
-        ),
+        Q::Stat(path) => CommandLine::script(r#"export LC_ALL=C; stat -L -c "%s %Y" -- "$1""#, [path.as_str()]),
         Q::List(path) => CommandLine::script(
             r#"export LC_ALL=C; cd -- "$1" || exit 1; for f in *; do [ -f "$f" ] && stat -L -c "%s %Y %n" -- "$f"; done | head -n 512; echo @@end"#,
             [path.as_str()],
@@ -324,13 +318,10 @@ pub fn files(question: FileQuestion<'_>) -> CommandLine {
             r#"export LC_ALL=C; head -c "$2" -- "$1" | od -An -v -tx1"#,
             [path.as_str(), &bytes.to_string()],
         ),
-        Q::Remove(path) => {
-            CommandLine::script(r#"export LC_ALL=C; rm -f -- "$1""#, [path.as_str()])
+        Q::Remove(path) => CommandLine::script(r#"export LC_ALL=C; rm -f -- "$1""#, [path.as_str()]),
+        Q::Rename(from, to) => {
+            CommandLine::script(r#"export LC_ALL=C; mv -f -- "$1" "$2""#, [from.as_str(), to.as_str()])
         }
-        Q::Rename(from, to) => CommandLine::script(
-            r#"export LC_ALL=C; mv -f -- "$1" "$2""#,
-            [from.as_str(), to.as_str()],
-        ),
         Q::Free(path) => CommandLine::script(r#"export LC_ALL=C; df -Pk -- "$1""#, [path.as_str()]),
     }
 }
@@ -357,10 +348,7 @@ pub(super) fn parts(answer: &str) -> Vec<(&str, &str)> {
         }
         at = end;
     }
-    found
-        .into_iter()
-        .map(|(mark, from, to)| (mark, &answer[from..to]))
-        .collect()
+    found.into_iter().map(|(mark, from, to)| (mark, &answer[from..to])).collect()
 }
 
 /// Text of the server made fit to show: no control characters, at most `most` characters, one line.
@@ -401,16 +389,8 @@ mod tests {
         let (none, sudo) = ([], ["sudo".to_owned(), "-n".to_owned()]);
         let vllm = unit("vllm.service");
         for (privilege, what, line) in [
-            (
-                &none[..],
-                RemoteVerb::Start(&vllm),
-                "env LC_ALL=C systemctl --no-ask-password start vllm.service",
-            ),
-            (
-                &sudo[..],
-                RemoteVerb::Stop(&vllm),
-                "env LC_ALL=C sudo -n systemctl --no-ask-password stop vllm.service",
-            ),
+            (&none[..], RemoteVerb::Start(&vllm), "env LC_ALL=C systemctl --no-ask-password start vllm.service"),
+            (&sudo[..], RemoteVerb::Stop(&vllm), "env LC_ALL=C sudo -n systemctl --no-ask-password stop vllm.service"),
             (
                 &none[..],
                 RemoteVerb::Kill(&vllm),
@@ -421,11 +401,7 @@ mod tests {
                 RemoteVerb::ResetFailed(&vllm),
                 "env LC_ALL=C systemctl --no-ask-password reset-failed vllm.service",
             ),
-            (
-                &sudo[..],
-                RemoteVerb::PowerOff,
-                "env LC_ALL=C sudo -n systemctl --no-ask-password poweroff",
-            ),
+            (&sudo[..], RemoteVerb::PowerOff, "env LC_ALL=C sudo -n systemctl --no-ask-password poweroff"),
         ] {
             assert_eq!(verb(privilege, what).as_str(), line);
         }
@@ -433,18 +409,7 @@ mod tests {
 
     #[test]
     fn no_word_reaches_the_shell_as_anything_but_a_word() {
-        for bad in [
-            "",
-            "-H evil",
-            "--host=evil",
-            "a b",
-            "a;b",
-            "$(a)",
-            "a\nb",
-            "a'b",
-            "a\\x2d",
-            "ä",
-        ] {
+        for bad in ["", "-H evil", "--host=evil", "a b", "a;b", "$(a)", "a\nb", "a'b", "a\\x2d", "ä"] {
             assert!(UnitName::new(bad).is_none(), "{bad:?}");
             assert!(Interface::new(bad).is_none(), "{bad:?}");
         }
@@ -453,11 +418,7 @@ mod tests {
         }
         let path = RemotePath::new("/mnt/my models/$(x)").expect("quoted, so harmless");
         let line = files(FileQuestion::Free(&path));
-        assert!(
-            line.as_str().ends_with(" '/mnt/my models/$(x)'"),
-            "{}",
-            line.as_str()
-        );
+        assert!(line.as_str().ends_with(" '/mnt/my models/$(x)'"), "{}", line.as_str());
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 
@@ -475,14 +436,9 @@ mod tests {
             files(FileQuestion::Head(&path, 36)),
         ];
         for line in lines {
-            let inner = line
-                .as_str()
-                .strip_prefix("exec sh -c '")
-                .expect("a script");
+            let inner = line.as_str().strip_prefix("exec sh -c '").expect("a script");
             let script = inner.split_once('\'').expect("its end").0;
-            let checked = std::process::Command::new("sh")
-                .args(["-n", "-c", script])
-                .status();
+            let checked = std::process::Command::new("sh").args(["-n", "-c", script]).status();
             assert!(checked.expect("there is an sh").success(), "{script}");
         }
     }
@@ -490,10 +446,7 @@ mod tests {
     #[test]
     fn an_answer_is_read_between_its_marks_whatever_a_login_script_says_first() {
         let answer = "Welcome!\n@@boot\nabc\n@@status 0\n@@end\n";
-        assert_eq!(
-            parts(answer),
-            [("boot", "abc\n"), ("status 0", ""), ("end", "")]
-        );
+        assert_eq!(parts(answer), [("boot", "abc\n"), ("status 0", ""), ("end", "")]);
         assert_eq!(parts("nothing"), []);
     }
 

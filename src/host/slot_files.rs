@@ -18,11 +18,8 @@ impl FileName {
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        (!name.is_empty()
-            && name.len() <= Self::MOST
-            && !name.starts_with(['.', '-'])
-            && name.bytes().all(plain))
-        .then(|| Self(name.to_owned()))
+        (!name.is_empty() && name.len() <= Self::MOST && !name.starts_with(['.', '-']) && name.bytes().all(plain))
+            .then(|| Self(name.to_owned()))
     }
 
     /// The name.
@@ -73,40 +70,26 @@ pub enum SlotFilesError {
 /// What the slot store may do in the slot folder of one backend. Every call ends by itself within the command timeout.
 pub trait SlotFiles: Send + Sync {
     /// Size and age of a file; `None` if there is none of that name.
-    fn stat(
-        &self,
-        name: &FileName,
-    ) -> impl Future<Output = Result<Option<FileStat>, SlotFilesError>> + Send;
+    fn stat(&self, name: &FileName) -> impl Future<Output = Result<Option<FileStat>, SlotFilesError>> + Send;
 
     /// The files of the folder, at most [`MOST_LISTED`], in no order.
     fn list(&self) -> impl Future<Output = Result<Vec<ListedFile>, SlotFilesError>> + Send;
 
     /// The first bytes of a file, at most [`MOST_HEAD`]; fewer if it is shorter.
-    fn head(
-        &self,
-        name: &FileName,
-        bytes: usize,
-    ) -> impl Future<Output = Result<Vec<u8>, SlotFilesError>> + Send;
+    fn head(&self, name: &FileName, bytes: usize) -> impl Future<Output = Result<Vec<u8>, SlotFilesError>> + Send;
 
     /// Removes a file; a file that is not there is removed already.
     fn remove(&self, name: &FileName) -> impl Future<Output = Result<(), SlotFilesError>> + Send;
 
     /// Renames a file within the folder, replacing `to` (atomic).
-    fn rename(
-        &self,
-        from: &FileName,
-        to: &FileName,
-    ) -> impl Future<Output = Result<(), SlotFilesError>> + Send;
+    fn rename(&self, from: &FileName, to: &FileName) -> impl Future<Output = Result<(), SlotFilesError>> + Send;
 
     /// Free bytes on the folder's file system, for an ordinary user.
     fn free_bytes(&self) -> impl Future<Output = Result<u64, SlotFilesError>> + Send;
 
     /// Size and age of any file on the server by its absolute path (the model a slot belongs to); `None` if there is none,
     /// or the path is none that is safe to ask for.
-    fn stat_path(
-        &self,
-        path: &str,
-    ) -> impl Future<Output = Result<Option<FileStat>, SlotFilesError>> + Send;
+    fn stat_path(&self, path: &str) -> impl Future<Output = Result<Option<FileStat>, SlotFilesError>> + Send;
 }
 
 /// Most files [`SlotFiles::list`] tells of.
@@ -124,9 +107,7 @@ mod tests {
             assert!(FileName::new(good).is_some(), "{good}");
         }
         let long = "x".repeat(FileName::MOST + 1);
-        for bad in [
-            "", ".", "..", "a/b", "/a", "-rf", ".hidden", "a b", "a\n", "$(x)", "ä", &long,
-        ] {
+        for bad in ["", ".", "..", "a/b", "/a", "-rf", ".hidden", "a b", "a\n", "$(x)", "ä", &long] {
             assert!(FileName::new(bad).is_none(), "{bad:?}");
         }
     }

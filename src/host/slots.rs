@@ -81,9 +81,7 @@ impl SlotStore {
     /// generation; nothing is read or made yet.
     #[must_use]
     pub fn new(state_dir: &Path, server: &str, backend: &str, slots: config::Slots) -> Self {
-        let since_epoch = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // Where to begin does not matter, if only another life of the daemon in the same second begins elsewhere.
         let serial = (since_epoch.subsec_micros() & 0xffff) as u16;
         Self {
@@ -135,9 +133,7 @@ impl SlotStore {
         }
         log(&said);
         let saved = said.iter().any(|s| s.reason == Reason::Saved);
-        let failed = said
-            .iter()
-            .position(|s| !s.reason.is_news() && !s.reason.is_skip());
+        let failed = said.iter().position(|s| !s.reason.is_news() && !s.reason.is_skip());
         match failed {
             Some(first) if !saved => Outcome::Failed(said.swap_remove(first).into()),
             _ => Outcome::Succeeded(said.into_iter().map(Warning::from).collect()),
@@ -148,12 +144,7 @@ impl SlotStore {
     ///
     /// `Succeeded` if a slot was restored and none went wrong; `Failed` if the server rejected or died of one (restart it: a
     /// rejected restore may have spoilt it), or if nothing could be sent; `Unknown` if one did not end in time.
-    pub async fn restore(
-        &self,
-        probe: &Probe,
-        files: &impl SlotFiles,
-        within: Duration,
-    ) -> Outcome {
+    pub async fn restore(&self, probe: &Probe, files: &impl SlotFiles, within: Duration) -> Outcome {
         let deadline = Instant::now() + within;
         let mut said = Vec::new();
         let whole = async {
@@ -162,11 +153,7 @@ impl SlotStore {
         };
         if timeout_at(deadline, whole).await.is_err() {
             let was_sent = self.notes().notes.iter().any(|n| n.restoring);
-            let reason = if was_sent {
-                Reason::RestoreTimeout
-            } else {
-                Reason::RestoreUnchecked
-            };
+            let reason = if was_sent { Reason::RestoreTimeout } else { Reason::RestoreUnchecked };
             said.push(reason.say("the time for restoring was up"));
         }
         log(&said);
@@ -178,18 +165,12 @@ impl SlotStore {
                 Outcome::Failed(spoilt.into())
             };
         }
-        let restored = said
-            .iter()
-            .any(|s| matches!(s.reason, Reason::Restored | Reason::RestorePartial));
+        let restored = said.iter().any(|s| matches!(s.reason, Reason::Restored | Reason::RestorePartial));
         if restored {
             return Outcome::Succeeded(said.into_iter().map(Warning::from).collect());
         }
         let first = said.into_iter().next();
-        Outcome::Failed(
-            first
-                .unwrap_or_else(|| Reason::RestoreNothing.say("nothing is saved"))
-                .into(),
-        )
+        Outcome::Failed(first.unwrap_or_else(|| Reason::RestoreNothing.say("nothing is saved")).into())
     }
 
     /// Removes what broken-off saves have left in the folder: files of this backend's own naming, without a note of anybody,
@@ -210,8 +191,7 @@ impl SlotStore {
         let old = now().saturating_sub(LEFTOVER_AFTER.as_secs());
         let mut swept = 0;
         for file in listed.into_iter().map(|f| f.name) {
-            let is_leftover = name::made_at(file.as_str(), &self.slots.name, &self.tag)
-                .is_some_and(|at| at < old)
+            let is_leftover = name::made_at(file.as_str(), &self.slots.name, &self.tag).is_some_and(|at| at < old)
                 && !noted.iter().any(|n| n == file.as_str());
             if is_leftover && remove(files, &file).await {
                 tracing::info!(%file, "a leftover of a broken-off save is removed");
@@ -231,19 +211,14 @@ impl SlotStore {
             }
         }
         // Forget those that are gone, so that the set stays small.
-        seen.damaged
-            .retain(|name| notes.damaged.iter().any(|(n, _)| n == name));
+        seen.damaged.retain(|name| notes.damaged.iter().any(|(n, _)| n == name));
         drop(seen);
         notes
     }
 
     /// Marks a note as never to be restored again.
     async fn put_aside(&self, note: &Note, why: &str) {
-        let note = Note {
-            restoring: false,
-            put_aside: Some(why.to_owned()),
-            ..note.clone()
-        };
+        let note = Note { restoring: false, put_aside: Some(why.to_owned()), ..note.clone() };
         if let Err(error) = self.shelf.write(&note).await {
             // A restore that was begun stays marked as such, which puts it aside as well.
             tracing::warn!(file = note.file, %error, "a saved slot could not be put aside");
@@ -312,11 +287,7 @@ async fn look_in(probe: &Probe) -> Result<Awake, Closed> {
     let total_slots = props.total_slots.unwrap_or(shown).min(shown);
     // An id beyond the last slot would act on another one.
     slots.retain(|slot| slot.id < total_slots);
-    Ok(Awake {
-        props,
-        slots,
-        total_slots,
-    })
+    Ok(Awake { props, slots, total_slots })
 }
 
 impl Closed {
@@ -341,9 +312,7 @@ impl Awake {
         };
         Fit {
             model: Model {
-                id: told(&self.props.model_alias)
-                    .or_else(|| path.clone())
-                    .unwrap_or_default(),
+                id: told(&self.props.model_alias).or_else(|| path.clone()).unwrap_or_default(),
                 path,
                 bytes: stat.map(|s| s.bytes),
                 mtime: stat.map(|s| s.mtime),
@@ -370,10 +339,7 @@ async fn remove(files: &impl SlotFiles, file: &FileName) -> bool {
 }
 
 fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn log(said: &[Said]) {

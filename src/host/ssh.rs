@@ -146,9 +146,7 @@ struct Kept {
 impl std::fmt::Debug for Kept {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let number = self.session.as_ref().map(|s| s.number);
-        f.debug_struct("Kept")
-            .field("session", &number)
-            .finish_non_exhaustive()
+        f.debug_struct("Kept").field("session", &number).finish_non_exhaustive()
     }
 }
 
@@ -170,10 +168,8 @@ impl Ssh {
         let read = |keys: &[String]| -> Result<Vec<_>, _> {
             keys.iter()
                 .map(|key| {
-                    PublicKey::from_openssh(key.trim()).map_err(|error| SshSetupError::Key {
-                        key: plain_text(key, 40),
-                        why: error.to_string(),
-                    })
+                    PublicKey::from_openssh(key.trim())
+                        .map_err(|error| SshSetupError::Key { key: plain_text(key, 40), why: error.to_string() })
                 })
                 .collect()
         };
@@ -235,37 +231,21 @@ impl Ssh {
         self.kept().session = None;
     }
 
-    async fn run_in(
-        &self,
-        session: Session,
-        line: &CommandLine,
-        within: Duration,
-    ) -> Result<Reply, Trouble> {
-        let mut doubt = Doubt {
-            ssh: self,
-            number: session.number,
-            settled: false,
-        };
+    async fn run_in(&self, session: Session, line: &CommandLine, within: Duration) -> Result<Reply, Trouble> {
+        let mut doubt = Doubt { ssh: self, number: session.number, settled: false };
         let work = async {
             let Ok(_permit) = self.at_a_time.acquire().await else {
                 return Err("the target is closed".to_owned());
             };
             let (out, stdout) = mpsc::channel(8);
             let (err, stderr) = mpsc::channel(8);
-            let command =
-                session
-                    .client
-                    .execute_io(line.as_str(), out, Some(err), None, false, None);
+            let command = session.client.execute_io(line.as_str(), out, Some(err), None, false, None);
             let (status, stdout, stderr) = tokio::join!(command, collect(stdout), collect(stderr));
             let (Some(stdout), Some(stderr)) = (stdout, stderr) else {
                 return Err(format!("it printed more than {MOST_OUTPUT} bytes"));
             };
             match status {
-                Ok(status) => Ok(Reply {
-                    status,
-                    stdout,
-                    stderr,
-                }),
+                Ok(status) => Ok(Reply { status, stdout, stderr }),
                 // Killed by a signal, or the connection is lost: the crate does not say which.
                 Err(ClientError::CommandDidntExit) => Err("it ended without an exit status".into()),
                 Err(error) => Err(plain_text(&error.to_string(), 200)),
@@ -313,17 +293,10 @@ impl Ssh {
             Ok(client) => {
                 let number = self.opened.fetch_add(1, Ordering::Relaxed) + 1;
                 tracing::info!(host = %self.target.host, session = number, "SSH session opened");
-                let session = Session {
-                    client,
-                    number,
-                    reused: false,
-                };
+                let session = Session { client, number, reused: false };
                 let mut kept = self.kept();
                 kept.failure = None;
-                kept.session = Some(Session {
-                    reused: true,
-                    ..session.clone()
-                });
+                kept.session = Some(Session { reused: true, ..session.clone() });
                 Ok(session)
             }
             Err(failure) => {
@@ -339,9 +312,7 @@ impl Ssh {
             return result;
         }
         Err(if self.port_is_open().await {
-            reading::Ssh::Broken(format!(
-                "the SSH port is open, but nobody lets us in within {within:?}"
-            ))
+            reading::Ssh::Broken(format!("the SSH port is open, but nobody lets us in within {within:?}"))
         } else {
             reading::Ssh::Silent
         })
@@ -364,10 +335,7 @@ impl Ssh {
         let Some(key) = self.pinned.iter().find(|key| same(key)) else {
             return Err(reading::Ssh::WrongKey(fingerprint(&offered)));
         };
-        let client = self
-            .log_in(&resolved, key)
-            .await
-            .map_err(|error| self.judge(error))?;
+        let client = self.log_in(&resolved, key).await.map_err(|error| self.judge(error))?;
         *expected = Some(key.clone());
         Ok(client)
     }
@@ -400,22 +368,14 @@ impl Ssh {
     async fn resolve(&self) -> Result<Resolved, reading::Ssh> {
         let (host, port) = (self.target.host.as_str(), self.target.port);
         match tokio::net::lookup_host((host, port)).await {
-            Ok(addresses) => Ok(Resolved {
-                host: host.into(),
-                addresses: addresses.collect(),
-            }),
-            Err(error) => Err(reading::Ssh::Unreachable(format!(
-                "cannot resolve `{host}`: {error}"
-            ))),
+            Ok(addresses) => Ok(Resolved { host: host.into(), addresses: addresses.collect() }),
+            Err(error) => Err(reading::Ssh::Unreachable(format!("cannot resolve `{host}`: {error}"))),
         }
     }
 
     async fn port_is_open(&self) -> bool {
         let to = (self.target.host.as_str(), self.target.port);
-        matches!(
-            timeout(PORT_TIMEOUT, TcpStream::connect(to)).await,
-            Ok(Ok(_))
-        )
+        matches!(timeout(PORT_TIMEOUT, TcpStream::connect(to)).await, Ok(Ok(_)))
     }
 
     fn config(&self) -> Config {
@@ -434,9 +394,7 @@ impl Ssh {
         let rsa = |kind: &Algorithm| matches!(kind, Algorithm::Rsa { .. });
         let mut order = config.preferred.key.to_vec();
         order.sort_by_key(|kind| {
-            let pinned = kinds
-                .iter()
-                .position(|k| k == kind || (rsa(k) && rsa(kind)));
+            let pinned = kinds.iter().position(|k| k == kind || (rsa(k) && rsa(kind)));
             pinned.unwrap_or(kinds.len())
         });
         config.preferred.key = Cow::Owned(order);
@@ -451,10 +409,9 @@ impl Ssh {
                 self.target.user,
                 self.target.key.display()
             )),
-            ClientError::KeyInvalid(error) => reading::Ssh::AuthRefused(format!(
-                "our key {} cannot be used: {error}",
-                self.target.key.display()
-            )),
+            ClientError::KeyInvalid(error) => {
+                reading::Ssh::AuthRefused(format!("our key {} cannot be used: {error}", self.target.key.display()))
+            }
             ClientError::AddressInvalid(error) => reading::Ssh::Unreachable(error.to_string()),
             ClientError::IoError(error) => judge_io(&error),
             ClientError::SshError(error) => judge_transport(error),
@@ -476,10 +433,9 @@ fn judge_io(error: &io::Error) -> reading::Ssh {
         Kind::ConnectionRefused => reading::Ssh::PortClosed,
         // A neighbour that does not answer ARP is "no route to host": it is off, or its cable is.
         Kind::HostUnreachable | Kind::TimedOut => reading::Ssh::Silent,
-        Kind::NetworkUnreachable
-        | Kind::NetworkDown
-        | Kind::AddrNotAvailable
-        | Kind::PermissionDenied => reading::Ssh::Unreachable(error.to_string()),
+        Kind::NetworkUnreachable | Kind::NetworkDown | Kind::AddrNotAvailable | Kind::PermissionDenied => {
+            reading::Ssh::Unreachable(error.to_string())
+        }
         _ => reading::Ssh::Broken(error.to_string()),
     }
 }
@@ -514,11 +470,7 @@ impl Drop for Doubt<'_> {
             return;
         }
         let mut kept = self.ssh.kept();
-        if kept
-            .session
-            .as_ref()
-            .is_some_and(|s| s.number == self.number)
-        {
+        if kept.session.as_ref().is_some_and(|s| s.number == self.number) {
             kept.session = None;
             tracing::info!(host = %self.ssh.target.host, session = self.number, "SSH session given up");
         }
@@ -567,10 +519,7 @@ impl From<russh::Error> for Glimpse {
 impl russh::client::Handler for Glance {
     type Error = Glimpse;
 
-    fn check_server_key(
-        &mut self,
-        key: &PublicKey,
-    ) -> impl Future<Output = Result<bool, Self::Error>> + Send {
+    fn check_server_key(&mut self, key: &PublicKey) -> impl Future<Output = Result<bool, Self::Error>> + Send {
         std::future::ready(Err(Glimpse::Offered(Box::new(key.clone()))))
     }
 }

@@ -39,25 +39,16 @@ pub fn parse_units(stdout: &str, stderr: &str, asked: &[UnitName]) -> Result<Uni
     if part("end").is_none() {
         return Err("the answer is cut off".into());
     }
-    let blocks: Vec<&str> = part("units")
-        .unwrap_or_default()
-        .split("\n\n")
-        .map(str::trim)
-        .filter(|block| !block.is_empty())
-        .collect();
-    let left: Vec<&str> = parts
-        .iter()
-        .filter(|(m, _)| *m == "left")
-        .map(|p| p.1)
-        .collect();
+    let blocks: Vec<&str> =
+        part("units").unwrap_or_default().split("\n\n").map(str::trim).filter(|block| !block.is_empty()).collect();
+    let left: Vec<&str> = parts.iter().filter(|(m, _)| *m == "left").map(|p| p.1).collect();
     let units = if part("status 0").is_some() && blocks.len() == asked.len() {
         asked
             .iter()
             .zip(blocks)
             .enumerate()
             .map(|(i, (name, block))| {
-                parse_unit(block, name, left.get(i).copied().unwrap_or_default())
-                    .unwrap_or_else(Unit::Unread)
+                parse_unit(block, name, left.get(i).copied().unwrap_or_default()).unwrap_or_else(Unit::Unread)
             })
             .collect()
     } else {
@@ -77,10 +68,7 @@ fn parse_unit(block: &str, name: &UnitName, left: &str) -> Result<Unit, String> 
         lines.find(|(k, _)| *k == key).map_or("", |(_, v)| v.trim())
     };
     if !value("Names").split(' ').any(|n| n == name.as_str()) {
-        return Err(format!(
-            "systemctl answered for `{}`",
-            plain_text(value("Names"), 80)
-        ));
+        return Err(format!("systemctl answered for `{}`", plain_text(value("Names"), 80)));
     }
     let active = match value("ActiveState") {
         "active" => ActiveState::Active,
@@ -103,9 +91,7 @@ fn parse_unit(block: &str, name: &UnitName, left: &str) -> Result<Unit, String> 
         sub: plain_text(value("SubState"), 40),
         job: !matches!(value("Job"), "" | "0"),
         main_pid,
-        invocation: Some(value("InvocationID"))
-            .filter(|id| id.len() == 32)
-            .and_then(|id| id.parse().ok()),
+        invocation: Some(value("InvocationID")).filter(|id| id.len() == 32).and_then(|id| id.parse().ok()),
         restarts: number("NRestarts"),
         result: plain_text(value("Result"), 40),
         exec_status: value("ExecMainStatus").parse().unwrap_or(0),
@@ -122,9 +108,7 @@ fn parse_unit(block: &str, name: &UnitName, left: &str) -> Result<Unit, String> 
 
 /// `populated 1` of the unified hierarchy, or a process id of the old one.
 fn group_is_populated(first_lines: &str) -> bool {
-    first_lines
-        .lines()
-        .any(|line| line == "populated 1" || line.parse::<u32>().is_ok())
+    first_lines.lines().any(|line| line == "populated 1" || line.parse::<u32>().is_ok())
 }
 
 /// systemd's `1min 30s` (systemd.time(7)).
@@ -157,18 +141,12 @@ fn epoch_seconds(text: &str) -> Option<u64> {
         return unix.parse().ok().filter(|at| *at != 0);
     }
     let mut words = text.split(' ');
-    let (_weekday, date, time, "UTC") =
-        (words.next()?, words.next()?, words.next()?, words.next()?)
-    else {
+    let (_weekday, date, time, "UTC") = (words.next()?, words.next()?, words.next()?, words.next()?) else {
         return None;
     };
     let three = |text: &str, by: char| -> Option<[i64; 3]> {
         let mut numbers = text.split(by).map(|n| n.parse::<u32>().map(i64::from));
-        let all = [
-            numbers.next()?.ok()?,
-            numbers.next()?.ok()?,
-            numbers.next()?.ok()?,
-        ];
+        let all = [numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?];
         numbers.next().is_none().then_some(all)
     };
     let [year, month, day] = three(date, '-')?;
@@ -206,11 +184,7 @@ pub fn judge_verb(what: Ended, status: u32, stderr: &str) -> Outcome {
     let text = plain_text(stderr, 400);
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     let failed = |code: &str| {
-        let message = if text.is_empty() {
-            format!("exit status {status}")
-        } else {
-            text.clone()
-        };
+        let message = if text.is_empty() { format!("exit status {status}") } else { text.clone() };
         Outcome::Failed(Warning::new(code, message))
     };
     if status == 0 {
@@ -226,27 +200,13 @@ pub fn judge_verb(what: Ended, status: u32, stderr: &str) -> Outcome {
     ]) {
         return failed("not_permitted");
     }
-    if what == Ended::Harmless
-        && says(&[
-            "not loaded",
-            "No process to kill",
-            "No such process",
-            "no main process",
-        ])
-    {
+    if what == Ended::Harmless && says(&["not loaded", "No process to kill", "No such process", "no main process"]) {
         return Outcome::Succeeded(vec![]);
     }
     if says(&["attempted too often", "start-limit", "repeated too quickly"]) {
         return failed("start_limit");
     }
-    if what == Ended::Unit
-        && (status == 5
-            || says(&[
-                "not found.",
-                "not loaded",
-                "is masked",
-                "bad unit file setting",
-            ]))
+    if what == Ended::Unit && (status == 5 || says(&["not found.", "not loaded", "is masked", "bad unit file setting"]))
     {
         return failed("unit_missing");
     }
@@ -255,10 +215,7 @@ pub fn judge_verb(what: Ended, status: u32, stderr: &str) -> Outcome {
     }
     // ssh and shells give 255 and 128+N for ends that are not the command's own; a server going down does that, too.
     if status >= 128 {
-        return Outcome::Unknown(Warning::new(
-            "verb_cut_off",
-            format!("exit status {status} {text}"),
-        ));
+        return Outcome::Unknown(Warning::new("verb_cut_off", format!("exit status {status} {text}")));
     }
     failed("verb_failed")
 }
@@ -269,12 +226,7 @@ pub fn parse_post_mortem(stdout: &str, unit: &UnitName, port: u16) -> Vec<String
     /// Longest journal line kept, characters: ten of them and the rest stay within 4 KiB.
     const MOST: usize = 300;
     let parts = remote::parts(stdout);
-    let section = |name: &str| {
-        parts
-            .iter()
-            .find(|(mark, _)| *mark == name)
-            .map_or("", |p| p.1)
-    };
+    let section = |name: &str| parts.iter().find(|(mark, _)| *mark == name).map_or("", |p| p.1);
     let block = section("unit");
     let value = |key: &str| {
         let mut lines = block.lines().filter_map(|line| line.split_once('='));
@@ -300,12 +252,8 @@ pub fn parse_post_mortem(stdout: &str, unit: &UnitName, port: u16) -> Vec<String
         lines.push(format!("port {port} does not listen on the host"));
     }
     // The journal may hold lines that look like our marks: everything up to the last mark belongs to it.
-    let journal = stdout
-        .split_once("@@journal\n")
-        .map_or("", |(_, rest)| rest);
-    let journal = journal
-        .rsplit_once("@@end")
-        .map_or(journal, |(text, _)| text);
+    let journal = stdout.split_once("@@journal\n").map_or("", |(_, rest)| rest);
+    let journal = journal.rsplit_once("@@end").map_or(journal, |(text, _)| text);
     let last = journal.lines().map(|line| plain_text(line, MOST));
     let mut last: Vec<String> = last.filter(|line| !line.is_empty()).collect();
     lines.extend(last.split_off(last.len().saturating_sub(10)));
@@ -339,15 +287,11 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
     const ABSENT: &str = "Names=vllm.service\nMainPID=0\nResult=success\nNRestarts=0\nExecMainStatus=0\nLoadState=not-found\nActiveState=inactive\nSubState=dead\nTimeoutStopUSec=1min 30s\nInvocationID=\n";
 
     fn units() -> Vec<UnitName> {
-        ["llama-cpp.service", "vllm.service"]
-            .map(|u| UnitName::new(u).expect("a unit"))
-            .to_vec()
+        ["llama-cpp.service", "vllm.service"].map(|u| UnitName::new(u).expect("a unit")).to_vec()
     }
 
     fn read(one: &str, two: &str, left: &str) -> UnitsAnswer {
-        let answer = format!(
-            "hello\n@@boot\n{BOOT}\n@@units\n{one}\n{two}@@status 0\n@@left\n{left}@@left\n@@end\n"
-        );
+        let answer = format!("hello\n@@boot\n{BOOT}\n@@units\n{one}\n{two}@@status 0\n@@left\n{left}@@left\n@@end\n");
         parse_units(&answer, "", &units()).expect("a whole answer")
     }
 
@@ -386,15 +330,8 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
 
     #[test]
     fn a_unit_that_is_down_may_leave_processes_behind() {
-        let down = RUNNING
-            .replace("=active", "=failed")
-            .replace("MainPID=4711", "MainPID=0");
-        for (left, expected) in [
-            ("", false),
-            ("populated 0\n", false),
-            ("populated 1\n", true),
-            ("4713\n", true),
-        ] {
+        let down = RUNNING.replace("=active", "=failed").replace("MainPID=4711", "MainPID=0");
+        for (left, expected) in [("", false), ("populated 0\n", false), ("populated 1\n", true), ("4713\n", true)] {
             assert_eq!(first(&down, left).processes_left, expected, "{left:?}");
         }
     }
@@ -402,23 +339,14 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
     #[test]
     fn a_crash_loop_a_pending_job_and_an_endless_stop_are_told() {
         let odd = RUNNING
-            .replace(
-                "ActiveState=active\nSubState=running",
-                "ActiveState=activating\nSubState=auto-restart",
-            )
+            .replace("ActiveState=active\nSubState=running", "ActiveState=activating\nSubState=auto-restart")
             .replace("Job=", "Job=812")
             .replace("NRestarts=0", "NRestarts=7")
             .replace("Result=success", "Result=exit-code")
             .replace("TimeoutStopUSec=1min 30s", "TimeoutStopUSec=infinity");
         let state = first(&odd, "");
-        assert_eq!(
-            (state.active, state.sub.as_str()),
-            (ActiveState::Activating, "auto-restart")
-        );
-        assert_eq!(
-            (state.job, state.restarts, state.timeout_stop),
-            (true, 7, None)
-        );
+        assert_eq!((state.active, state.sub.as_str()), (ActiveState::Activating, "auto-restart"));
+        assert_eq!((state.job, state.restarts, state.timeout_stop), (true, 7, None));
         assert_eq!(state.result, "exit-code");
     }
 
@@ -427,17 +355,12 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
         let masked = RUNNING.replace("LoadState=loaded", "LoadState=masked");
         assert_eq!(first(&masked, "").active, ActiveState::Active);
         let down = masked.replace("=active", "=inactive");
-        assert_eq!(
-            read(&down, ABSENT, "").units[0],
-            Unit::Missing("masked".into())
-        );
+        assert_eq!(read(&down, ABSENT, "").units[0], Unit::Missing("masked".into()));
     }
 
     #[test]
     fn what_is_not_an_answer_is_never_a_stopped_unit() {
-        let whole = format!(
-            "@@boot\n{BOOT}\n@@units\n{RUNNING}\n{ABSENT}@@status 0\n@@left\n@@left\n@@end\n"
-        );
+        let whole = format!("@@boot\n{BOOT}\n@@units\n{RUNNING}\n{ABSENT}@@status 0\n@@left\n@@left\n@@end\n");
         for cut in 0..whole.len() - 7 {
             match parse_units(&whole[..cut], "", &units()) {
                 Err(_) => {}
@@ -446,39 +369,19 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
         }
         let unread = |text: &str, stderr: &str| {
             let answer = parse_units(text, stderr, &units()).expect("the boot id is there");
-            assert!(
-                answer.units.iter().all(|u| matches!(u, Unit::Unread(_))),
-                "{answer:?}"
-            );
+            assert!(answer.units.iter().all(|u| matches!(u, Unit::Unread(_))), "{answer:?}");
             answer
         };
         let no_bus = format!("@@boot\n{BOOT}\n@@units\n@@status 1\n@@left\n@@left\n@@end\n");
-        let told = unread(
-            &no_bus,
-            "Failed to connect to bus: No such file or directory\n",
-        );
-        assert_eq!(
-            told.units[0],
-            Unit::Unread("Failed to connect to bus: No such file or directory".into())
-        );
-        unread(
-            &whole
-                .replace("vllm.service", "other.service")
-                .replace("llama-cpp.service", "x.service"),
-            "",
-        );
+        let told = unread(&no_bus, "Failed to connect to bus: No such file or directory\n");
+        assert_eq!(told.units[0], Unit::Unread("Failed to connect to bus: No such file or directory".into()));
+        unread(&whole.replace("vllm.service", "other.service").replace("llama-cpp.service", "x.service"), "");
         unread(&whole.replace("\n\n", "\n"), "");
     }
 
     #[test]
     fn times_are_read_as_systemd_writes_them() {
-        for (text, seconds) in [
-            ("90s", 90),
-            ("1min 30s", 90),
-            ("5min", 300),
-            ("1h 1min 1s", 3661),
-            ("1d", 86_400),
-        ] {
+        for (text, seconds) in [("90s", 90), ("1min 30s", 90), ("5min", 300), ("1h 1min 1s", 3661), ("1d", 86_400)] {
             assert_eq!(timespan(text), Some(Duration::from_secs(seconds)), "{text}");
         }
         assert_eq!(timespan("500ms"), Some(Duration::from_millis(500)));
@@ -506,48 +409,18 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
             Outcome::Unknown(_) => "unknown".to_owned(),
         };
         for (what, status, stderr, expected) in [
-            (
-                Ended::Unit,
-                0,
-                "sudo: unable to resolve host gpu: Name or service not known\n",
-                "succeeded",
-            ),
+            (Ended::Unit, 0, "sudo: unable to resolve host gpu: Name or service not known\n", "succeeded"),
             (
                 Ended::Unit,
                 1,
                 "Failed to start llama-cpp.service: Interactive authentication required.\n",
                 "not_permitted",
             ),
-            (
-                Ended::Unit,
-                4,
-                "Failed to start cron.service: Access denied\n",
-                "not_permitted",
-            ),
-            (
-                Ended::Unit,
-                1,
-                "sudo: a password is required\n",
-                "not_permitted",
-            ),
-            (
-                Ended::Harmless,
-                1,
-                "Failed to kill unit vllm.service: Access denied\n",
-                "not_permitted",
-            ),
-            (
-                Ended::Unit,
-                5,
-                "Failed to start vllm.service: Unit vllm.service not found.\n",
-                "unit_missing",
-            ),
-            (
-                Ended::Unit,
-                1,
-                "Failed to start vllm.service: Unit vllm.service is masked.\n",
-                "unit_missing",
-            ),
+            (Ended::Unit, 4, "Failed to start cron.service: Access denied\n", "not_permitted"),
+            (Ended::Unit, 1, "sudo: a password is required\n", "not_permitted"),
+            (Ended::Harmless, 1, "Failed to kill unit vllm.service: Access denied\n", "not_permitted"),
+            (Ended::Unit, 5, "Failed to start vllm.service: Unit vllm.service not found.\n", "unit_missing"),
+            (Ended::Unit, 1, "Failed to start vllm.service: Unit vllm.service is masked.\n", "unit_missing"),
             (
                 Ended::Unit,
                 1,
@@ -560,32 +433,17 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
                 "Job for vllm.service failed because the control process exited with error code.\n",
                 "verb_failed",
             ),
-            (
-                Ended::Unit,
-                1,
-                "Job for vllm.service canceled.\n",
-                "verb_failed",
-            ),
+            (Ended::Unit, 1, "Job for vllm.service canceled.\n", "verb_failed"),
             (
                 Ended::Harmless,
                 1,
                 "Failed to reset failed state of unit vllm.service: Unit vllm.service not loaded.\n",
                 "succeeded",
             ),
-            (
-                Ended::PowerOff,
-                1,
-                "Operation inhibited by \"apt\" (PID 811), reason is \"Installing\".\n",
-                "blocked",
-            ),
+            (Ended::PowerOff, 1, "Operation inhibited by \"apt\" (PID 811), reason is \"Installing\".\n", "blocked"),
             (Ended::PowerOff, 255, "", "unknown"),
             (Ended::Unit, 143, "", "unknown"),
-            (
-                Ended::Unit,
-                127,
-                "sh: systemctl: not found\n",
-                "verb_failed",
-            ),
+            (Ended::Unit, 127, "sh: systemctl: not found\n", "verb_failed"),
         ] {
             assert_eq!(code(judge_verb(what, status, stderr)), expected, "{stderr}");
         }
@@ -593,9 +451,7 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
 
     #[test]
     fn a_post_mortem_is_short_and_fit_to_show() {
-        let journal = (0..12)
-            .map(|i| format!("line {i} \x1b[31mred\n"))
-            .collect::<String>();
+        let journal = (0..12).map(|i| format!("line {i} \x1b[31mred\n")).collect::<String>();
         let answer = format!(
             "@@unit\nActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=203\nNRestarts=5\n@@listens\nLISTEN 0 512 127.0.0.1:8080 0.0.0.0:*\n@@asked\n@@journal\n{journal}@@odd {}\n@@end\n",
             "x".repeat(5000)

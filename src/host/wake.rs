@@ -33,44 +33,29 @@ pub async fn send(packet: &[u8], targets: &[SocketAddr], source: Option<IpAddr>)
         match send_one(packet, *target, source).await {
             Ok(()) => sent = true,
             Err(error) => {
-                warnings.push(Warning::new(
-                    "wake_send",
-                    format!("no packet to {target}: {error}"),
-                ));
+                warnings.push(Warning::new("wake_send", format!("no packet to {target}: {error}")));
             }
         }
     }
     match warnings {
         warnings if sent => Outcome::Succeeded(warnings),
-        mut warnings => Outcome::Failed(
-            warnings
-                .pop()
-                .unwrap_or_else(|| Warning::new("wake_send", "no target is configured")),
-        ),
+        mut warnings => {
+            Outcome::Failed(warnings.pop().unwrap_or_else(|| Warning::new("wake_send", "no target is configured")))
+        }
     }
 }
 
-async fn send_one(
-    packet: &[u8],
-    target: SocketAddr,
-    source: Option<IpAddr>,
-) -> std::io::Result<()> {
+async fn send_one(packet: &[u8], target: SocketAddr, source: Option<IpAddr>) -> std::io::Result<()> {
     let any: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     // A source of the other family cannot reach this target: leave the choice to the system.
-    let source = source
-        .filter(|s| s.is_ipv4() == target.is_ipv4())
-        .unwrap_or(any);
+    let source = source.filter(|s| s.is_ipv4() == target.is_ipv4()).unwrap_or(any);
     let socket = UdpSocket::bind((source, 0)).await?;
     socket.set_broadcast(true)?;
     let sent = socket.send_to(packet, target).await?;
-    if sent == packet.len() {
-        Ok(())
-    } else {
-        Err(std::io::ErrorKind::WriteZero.into())
-    }
+    if sent == packet.len() { Ok(()) } else { Err(std::io::ErrorKind::WriteZero.into()) }
 }
 
 /// Runs the wake command (argv, no shell) and ends it at the deadline.
@@ -120,10 +105,7 @@ pub async fn run(argv: &[String], within: Duration) -> Outcome {
         Ok((Ok(status), _)) if status.success() => Outcome::Succeeded(vec![]),
         Ok((Ok(status), complaints)) => {
             let text = plain_text(&String::from_utf8_lossy(&complaints), 300);
-            Outcome::Failed(Warning::new(
-                "wake_command",
-                format!("{program}: {status} {text}"),
-            ))
+            Outcome::Failed(Warning::new("wake_command", format!("{program}: {status} {text}")))
         }
         Ok((Err(error), _)) => Outcome::Unknown(Warning::new("wake_command", error.to_string())),
         Err(_) => Outcome::Unknown(Warning::new(
@@ -146,10 +128,7 @@ mod tests {
         assert_eq!(packet[..6], [0xff; 6]);
         assert!(packet[6..].chunks(6).all(|chunk| chunk == MAC));
         let secured = magic_packet(MAC, Some([1, 2, 3, 4, 5, 6]));
-        assert_eq!(
-            (secured.len(), &secured[102..]),
-            (108, &[1, 2, 3, 4, 5, 6][..])
-        );
+        assert_eq!((secured.len(), &secured[102..]), (108, &[1, 2, 3, 4, 5, 6][..]));
     }
 
     #[tokio::test]
@@ -164,10 +143,7 @@ mod tests {
         for _ in 0..2 {
             let mut buffer = [0; 200];
             let (n, from) = hear.recv_from(&mut buffer).await.expect("a packet");
-            assert_eq!(
-                (&buffer[..n], from.ip()),
-                (&packet[..], IpAddr::V4(Ipv4Addr::LOCALHOST))
-            );
+            assert_eq!((&buffer[..n], from.ip()), (&packet[..], IpAddr::V4(Ipv4Addr::LOCALHOST)));
         }
         let all_bad = send(&packet, &[], None).await;
         assert!(matches!(all_bad, Outcome::Failed(_)), "{all_bad:?}");

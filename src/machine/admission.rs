@@ -3,8 +3,8 @@
 use statig::prelude::*;
 
 use super::{
-    Answer, BackendId, Cause, Command, Effect, End, Goal, Held, Hold, HoldSpec, Options,
-    PowerChoice, Refusal, RequestId, Seen, Server, WakeCheck,
+    Answer, BackendId, Cause, Command, Effect, End, Goal, Held, Hold, HoldSpec, Options, PowerChoice, Refusal,
+    RequestId, Seen, Server, WakeCheck,
     core::{Core, MOST_HOLDS, Step},
     rules::State,
 };
@@ -22,12 +22,7 @@ enum Verdict {
 use Verdict::{AlreadySo, Pursue, Refuse};
 
 /// In `conflict`: nothing moves but by `resolve` or a stop.
-pub(super) fn in_conflict(
-    core: &mut Core,
-    request: RequestId,
-    command: &Command,
-    step: &mut Step,
-) -> Outcome<State> {
+pub(super) fn in_conflict(core: &mut Core, request: RequestId, command: &Command, step: &mut Step) -> Outcome<State> {
     match command {
         Command::Start(..)
         | Command::Switch(..)
@@ -47,12 +42,7 @@ pub(super) fn in_conflict(
 }
 
 /// In `powering-off`: what would call it back comes too late; what wants it on waits for proven off, and wakes it then.
-pub(super) fn going_down(
-    core: &mut Core,
-    request: RequestId,
-    command: &Command,
-    step: &mut Step,
-) -> Outcome<State> {
+pub(super) fn going_down(core: &mut Core, request: RequestId, command: &Command, step: &mut Step) -> Outcome<State> {
     match command {
         Command::Stop(_)
         | Command::Cancel
@@ -65,59 +55,32 @@ pub(super) fn going_down(
             let wanted = backend.unwrap_or(core.policy.default_backend);
             wake_again(core, request, Goal::Run(wanted), *options, step)
         }
-        Command::Switch(backend, options) => {
-            wake_again(core, request, Goal::Run(*backend), *options, step)
-        }
-        Command::Shutdown(PowerChoice::PowerOff, _) | Command::Hold(_) | Command::Release(_) => {
-            Super
-        }
+        Command::Switch(backend, options) => wake_again(core, request, Goal::Run(*backend), *options, step),
+        Command::Shutdown(PowerChoice::PowerOff, _) | Command::Hold(_) | Command::Release(_) => Super,
     }
 }
 
 /// A wish for the server on takes the place of the power-off itself, without being asked to replace it.
-fn wake_again(
-    core: &mut Core,
-    request: RequestId,
-    goal: Goal,
-    options: Options,
-    step: &mut Step,
-) -> Outcome<State> {
+fn wake_again(core: &mut Core, request: RequestId, goal: Goal, options: Options, step: &mut Step) -> Outcome<State> {
     let going_off = core.work.as_ref().is_none_or(|w| w.op.goal == Goal::Off);
-    let options = Options {
-        replace: going_off || options.replace,
-        ..options
-    };
+    let options = Options { replace: going_off || options.replace, ..options };
     let verdict = guarded(core, goal, options);
     settle(core, request, verdict, step)
 }
 
 /// In the region *off*: there is nothing to stop, to save or to resolve.
-pub(super) fn while_off(
-    core: &mut Core,
-    request: RequestId,
-    command: &Command,
-    step: &mut Step,
-) -> Outcome<State> {
+pub(super) fn while_off(core: &mut Core, request: RequestId, command: &Command, step: &mut Step) -> Outcome<State> {
     let idle = core.work.is_none();
     match command {
-        Command::Stop(_) | Command::Shutdown(..) if idle => {
-            answer(step, request, Answer::AlreadySo)
-        }
-        Command::SaveSlots(_) | Command::RestoreSlots(_) => {
-            answer(step, request, Answer::Refused(Refusal::NotRunning))
-        }
+        Command::Stop(_) | Command::Shutdown(..) if idle => answer(step, request, Answer::AlreadySo),
+        Command::SaveSlots(_) | Command::RestoreSlots(_) => answer(step, request, Answer::Refused(Refusal::NotRunning)),
         Command::Resolve(..) => answer(step, request, Answer::Refused(Refusal::NoConflict)),
         _ => Super,
     }
 }
 
 /// Everywhere else.
-pub(super) fn anywhere(
-    core: &mut Core,
-    request: RequestId,
-    command: &Command,
-    step: &mut Step,
-) -> Outcome<State> {
+pub(super) fn anywhere(core: &mut Core, request: RequestId, command: &Command, step: &mut Step) -> Outcome<State> {
     let verdict = match command {
         Command::Cancel => return cancel(core, request, step),
         Command::Hold(spec) => return hold(core, request, spec, step),
@@ -139,9 +102,7 @@ pub(super) fn anywhere(
             }
         }
         Command::Restart(backend, options) => match backend.or_else(|| core.up().next()) {
-            _ if backend.is_none() && core.look.server == Server::NotLooked => {
-                Refuse(Refusal::Unknown)
-            }
+            _ if backend.is_none() && core.look.server == Server::NotLooked => Refuse(Refusal::Unknown),
             None => Refuse(Refusal::NotRunning),
             Some(b) if core.up().any(|o| o != b) => Refuse(Refusal::SwitchNeeded),
             Some(b) => guarded(core, Goal::Restart(b), *options),
@@ -151,14 +112,7 @@ pub(super) fn anywhere(
             if core.work.is_none() && is_vacant(core) {
                 AlreadySo
             } else {
-                guarded(
-                    core,
-                    Goal::Stop,
-                    Options {
-                        replace: true,
-                        ..*options
-                    },
-                )
+                guarded(core, Goal::Stop, Options { replace: true, ..*options })
             }
         }
         Command::Shutdown(PowerChoice::KeepOn, options) => {
@@ -255,10 +209,7 @@ fn guarded(core: &Core, goal: Goal, options: Options) -> Verdict {
         return Refuse(Refusal::ControlUnreachable);
     }
     if off
-        && matches!(
-            core.look.server,
-            Server::Booting(super::BootPhase::AuthRefused | super::BootPhase::WrongHostKey)
-        )
+        && matches!(core.look.server, Server::Booting(super::BootPhase::AuthRefused | super::BootPhase::WrongHostKey))
     {
         return Refuse(Refusal::ControlUnreachable);
     }
@@ -287,10 +238,7 @@ fn guarded(core: &Core, goal: Goal, options: Options) -> Verdict {
     }
     if goal == Goal::Off {
         let held = core.is_held(Held::Awake)
-            || core
-                .policy
-                .ids()
-                .any(|b| core.seen(b).is_up() && core.is_held(Held::Backend(b)));
+            || core.policy.ids().any(|b| core.seen(b).is_up() && core.is_held(Held::Backend(b)));
         if held {
             return Refuse(Refusal::Held);
         }
@@ -304,12 +252,7 @@ fn guarded(core: &Core, goal: Goal, options: Options) -> Verdict {
     Pursue(goal, options)
 }
 
-fn settle(
-    core: &mut Core,
-    request: RequestId,
-    verdict: Verdict,
-    step: &mut Step,
-) -> Outcome<State> {
+fn settle(core: &mut Core, request: RequestId, verdict: Verdict, step: &mut Step) -> Outcome<State> {
     let (goal, options) = match verdict {
         AlreadySo => return answer(step, request, Answer::AlreadySo),
         Refuse(refusal) => return answer(step, request, Answer::Refused(refusal)),

@@ -1,9 +1,8 @@
 //! What the machine remembers beside its leaf: the newest look, the operation, the order under way, the holds.
 
 use super::{
-    BackendId, BootId, BootPhase, Cause, Effect, End, Failure, Goal, Hold, HoldId, Instant,
-    Invocation, Look, OpId, Operation, Outcome, Policy, Seen, Server, Use, Verb, VerbId, Warning,
-    ignored::Ignored,
+    BackendId, BootId, BootPhase, Cause, Effect, End, Failure, Goal, Hold, HoldId, Instant, Invocation, Look, OpId,
+    Operation, Outcome, Policy, Seen, Server, Use, Verb, VerbId, Warning, ignored::Ignored,
 };
 
 /// Holds in force at most: more are a program gone wild.
@@ -25,11 +24,7 @@ pub(super) struct Step {
 
 impl Step {
     pub(super) const fn at(now: Instant) -> Self {
-        Self {
-            now,
-            effects: Vec::new(),
-            ignored: None,
-        }
+        Self { now, effects: Vec::new(), ignored: None }
     }
 
     pub(super) fn emit(&mut self, effect: Effect) {
@@ -165,24 +160,13 @@ impl Work {
     }
 
     /// The progress of leaving `backend`, begun anew for another run.
-    pub(super) fn leaving(
-        &mut self,
-        backend: BackendId,
-        invocation: Option<Invocation>,
-    ) -> &mut Leaving {
-        let fits = self
-            .leaving
-            .is_some_and(|l| l.backend == backend && l.invocation == invocation);
+    pub(super) fn leaving(&mut self, backend: BackendId, invocation: Option<Invocation>) -> &mut Leaving {
+        let fits = self.leaving.is_some_and(|l| l.backend == backend && l.invocation == invocation);
         if !fits {
             self.leaving = None;
         }
         let no_drain = self.no_drain;
-        self.leaving.get_or_insert(Leaving {
-            backend,
-            invocation,
-            drained: no_drain,
-            saved: false,
-        })
+        self.leaving.get_or_insert(Leaving { backend, invocation, drained: no_drain, saved: false })
     }
 }
 
@@ -223,8 +207,7 @@ impl Core {
     pub(super) fn is_off(&self) -> bool {
         self.silence.is_some_and(|s| {
             // A server never seen up needs no patience: there is nothing that could have flapped.
-            s.misses >= self.policy.misses
-                && (self.boot.is_none() || self.now.since(s.since) >= self.policy.silence)
+            s.misses >= self.policy.misses && (self.boot.is_none() || self.now.since(s.since) >= self.policy.silence)
         })
     }
 
@@ -269,10 +252,7 @@ impl Core {
         match look.server {
             Server::NotLooked => {}
             Server::Silent | Server::Booting(_) => {
-                let s = self.silence.get_or_insert(Silence {
-                    since: now,
-                    misses: 0,
-                });
+                let s = self.silence.get_or_insert(Silence { since: now, misses: 0 });
                 s.misses = s.misses.saturating_add(1).min(self.policy.misses);
             }
             Server::On { boot, .. } => {
@@ -285,8 +265,7 @@ impl Core {
             let (before, after) = (self.look.backend(id).clone(), look.backend(id));
             let memory = self.memory_mut(id);
             let other_run = before.invocation != after.invocation;
-            let used = after.use_ == Use::Busy
-                || (!other_run && before.mark.is_some() && after.mark != before.mark);
+            let used = after.use_ == Use::Busy || (!other_run && before.mark.is_some() && after.mark != before.mark);
             if other_run || used {
                 memory.calm = 0;
             }
@@ -308,31 +287,20 @@ impl Core {
                 }
                 Seen::Unknown | Seen::Lingering | Seen::Stranger => {}
             }
-            if after.use_ == Use::Idle
-                && (other_run || used || memory.calm == 0 || after.use_at > before.use_at)
-            {
+            if after.use_ == Use::Idle && (other_run || used || memory.calm == 0 || after.use_at > before.use_at) {
                 memory.calm = memory.calm.saturating_add(1).min(2);
             }
         }
         self.look = look.clone();
         let crowd = self.up().count() > 1;
-        self.crowded_since = if crowd {
-            self.crowded_since.or(Some(now))
-        } else {
-            None
-        };
+        self.crowded_since = if crowd { self.crowded_since.or(Some(now)) } else { None };
         let vacant = self.is_on() && self.policy.ids().all(|id| self.seen(id).is_stopped());
-        self.vacant_since = if vacant {
-            self.vacant_since.or(Some(now))
-        } else {
-            None
-        };
+        self.vacant_since = if vacant { self.vacant_since.or(Some(now)) } else { None };
         if let Some(doubt) = self.doubt {
             let settled = match look.server {
                 Server::On { boot, session } => {
                     doubt.boot != Some(boot)
-                        || (doubt.session.is_none_or(|s| session > s)
-                            && self.seen(doubt.backend) != Seen::Lingering)
+                        || (doubt.session.is_none_or(|s| session > s) && self.seen(doubt.backend) != Seen::Lingering)
                 }
                 _ => self.is_off(),
             };
@@ -360,10 +328,7 @@ impl Core {
             Server::Uncontrolled => {
                 found.push((WorryKind::Failure(Failure::ControlUnreachable), None));
             }
-            Server::NotLooked
-            | Server::Silent
-            | Server::On { .. }
-            | Server::Booting(BootPhase::Booting) => {}
+            Server::NotLooked | Server::Silent | Server::On { .. } | Server::Booting(BootPhase::Booting) => {}
         }
         for id in self.policy.ids() {
             let failure = match self.seen(id) {
@@ -374,10 +339,7 @@ impl Core {
             };
             found.push((WorryKind::Failure(failure), Some(id)));
         }
-        if self
-            .crowded_since
-            .is_some_and(|s| self.now.since(s) >= self.policy.conflict_after)
-        {
+        if self.crowded_since.is_some_and(|s| self.now.since(s) >= self.policy.conflict_after) {
             found.push((WorryKind::Failure(Failure::Conflict), None));
         }
         if self.look.wake_armed == Some(false) && self.policy.wake_check != super::WakeCheck::Off {
@@ -387,15 +349,8 @@ impl Core {
         self.attention = found
             .into_iter()
             .map(|(what, backend)| {
-                let since = old
-                    .iter()
-                    .find(|w| w.what == what && w.backend == backend)
-                    .map_or(self.now, |w| w.since);
-                Worry {
-                    what,
-                    backend,
-                    since,
-                }
+                let since = old.iter().find(|w| w.what == what && w.backend == backend).map_or(self.now, |w| w.since);
+                Worry { what, backend, since }
             })
             .collect();
     }
@@ -412,20 +367,14 @@ impl Core {
             Outcome::Unknown(warning) => (vec![warning.clone()], None),
         };
         let unknown = matches!(outcome, Outcome::Unknown(_));
-        if let (
-            true,
-            Verb::StartUnit(backend) | Verb::StopUnit(backend) | Verb::KillUnit(backend),
-        ) = (unknown, order.what)
+        if let (true, Verb::StartUnit(backend) | Verb::StopUnit(backend) | Verb::KillUnit(backend)) =
+            (unknown, order.what)
         {
             let session = match self.look.server {
                 Server::On { session, .. } => Some(session),
                 _ => None,
             };
-            self.doubt = Some(Doubt {
-                session,
-                boot: self.boot,
-                backend,
-            });
+            self.doubt = Some(Doubt { session, boot: self.boot, backend });
         }
         let Some(work) = &mut self.work else {
             return true;
@@ -449,24 +398,15 @@ impl Core {
                 // A restore that was sent and rejected may have spoilt the process; one that killed it surely has.
                 if matches!(failed, Some("restore_rejected" | "restore_killed_process")) {
                     let invocation = self.look.backend(backend).invocation;
-                    let work = self
-                        .work
-                        .as_mut()
-                        .expect("there is work, looked at just above");
+                    let work = self.work.as_mut().expect("there is work, looked at just above");
                     work.rid_of = invocation;
                     work.launched = false;
                     work.launch = None;
-                    *work.leaving(backend, invocation) = Leaving {
-                        backend,
-                        invocation,
-                        drained: true,
-                        saved: true,
-                    };
+                    *work.leaving(backend, invocation) = Leaving { backend, invocation, drained: true, saved: true };
                     if let Goal::Restore(b) = work.op.goal {
                         work.op.goal = Goal::Restart(b);
                     }
-                } else if matches!(work.op.goal, Goal::Restore(_)) && (failed.is_some() || unknown)
-                {
+                } else if matches!(work.op.goal, Goal::Restore(_)) && (failed.is_some() || unknown) {
                     self.fail(Failure::RestoreFailed, step);
                 }
             }
@@ -494,34 +434,18 @@ impl Core {
         let verb = VerbId(self.next_verb);
         self.next_verb += 1;
         if what != Verb::Wake {
-            self.order = Some(Order {
-                verb,
-                what,
-                until: self.now + within,
-            });
+            self.order = Some(Order { verb, what, until: self.now + within });
         }
         verb
     }
 
-    pub(super) fn begin(
-        &mut self,
-        goal: Goal,
-        cause: Cause,
-        no_drain: bool,
-        step: &mut Step,
-    ) -> OpId {
+    pub(super) fn begin(&mut self, goal: Goal, cause: Cause, no_drain: bool, step: &mut Step) -> OpId {
         let id = OpId(self.next_op);
         self.next_op += 1;
         if self.work.is_some() {
             self.end(End::Replaced { by: id }, step);
         }
-        let op = Operation {
-            id,
-            goal,
-            cause,
-            started: self.now,
-            until: self.now + self.bound(goal),
-        };
+        let op = Operation { id, goal, cause, started: self.now, until: self.now + self.bound(goal) };
         let rid_of = match goal {
             Goal::Restart(b) => self.look.backend(b).invocation,
             _ => None,
@@ -551,23 +475,12 @@ impl Core {
         let leave: std::time::Duration = p
             .backends
             .iter()
-            .map(|b| {
-                b.drain_timeout
-                    + b.save_timeout
-                    + b.stop_timeout
-                    + b.kill_timeout
-                    + p.command_timeout * 2
-            })
+            .map(|b| b.drain_timeout + b.save_timeout + b.stop_timeout + b.kill_timeout + p.command_timeout * 2)
             .sum();
         let run = |b: BackendId| {
             let b = p.backend(b);
             // Twice: once more without the slots if restoring them fails.
-            (b.start_timeout
-                + b.restore_timeout
-                + b.stop_timeout
-                + b.kill_timeout
-                + p.command_timeout * 2)
-                * 2
+            (b.start_timeout + b.restore_timeout + b.stop_timeout + b.kill_timeout + p.command_timeout * 2) * 2
         };
         let on = p.boot_timeout + p.power_off_timeout;
         slack
@@ -586,37 +499,23 @@ impl Core {
         if work.op.cause.is_policy() {
             self.backoff = match end {
                 End::Failed { .. } => {
-                    let wait = self.backoff.map_or(self.policy.policy_backoff, |b| {
-                        (b.wait * 2).min(LONGEST_BACKOFF)
-                    });
-                    Some(Backoff {
-                        until: self.now + wait,
-                        wait,
-                    })
+                    let wait = self.backoff.map_or(self.policy.policy_backoff, |b| (b.wait * 2).min(LONGEST_BACKOFF));
+                    Some(Backoff { until: self.now + wait, wait })
                 }
                 End::Done { .. } => None,
                 End::Cancelled | End::Replaced { .. } => self.backoff,
             };
         }
-        step.emit(Effect::Ended {
-            op: work.op.id,
-            end,
-        });
+        step.emit(Effect::Ended { op: work.op.id, end });
     }
 
     pub(super) fn done(&mut self, step: &mut Step) {
-        let warnings = self
-            .work
-            .as_mut()
-            .map_or_else(Vec::new, |w| std::mem::take(&mut w.warnings));
+        let warnings = self.work.as_mut().map_or_else(Vec::new, |w| std::mem::take(&mut w.warnings));
         self.end(End::Done { warnings }, step);
     }
 
     pub(super) fn fail(&mut self, failure: Failure, step: &mut Step) {
-        let warnings = self
-            .work
-            .as_mut()
-            .map_or_else(Vec::new, |w| std::mem::take(&mut w.warnings));
+        let warnings = self.work.as_mut().map_or_else(Vec::new, |w| std::mem::take(&mut w.warnings));
         self.end(End::Failed { failure, warnings }, step);
     }
 
@@ -638,8 +537,7 @@ impl Core {
 
     pub(super) fn expire_holds(&mut self, step: &mut Step) {
         let (now, before) = (self.now, self.holds.len());
-        self.holds
-            .retain(|h| h.until.is_none_or(|until| until > now));
+        self.holds.retain(|h| h.until.is_none_or(|until| until > now));
         if self.holds.len() != before {
             step.emit(Effect::HoldsChanged);
         }
@@ -663,11 +561,10 @@ impl Look {
             && self.foreign_gpu == other.foreign_gpu
             && self.people == other.people
             && self.wake_armed == other.wake_armed
-            && self.backends.iter().zip(&other.backends).all(|(a, b)| {
-                super::BackendLook {
-                    use_at: b.use_at,
-                    ..a.clone()
-                } == *b
-            })
+            && self
+                .backends
+                .iter()
+                .zip(&other.backends)
+                .all(|(a, b)| super::BackendLook { use_at: b.use_at, ..a.clone() } == *b)
     }
 }

@@ -174,10 +174,7 @@ pub struct Warning {
 impl Warning {
     /// A warning.
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            code: code.into(),
-            message: message.into(),
-        }
+        Self { code: code.into(), message: message.into() }
     }
 }
 

@@ -48,8 +48,7 @@ use std::time::Duration;
 use super::{
     BackendKind, BackendLook, BackendPolicy, BootPhase, Instant, Look, Policy, Seen, Server, Use,
     reading::{
-        ActiveState, Activity, BackendReading, Dated, Gpu, Http, People, Reading, Ssh, Unit,
-        UnitState, WakeArmed,
+        ActiveState, Activity, BackendReading, Dated, Gpu, Http, People, Reading, Ssh, Unit, UnitState, WakeArmed,
     },
 };
 
@@ -81,34 +80,23 @@ pub fn judge(reading: &Reading, policy: &Policy, now: Instant) -> Look {
     Look {
         at: reading.ssh.as_ref().map_or(Instant::START, |ssh| ssh.at),
         server,
-        backends: views
-            .iter()
-            .map(|view| view.look(told, gpu, memory_left))
-            .collect(),
+        backends: views.iter().map(|view| view.look(told, gpu, memory_left)).collect(),
         foreign_gpu: processes(gpu).any(|p| p.backend.is_none() && !p.ignored),
-        people: of_boot(reading, reading.people.as_ref())
-            .filter(|_| on)
-            .and_then(|people| match people {
-                People::Unread(_) => None,
-                People::Read { logins, inhibitors } => {
-                    Some(!logins.is_empty() || !inhibitors.is_empty())
-                }
-            }),
-        wake_armed: of_boot(reading, reading.wake_armed.as_ref())
-            .filter(|_| on)
-            .and_then(|armed| match armed {
-                WakeArmed::Armed => Some(true),
-                WakeArmed::NotArmed(_) => Some(false),
-                WakeArmed::Unknown(_) => None,
-            }),
+        people: of_boot(reading, reading.people.as_ref()).filter(|_| on).and_then(|people| match people {
+            People::Unread(_) => None,
+            People::Read { logins, inhibitors } => Some(!logins.is_empty() || !inhibitors.is_empty()),
+        }),
+        wake_armed: of_boot(reading, reading.wake_armed.as_ref()).filter(|_| on).and_then(|armed| match armed {
+            WakeArmed::Armed => Some(true),
+            WakeArmed::NotArmed(_) => Some(false),
+            WakeArmed::Unknown(_) => None,
+        }),
     }
 }
 
 fn server(reading: &Reading, views: &[View<'_>], now: Instant) -> Server {
     let ssh = reading.ssh.as_ref().and_then(|ssh| young(ssh, now));
-    let answers = views
-        .iter()
-        .any(|view| matches!(view.http, Some(Http::Ready(_))));
+    let answers = views.iter().any(|view| matches!(view.http, Some(Http::Ready(_))));
     match ssh {
         Some(&Ssh::Answered { boot, session }) => Server::On { boot, session },
         Some(Ssh::WrongKey(_)) => Server::Booting(BootPhase::WrongHostKey),
@@ -145,10 +133,7 @@ impl<'a> View<'a> {
         now: Instant,
     ) -> Self {
         let asked = reading.ssh.as_ref().map(|ssh| ssh.at);
-        let unit = backend
-            .unit
-            .as_ref()
-            .filter(|unit| asked.is_some_and(|asked| unit.at >= asked));
+        let unit = backend.unit.as_ref().filter(|unit| asked.is_some_and(|asked| unit.at >= asked));
         // Since when an answer is of this run; without a run since the last word of SSH.
         let since = match unit.map(|unit| (&unit.value, unit.at)) {
             Some((Unit::Loaded(state), at)) if is_up(state) => backend
@@ -165,11 +150,7 @@ impl<'a> View<'a> {
             policy,
             reading: backend,
             unit: unit.and_then(|unit| young(unit, now)),
-            http: backend
-                .http
-                .as_ref()
-                .filter(|http| of_run(http.at))
-                .and_then(|http| young(http, now)),
+            http: backend.http.as_ref().filter(|http| of_run(http.at)).and_then(|http| young(http, now)),
             activity: activity.map(|a| &a.value),
             asked_for_use: activity.map_or(Instant::START, |a| a.at),
             use_is_known: activity.is_some_and(|a| now.since(a.at) <= OLDEST_USE),
@@ -195,22 +176,14 @@ impl<'a> View<'a> {
     }
 
     fn look(&self, server_told: bool, gpu: Option<&Gpu>, memory_left: bool) -> BackendLook {
-        let seen = if server_told {
-            self.seen(gpu, memory_left)
-        } else {
-            Seen::Unknown
-        };
+        let seen = if server_told { self.seen(gpu, memory_left) } else { Seen::Unknown };
         // A process that is no more has no activity.
         let activity = self.activity.filter(|_| seen.is_up());
         let young = activity.filter(|_| self.use_is_known);
         let slots = activity.map_or(&[][..], |a| &a.slots);
         let sleeping = young.is_some_and(|a| a.sleeping);
-        let untouched = |a: &Activity| {
-            !a.slots.is_empty()
-                && a.slots
-                    .iter()
-                    .all(|s| s.tokens.is_none() && !s.is_processing)
-        };
+        let untouched =
+            |a: &Activity| !a.slots.is_empty() && a.slots.iter().all(|s| s.tokens.is_none() && !s.is_processing);
         let state = self.state().filter(|_| server_told);
         BackendLook {
             seen,
@@ -225,9 +198,7 @@ impl<'a> View<'a> {
             mark: activity.and_then(|a| a.mark),
             // Also by an old word: trying to save once too often costs little. Whether it can save, the saver finds out
             // and records. A sleeping one has thrown its context away.
-            holds_tokens: self.policy.slots
-                && !sleeping
-                && slots.iter().any(|slot| slot.tokens.is_some_and(|n| n > 0)),
+            holds_tokens: self.policy.slots && !sleeping && slots.iter().any(|slot| slot.tokens.is_some_and(|n| n > 0)),
             unused: young.is_some_and(untouched),
             restorable: self.policy.slots && self.is_restorable(),
             sleeping,
@@ -238,8 +209,7 @@ impl<'a> View<'a> {
         let somebody_answers = match self.http {
             Some(Http::Ready(_) | Http::Stranger(_) | Http::KeyRefused | Http::Garbage(_)) => true,
             Some(Http::Status(code)) => !is_proxys_word(*code),
-            Some(Http::Refused | Http::TimedOut | Http::Unreachable(_) | Http::Unavailable)
-            | None => false,
+            Some(Http::Refused | Http::TimedOut | Http::Unreachable(_) | Http::Unavailable) | None => false,
         };
         let state = match self.unit {
             None | Some(Unit::Unread(_)) if matches!(self.http, Some(Http::Ready(_))) => {
@@ -268,9 +238,7 @@ impl<'a> View<'a> {
             // `auto-restart-queued` too, of newer systemd.
             ActiveState::Activating if state.sub.starts_with("auto-restart") => Seen::CrashLoop,
             ActiveState::Activating if state.main_pid.is_none() => Seen::Loading,
-            ActiveState::Active | ActiveState::Reloading | ActiveState::Activating => {
-                self.up_and_answering()
-            }
+            ActiveState::Active | ActiveState::Reloading | ActiveState::Activating => self.up_and_answering(),
         }
     }
 
@@ -281,11 +249,8 @@ impl<'a> View<'a> {
             Some(Http::TimedOut | Http::Unreachable(_)) if self.has_served() => Seen::Running,
             Some(Http::Unavailable) if self.policy.kind == BackendKind::Vllm => Seen::Sick,
             Some(Http::Status(code)) if is_proxys_word(*code) => Seen::Loading,
-            Some(Http::Stranger(_) | Http::Status(_) | Http::KeyRefused | Http::Garbage(_)) => {
-                Seen::Sick
-            }
-            Some(Http::Refused | Http::Unavailable | Http::TimedOut | Http::Unreachable(_))
-            | None => Seen::Loading,
+            Some(Http::Stranger(_) | Http::Status(_) | Http::KeyRefused | Http::Garbage(_)) => Seen::Sick,
+            Some(Http::Refused | Http::Unavailable | Http::TimedOut | Http::Unreachable(_)) | None => Seen::Loading,
         }
     }
 
@@ -321,10 +286,7 @@ const fn is_proxys_word(code: u16) -> bool {
 
 /// The unit is up or on its way.
 const fn is_up(state: &UnitState) -> bool {
-    matches!(
-        state.active,
-        ActiveState::Active | ActiveState::Reloading | ActiveState::Activating
-    )
+    matches!(state.active, ActiveState::Active | ActiveState::Reloading | ActiveState::Activating)
 }
 
 /// The unit is in a run: systemd shows the last one's id also after its end.
@@ -338,14 +300,9 @@ fn memory_is_left(gpu: Option<&Gpu>, policy: &Policy) -> bool {
         return false;
     };
     let over = |used: u64| used.saturating_sub(baseline);
-    let excess: u64 = devices
-        .iter()
-        .map(|device| device.used_mib.map_or(0, over))
-        .fold(0, u64::saturating_add);
+    let excess: u64 = devices.iter().map(|device| device.used_mib.map_or(0, over)).fold(0, u64::saturating_add);
     // A process of unknown size explains everything.
-    let explained = processes(gpu)
-        .map(|process| process.used_mib.unwrap_or(u64::MAX))
-        .fold(0, u64::saturating_add);
+    let explained = processes(gpu).map(|process| process.used_mib.unwrap_or(u64::MAX)).fold(0, u64::saturating_add);
     excess > explained
 }
 
@@ -359,9 +316,7 @@ fn processes(gpu: Option<&Gpu>) -> impl Iterator<Item = &super::reading::GpuProc
 /// The value, unless it is of an earlier boot.
 fn of_boot<'a, T>(reading: &Reading, dated: Option<&'a Dated<T>>) -> Option<&'a T> {
     let booted = reading.boot.as_ref().map(|boot| boot.at);
-    dated
-        .filter(|dated| booted.is_none_or(|booted| dated.at >= booted))
-        .map(|dated| &dated.value)
+    dated.filter(|dated| booted.is_none_or(|booted| dated.at >= booted)).map(|dated| &dated.value)
 }
 
 /// The value, unless it is too old to be evidence.

@@ -20,14 +20,10 @@ struct Names(Vec<u128>);
 impl Names {
     fn of(&mut self, raw: Option<u128>) -> usize {
         let Some(raw) = raw else { return 0 };
-        let at = self
-            .0
-            .iter()
-            .position(|known| *known == raw)
-            .unwrap_or_else(|| {
-                self.0.push(raw);
-                self.0.len() - 1
-            });
+        let at = self.0.iter().position(|known| *known == raw).unwrap_or_else(|| {
+            self.0.push(raw);
+            self.0.len() - 1
+        });
         at + 1
     }
 }
@@ -58,17 +54,13 @@ impl Machine {
             attention: _,
         } = &*self.chart;
         let leaf = *self.chart.state();
-        let mut future: Vec<Instant> = [
-            leaf.deadline(),
-            work.as_ref().map(|w| w.op.until),
-            order.map(|o| o.until),
-        ]
-        .into_iter()
-        .flatten()
-        .chain(backoff.map(|b| b.until))
-        .chain(holds.iter().filter_map(|h| h.until))
-        .filter(|at| at > now)
-        .collect();
+        let mut future: Vec<Instant> = [leaf.deadline(), work.as_ref().map(|w| w.op.until), order.map(|o| o.until)]
+            .into_iter()
+            .flatten()
+            .chain(backoff.map(|b| b.until))
+            .chain(holds.iter().filter_map(|h| h.until))
+            .filter(|at| at > now)
+            .collect();
         future.sort_unstable();
         future.dedup();
         let rank = |at: Instant| future.iter().position(|f| *f == at);
@@ -86,28 +78,8 @@ impl Machine {
             other => (0, other).hash(h),
         }
         boots.of(boot.map(|b| b.0)).hash(h);
-        for (
-            b,
-            Memory {
-                last_use: _,
-                calm,
-                restored,
-                unwell,
-                ready,
-            },
-        ) in look.backends.iter().zip(backends)
-        {
-            (
-                b.seen,
-                b.use_,
-                b.mark,
-                b.holds_tokens,
-                b.unused,
-                b.restorable,
-                b.sleeping,
-                b.restarts,
-            )
-                .hash(h);
+        for (b, Memory { last_use: _, calm, restored, unwell, ready }) in look.backends.iter().zip(backends) {
+            (b.seen, b.use_, b.mark, b.holds_tokens, b.unused, b.restorable, b.sleeping, b.restarts).hash(h);
             runs.of(b.invocation.map(|i| i.0)).hash(h);
             (calm, unwell).hash(h);
             runs.of(restored.map(|i| i.0)).hash(h);
@@ -116,11 +88,7 @@ impl Machine {
         (look.foreign_gpu, look.people, look.wake_armed).hash(h);
         (self.chart.is_off(), silence.map(|s| s.misses)).hash(h);
         (crowded_since.is_some(), vacant_since.is_some()).hash(h);
-        (
-            self.chart.is_settled(),
-            order.map(|o| (o.what, rank(o.until))),
-        )
-            .hash(h);
+        (self.chart.is_settled(), order.map(|o| (o.what, rank(o.until)))).hash(h);
         doubt.map(|d| (d.session.is_some(), d.backend)).hash(h);
         for hold in holds {
             (hold.what, hold.until.map(rank)).hash(h);
@@ -145,13 +113,7 @@ impl Machine {
             (no_drain, launched, no_restore, failing, slots_done).hash(h);
             runs.of(rid_of.map(|i| i.0)).hash(h);
             (runs.of(launch.map(|l| l.0.0)), launch.map(|l| l.1)).hash(h);
-            if let Some(Leaving {
-                backend,
-                invocation,
-                drained,
-                saved,
-            }) = leaving
-            {
+            if let Some(Leaving { backend, invocation, drained, saved }) = leaving {
                 (backend, drained, saved, runs.of(invocation.map(|i| i.0))).hash(h);
             }
             power_check_until.map(|at| at > *now).hash(h);

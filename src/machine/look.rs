@@ -123,10 +123,7 @@ impl Seen {
     /// It holds the GPU, or may at any moment.
     #[must_use]
     pub const fn is_up(self) -> bool {
-        matches!(
-            self,
-            Self::Loading | Self::Running | Self::CrashLoop | Self::Sick
-        )
+        matches!(self, Self::Loading | Self::Running | Self::CrashLoop | Self::Sick)
     }
 
     /// It is proven that it holds nothing. A unit that does not exist holds nothing either.

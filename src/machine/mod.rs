@@ -59,14 +59,9 @@ impl Machine {
     /// A machine that knows nothing yet but what people asked to last: the holds in force.
     #[must_use]
     pub fn new(policy: Policy, holds: Vec<Hold>) -> Self {
-        let chart = Core::new(policy, holds)
-            .uninitialized_state_machine()
-            .init_with_context(&mut Step::at(Instant::START));
-        Self {
-            chart,
-            since: Instant::START,
-            ignored: None,
-        }
+        let chart =
+            Core::new(policy, holds).uninitialized_state_machine().init_with_context(&mut Step::at(Instant::START));
+        Self { chart, since: Instant::START, ignored: None }
     }
 
     /// Takes one event at the time `now` and says what must be done, in this order.
@@ -74,10 +69,8 @@ impl Machine {
     pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
         let mut step = Step::at(now.max(self.chart.now));
         let before = self.place();
-        self.chart
-            .handle_with_context(&Signal::Begin(step.now), &mut step);
-        self.chart
-            .handle_with_context(&Signal::Take(&event), &mut step);
+        self.chart.handle_with_context(&Signal::Begin(step.now), &mut step);
+        self.chart.handle_with_context(&Signal::Take(&event), &mut step);
         for _ in 0..MOST_MOVES {
             let leaf = *self.chart.state();
             let work = self.chart.work.as_ref().map(|w| w.op.id);
@@ -89,11 +82,7 @@ impl Machine {
         if before != self.place() {
             self.since = step.now;
         }
-        self.ignored = if before == self.place() && step.effects.is_empty() {
-            step.ignored
-        } else {
-            None
-        };
+        self.ignored = if before == self.place() && step.effects.is_empty() { step.ignored } else { None };
         step.effects
     }
 
@@ -114,9 +103,7 @@ impl Machine {
     pub fn deadline(&self) -> Option<Instant> {
         let core: &Core = &self.chart;
         let leaf = *self.chart.state();
-        let crowd = (leaf != State::Conflict)
-            .then_some(core.crowded_since)
-            .flatten();
+        let crowd = (leaf != State::Conflict).then_some(core.crowded_since).flatten();
         [
             leaf.deadline(),
             core.work.as_ref().map(|w| w.op.until),
@@ -145,9 +132,7 @@ impl Machine {
             Kind::Offline if busy => Pace::Waiting,
             // Before the first certainty, and while silence is being counted, a look a second.
             Kind::Unknown => Pace::Waiting,
-            Kind::Starting | Kind::Restoring | Kind::Draining | Kind::Saving | Kind::Stopping => {
-                Pace::Busy
-            }
+            Kind::Starting | Kind::Restoring | Kind::Draining | Kind::Saving | Kind::Stopping => Pace::Busy,
             Kind::Idle | Kind::Running | Kind::Conflict if busy => Pace::Busy,
             Kind::Offline => Pace::Rest,
             Kind::Idle | Kind::Running | Kind::Conflict => {
@@ -163,22 +148,14 @@ impl Machine {
             since: self.since,
             operation: core.work.as_ref().map(|w| w.op.clone()),
             order: core.order.map(|o| (o.verb, o.what)),
-            save_ended: core
-                .work
-                .as_ref()
-                .and_then(|w| w.leaving)
-                .is_some_and(|l| l.saved),
+            save_ended: core.work.as_ref().and_then(|w| w.leaving).is_some_and(|l| l.saved),
             restored: core.backends.iter().map(|m| m.restored).collect(),
             look: core.look.clone(),
             boot: core.boot,
             is_off: core.is_off(),
             last_use: core.backends.iter().map(|m| m.last_use).collect(),
             holds: core.holds.clone(),
-            next_action: pursuit::next_policy(core, leaf).map(|(goal, cause, at)| NextAction {
-                goal,
-                cause,
-                at,
-            }),
+            next_action: pursuit::next_policy(core, leaf).map(|(goal, cause, at)| NextAction { goal, cause, at }),
             attention: core
                 .attention
                 .iter()
@@ -212,9 +189,6 @@ impl Machine {
 impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let core: &Core = &self.chart;
-        f.debug_struct("Machine")
-            .field("leaf", self.chart.state())
-            .field("core", core)
-            .finish_non_exhaustive()
+        f.debug_struct("Machine").field("leaf", self.chart.state()).field("core", core).finish_non_exhaustive()
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    BackendId, BootPhase, Cause, Failure, Goal, Held, Instant, OnStartTimeout, RestorePolicy, Seen,
-    Server, Use, Verb, WakeCheck,
+    BackendId, BootPhase, Cause, Failure, Goal, Held, Instant, OnStartTimeout, RestorePolicy, Seen, Server, Use, Verb,
+    WakeCheck,
     core::{Core, Step},
     rules::State,
 };
@@ -58,9 +58,7 @@ fn observed(core: &Core, leaf: State) -> Option<State> {
     let (first, second) = (up.next(), up.next());
     match (first, second) {
         (Some(_), Some(_)) => {
-            let lasted = core
-                .crowded_since
-                .is_some_and(|s| core.now.since(s) >= core.policy.conflict_after);
+            let lasted = core.crowded_since.is_some_and(|s| core.now.since(s) >= core.policy.conflict_after);
             match leaf {
                 State::Conflict => Some(State::Conflict),
                 _ if lasted => Some(State::Conflict),
@@ -74,26 +72,14 @@ fn observed(core: &Core, leaf: State) -> Option<State> {
             if let Some(backend) = core.first(|s| s == Seen::Lingering) {
                 Some(match leaf {
                     State::Stopping { backend: b, .. } if b == backend => leaf,
-                    _ => State::Stopping {
-                        backend,
-                        order: None,
-                        until: None,
-                        killed: false,
-                    },
+                    _ => State::Stopping { backend, order: None, until: None, killed: false },
                 })
-            } else if core
-                .policy
-                .ids()
-                .all(|id| core.seen(id).is_stopped() || core.seen(id) == Seen::Stranger)
-            {
+            } else if core.policy.ids().all(|id| core.seen(id).is_stopped() || core.seen(id) == Seen::Stranger) {
                 Some(State::Idle)
             } else {
                 // Some unit cannot be read. A leaf that a person could act on is not thrown away for that.
                 match leaf {
-                    State::Running { .. }
-                    | State::Idle
-                    | State::Starting { .. }
-                    | State::Unknown => None,
+                    State::Running { .. } | State::Idle | State::Starting { .. } | State::Unknown => None,
                     _ => Some(State::Unknown),
                 }
             }
@@ -105,25 +91,15 @@ fn observed(core: &Core, leaf: State) -> Option<State> {
 fn by_itself(core: &Core, backend: BackendId, leaf: State) -> State {
     let running = State::Running { backend };
     let starting = match leaf {
-        State::Starting { backend: b, .. } if b == backend => State::Starting {
-            backend,
-            order: None,
-            until: None,
-        },
-        _ => State::Starting {
-            backend,
-            order: None,
-            until: None,
-        },
+        State::Starting { backend: b, .. } if b == backend => State::Starting { backend, order: None, until: None },
+        _ => State::Starting { backend, order: None, until: None },
     };
     let memory = core.memory(backend);
     let same_run = memory.ready.is_some() && memory.ready == core.look.backend(backend).invocation;
     match core.seen(backend) {
         Seen::Running => running,
         // A healthy run that does not answer now: a flap until it has lasted.
-        Seen::Loading if leaf == running && same_run && memory.unwell < core.policy.misses => {
-            running
-        }
+        Seen::Loading if leaf == running && same_run && memory.unwell < core.policy.misses => running,
         // A broken engine stays where it is, with health "failing": it is up and holds the GPU.
         Seen::Sick if leaf == running => running,
         _ => starting,
@@ -166,11 +142,7 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
             let idle = look.use_ == Use::Idle && look.seen == Seen::Running;
             let held = core.is_held(Held::Backend(backend));
             let since = core.memory(backend).last_use?;
-            (idle && !held).then_some((
-                Goal::Stop,
-                Cause::IdleStop,
-                (since + after).max(not_before),
-            ))
+            (idle && !held).then_some((Goal::Stop, Cause::IdleStop, (since + after).max(not_before)))
         }
         State::Idle => {
             let after = core.policy.idle_power_off_after?;
@@ -178,14 +150,9 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
             let blocked = core.is_held(Held::Awake)
                 || core.look.foreign_gpu
                 || core.look.people == Some(true)
-                || (core.policy.wake_check != WakeCheck::Off
-                    && core.look.wake_armed == Some(false))
+                || (core.policy.wake_check != WakeCheck::Off && core.look.wake_armed == Some(false))
                 || !core.policy.can_wake;
-            (!blocked).then_some((
-                Goal::Off,
-                Cause::IdlePowerOff,
-                (since + after).max(not_before),
-            ))
+            (!blocked).then_some((Goal::Off, Cause::IdlePowerOff, (since + after).max(not_before)))
         }
         _ => None,
     }
@@ -200,43 +167,21 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
 
     // Deadlines of leaves that wait for something other than their order.
     match leaf {
-        State::Stopping {
-            backend,
-            until: Some(until),
-            killed,
-            ..
-        } if until <= core.now && core.order.is_none() => {
+        State::Stopping { backend, until: Some(until), killed, .. } if until <= core.now && core.order.is_none() => {
             if core.seen(backend).is_stopped() {
                 // Goes on below.
             } else if killed {
                 let lingers = core.seen(backend) == Seen::Lingering;
-                core.fail(
-                    if lingers {
-                        Failure::GpuNotFreed
-                    } else {
-                        Failure::StopStuck
-                    },
-                    step,
-                );
+                core.fail(if lingers { Failure::GpuNotFreed } else { Failure::StopStuck }, step);
                 return Ended;
             } else {
                 let p = core.policy.backend(backend);
                 let until = core.now + core.policy.command_timeout + p.kill_timeout;
-                let order = Some(core.order(
-                    Verb::KillUnit(backend),
-                    core.within(Verb::KillUnit(backend)),
-                ));
-                return Leaf(Some(State::Stopping {
-                    backend,
-                    order,
-                    until: Some(until),
-                    killed: true,
-                }));
+                let order = Some(core.order(Verb::KillUnit(backend), core.within(Verb::KillUnit(backend))));
+                return Leaf(Some(State::Stopping { backend, order, until: Some(until), killed: true }));
             }
         }
-        State::PoweringOff { until, .. }
-            if until <= core.now && core.is_on() && core.look.boot() == powered(core) =>
-        {
+        State::PoweringOff { until, .. } if until <= core.now && core.is_on() && core.look.boot() == powered(core) => {
             core.fail(Failure::PowerOffTimeout, step);
             return Ended;
         }
@@ -325,11 +270,7 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
         if resend <= core.now {
             let next = (core.now + core.policy.wake_resend).min(until);
             let order = (!life).then(|| core.order(Verb::Wake, core.policy.command_timeout));
-            return Leaf(Some(State::Waking {
-                order,
-                until,
-                resend: next,
-            }));
+            return Leaf(Some(State::Waking { order, until, resend: next }));
         }
         return STAY;
     }
@@ -347,10 +288,7 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
         }
         Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(_) => {
             if matches!(goal, Goal::Restore(_)) || !core.policy.can_wake {
-                core.fail(
-                    boot_failure(core.look.server, Failure::ControlUnreachable),
-                    step,
-                );
+                core.fail(boot_failure(core.look.server, Failure::ControlUnreachable), step);
                 return Ended;
             }
             if let Some(work) = &mut core.work {
@@ -364,11 +302,7 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
             // The first round always goes out: what refuses a connection may be somebody else at its address.
             let order = Some(core.order(Verb::Wake, core.policy.command_timeout));
             let resend = (core.now + core.policy.wake_resend).min(until);
-            Leaf(Some(State::Waking {
-                order,
-                until,
-                resend,
-            }))
+            Leaf(Some(State::Waking { order, until, resend }))
         }
     }
 }
@@ -393,10 +327,8 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
     };
     let unwanted = work.rid_of.is_some() && work.rid_of == look.invocation;
     if work.launched && look.seen.is_up() {
-        let (first, restarts) = *work.launch.get_or_insert((
-            look.invocation.unwrap_or(super::Invocation(0)),
-            look.restarts,
-        ));
+        let (first, restarts) =
+            *work.launch.get_or_insert((look.invocation.unwrap_or(super::Invocation(0)), look.restarts));
         let other_run = look.invocation.is_some_and(|i| i != first);
         if look.seen == Seen::CrashLoop || other_run || look.restarts > restarts {
             work.failing = Some(Failure::CrashLoop);
@@ -439,19 +371,12 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
                 return STAY;
             }
             let until = Some(core.now + core.policy.backend(backend).start_timeout);
-            let order = Some(core.order(
-                Verb::StartUnit(backend),
-                core.within(Verb::StartUnit(backend)),
-            ));
+            let order = Some(core.order(Verb::StartUnit(backend), core.within(Verb::StartUnit(backend))));
             if let Some(work) = &mut core.work {
                 work.launched = true;
                 work.launch = None;
             }
-            Leaf(Some(State::Starting {
-                backend,
-                order,
-                until,
-            }))
+            Leaf(Some(State::Starting { backend, order, until }))
         }
     }
 }
@@ -464,30 +389,17 @@ fn fail(core: &mut Core, failure: Failure, step: &mut Step) -> Pursued {
 /// Waits for `backend` to come up, from now or from when its start was ordered.
 fn starting(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pursued {
     match leaf {
-        State::Starting {
-            backend: b,
-            until: Some(_),
-            ..
-        } if b == backend => starting_deadline(core, leaf, step),
+        State::Starting { backend: b, until: Some(_), .. } if b == backend => starting_deadline(core, leaf, step),
         _ => {
             let until = Some(core.now + core.policy.backend(backend).start_timeout);
-            Leaf(Some(State::Starting {
-                backend,
-                order: None,
-                until,
-            }))
+            Leaf(Some(State::Starting { backend, order: None, until }))
         }
     }
 }
 
 /// In `Starting`: fails when its time is over. Elsewhere: stays.
 fn starting_deadline(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
-    let State::Starting {
-        backend,
-        until: Some(until),
-        ..
-    } = leaf
-    else {
+    let State::Starting { backend, until: Some(until), .. } = leaf else {
         return STAY;
     };
     if until > core.now {
@@ -498,9 +410,7 @@ fn starting_deadline(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
         Seen::Stopped => Failure::StartFailed,
         _ => Failure::HealthTimeout,
     };
-    if core.policy.backend(backend).on_start_timeout == OnStartTimeout::Stop
-        && core.seen(backend).is_up()
-    {
+    if core.policy.backend(backend).on_start_timeout == OnStartTimeout::Stop && core.seen(backend).is_up() {
         if let Some(work) = &mut core.work {
             work.failing = Some(failure);
         }
@@ -510,13 +420,7 @@ fn starting_deadline(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
 }
 
 /// Stops the backend that failed to start, without ceremony, and then says so.
-fn stop_and_fail(
-    core: &mut Core,
-    leaf: State,
-    goal: Goal,
-    failure: Failure,
-    step: &mut Step,
-) -> Pursued {
+fn stop_and_fail(core: &mut Core, leaf: State, goal: Goal, failure: Failure, step: &mut Step) -> Pursued {
     let (Goal::Run(backend) | Goal::Restart(backend)) = goal else {
         return fail(core, failure, step);
     };
@@ -531,68 +435,35 @@ fn stop_and_fail(
         && !std::mem::replace(&mut work.leaving(backend, invocation).saved, true)
         && core.policy.backend(backend).slots
     {
-        core.warn(
-            "save_skipped",
-            "the backend failed to start; there was nothing to save",
-        );
+        core.warn("save_skipped", "the backend failed to start; there was nothing to save");
     }
     stop(core, leaf, backend)
 }
 
 /// Brings every backend but `keep` down; `None` when all are proven stopped.
-fn leave_all(
-    core: &mut Core,
-    leaf: State,
-    keep: Option<BackendId>,
-    step: &mut Step,
-) -> Option<Pursued> {
+fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, step: &mut Step) -> Option<Pursued> {
     let others = |id: &BackendId| Some(*id) != keep;
-    let left = core
-        .work
-        .as_ref()
-        .and_then(|w| w.leaving)
-        .is_some_and(|l| core.seen(l.backend).is_stopped());
+    let left = core.work.as_ref().and_then(|w| w.leaving).is_some_and(|l| core.seen(l.backend).is_stopped());
     if let (true, Some(work)) = (left, &mut core.work) {
         work.leaving = None;
     }
     // One that is being left already goes first, so that leaving never alternates.
-    let current = core
-        .work
-        .as_ref()
-        .and_then(|w| w.leaving)
-        .map(|l| l.backend);
-    let up = core
-        .up()
-        .filter(others)
-        .min_by_key(|id| (Some(*id) != current, *id));
+    let current = core.work.as_ref().and_then(|w| w.leaving).map(|l| l.backend);
+    let up = core.up().filter(others).min_by_key(|id| (Some(*id) != current, *id));
     if let Some(backend) = up {
         return Some(leave(core, leaf, backend, step));
     }
-    if let Some(backend) = core
-        .policy
-        .ids()
-        .filter(others)
-        .find(|id| core.seen(*id) == Seen::Lingering)
-    {
+    if let Some(backend) = core.policy.ids().filter(others).find(|id| core.seen(*id) == Seen::Lingering) {
         return Some(linger(core, leaf, backend));
     }
     // A stop does not touch what is not ours; a start or a power-off needs proof that nothing is there.
     let proof_needed = core.work.as_ref().is_some_and(|w| w.op.goal != Goal::Stop);
-    let stranger = core
-        .policy
-        .ids()
-        .filter(others)
-        .any(|id| core.seen(id) == Seen::Stranger);
+    let stranger = core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Stranger);
     if stranger && proof_needed {
         core.fail(Failure::Unavailable, step);
         return Some(Ended);
     }
-    if core
-        .policy
-        .ids()
-        .filter(others)
-        .any(|id| core.seen(id) == Seen::Unknown)
-    {
+    if core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Unknown) {
         return Some(starting_deadline(core, leaf, step));
     }
     None
@@ -610,41 +481,21 @@ fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> P
     let by_policy = work.op.cause.is_policy();
     let running = look.seen == Seen::Running;
     if running && !work.leaving(backend, look.invocation).drained {
-        let State::Draining {
-            backend: b,
-            since,
-            until,
-        } = leaf
-        else {
-            return Leaf(Some(State::Draining {
-                backend,
-                since: now,
-                until: now + policy.drain_timeout,
-            }));
+        let State::Draining { backend: b, since, until } = leaf else {
+            return Leaf(Some(State::Draining { backend, since: now, until: now + policy.drain_timeout }));
         };
         if b != backend {
-            return Leaf(Some(State::Draining {
-                backend,
-                since: now,
-                until: now + policy.drain_timeout,
-            }));
+            return Leaf(Some(State::Draining { backend, since: now, until: now + policy.drain_timeout }));
         }
         let idle = look.use_ == Use::Idle && calm >= 2 && look.use_at >= since;
-        let untold =
-            look.use_ == Use::Unknown && now.since(since) >= UNKNOWN_USE_GRACE && !by_policy;
+        let untold = look.use_ == Use::Unknown && now.since(since) >= UNKNOWN_USE_GRACE && !by_policy;
         if idle {
         } else if untold {
-            core.warn(
-                "use_unknown",
-                "the backend does not tell whether it is in use; it was not waited for",
-            );
+            core.warn("use_unknown", "the backend does not tell whether it is in use; it was not waited for");
         } else if until <= now && by_policy {
             return fail(core, Failure::InUse, step);
         } else if until <= now {
-            core.warn(
-                "drain_timeout",
-                "requests were still in flight when the backend was stopped",
-            );
+            core.warn("drain_timeout", "requests were still in flight when the backend was stopped");
         } else {
             return STAY;
         }
@@ -658,15 +509,9 @@ fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> P
     if running && policy.slots && !work.leaving(backend, look.invocation).saved {
         if look.sleeping {
             work.leaving(backend, look.invocation).saved = true;
-            core.warn(
-                "slot_asleep",
-                "the backend sleeps and has dropped its slots; nothing was saved",
-            );
+            core.warn("slot_asleep", "the backend sleeps and has dropped its slots; nothing was saved");
         } else {
-            let order = core.order(
-                Verb::SaveSlots(backend),
-                core.within(Verb::SaveSlots(backend)),
-            );
+            let order = core.order(Verb::SaveSlots(backend), core.within(Verb::SaveSlots(backend)));
             return Leaf(Some(State::Saving { backend, order }));
         }
     }
@@ -677,24 +522,12 @@ fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> P
 fn stop(core: &mut Core, leaf: State, backend: BackendId) -> Pursued {
     match leaf {
         // Ordered already: its deadline decides.
-        State::Stopping {
-            backend: b,
-            until: Some(_),
-            ..
-        } if b == backend => STAY,
+        State::Stopping { backend: b, until: Some(_), .. } if b == backend => STAY,
         _ => {
             let policy = core.policy.backend(backend);
             let until = Some(core.now + core.policy.command_timeout + policy.stop_timeout);
-            let order = Some(core.order(
-                Verb::StopUnit(backend),
-                core.within(Verb::StopUnit(backend)),
-            ));
-            Leaf(Some(State::Stopping {
-                backend,
-                order,
-                until,
-                killed: false,
-            }))
+            let order = Some(core.order(Verb::StopUnit(backend), core.within(Verb::StopUnit(backend))));
+            Leaf(Some(State::Stopping { backend, order, until, killed: false }))
         }
     }
 }
@@ -702,20 +535,11 @@ fn stop(core: &mut Core, leaf: State, backend: BackendId) -> Pursued {
 /// Waits for what is left of a backend that is down by its unit.
 fn linger(core: &Core, leaf: State, backend: BackendId) -> Pursued {
     match leaf {
-        State::Stopping {
-            backend: b,
-            until: Some(_),
-            ..
-        } if b == backend => STAY,
+        State::Stopping { backend: b, until: Some(_), .. } if b == backend => STAY,
         _ => {
             let policy = core.policy.backend(backend);
             let until = Some(core.now + core.policy.command_timeout + policy.stop_timeout);
-            Leaf(Some(State::Stopping {
-                backend,
-                order: None,
-                until,
-                killed: false,
-            }))
+            Leaf(Some(State::Stopping { backend, order: None, until, killed: false }))
         }
     }
 }
@@ -732,11 +556,7 @@ fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut Step) -> Pur
     if core.look.foreign_gpu || core.look.people == Some(true) || core.is_held(Held::Awake) {
         return fail(core, Failure::Blocked, step);
     }
-    let (people, armed, check) = (
-        core.look.people,
-        core.look.wake_armed,
-        core.policy.wake_check,
-    );
+    let (people, armed, check) = (core.look.people, core.look.wake_armed, core.policy.wake_check);
     if check != WakeCheck::Off && armed == Some(false) {
         return fail(core, Failure::WakeUnarmed, step);
     }
@@ -744,9 +564,7 @@ fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut Step) -> Pur
     let Some(work) = &mut core.work else {
         return Ended;
     };
-    let check_until = *work
-        .power_check_until
-        .get_or_insert(now + core.policy.command_timeout);
+    let check_until = *work.power_check_until.get_or_insert(now + core.policy.command_timeout);
     if unknown && check_until > now {
         return STAY;
     }
@@ -754,19 +572,13 @@ fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut Step) -> Pur
         if cause.is_policy() {
             return fail(core, Failure::Blocked, step);
         }
-        core.warn(
-            "use_unknown",
-            "nobody could tell whether somebody else uses the server",
-        );
+        core.warn("use_unknown", "nobody could tell whether somebody else uses the server");
     }
     if check == WakeCheck::Require && armed.is_none() {
         return fail(core, Failure::WakeUnarmed, step);
     }
     if check == WakeCheck::Warn && armed.is_none() {
-        core.warn(
-            "wake_unknown",
-            "nobody could tell whether the network card is armed for the next wake",
-        );
+        core.warn("wake_unknown", "nobody could tell whether the network card is armed for the next wake");
     }
     if !core.is_fresh() {
         return STAY;
@@ -776,10 +588,7 @@ fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut Step) -> Pur
         work.powered_off = boot;
     }
     let order = core.order(Verb::PowerOff, core.within(Verb::PowerOff));
-    Leaf(Some(State::PoweringOff {
-        order,
-        until: now + core.policy.power_off_timeout,
-    }))
+    Leaf(Some(State::PoweringOff { order, until: now + core.policy.power_off_timeout }))
 }
 
 /// Saves or restores while the backend goes on running.
@@ -797,10 +606,7 @@ fn slots(core: &mut Core, leaf: State, backend: BackendId, save: bool, step: &mu
     }
     let _ = leaf;
     if save {
-        let order = core.order(
-            Verb::SaveSlots(backend),
-            core.within(Verb::SaveSlots(backend)),
-        );
+        let order = core.order(Verb::SaveSlots(backend), core.within(Verb::SaveSlots(backend)));
         Leaf(Some(State::Saving { backend, order }))
     } else {
         Leaf(Some(restoring(core, backend)))
@@ -810,10 +616,7 @@ fn slots(core: &mut Core, leaf: State, backend: BackendId, save: bool, step: &mu
 /// The restore is noted before it is sent: never twice for one run.
 fn restoring(core: &mut Core, backend: BackendId) -> State {
     core.memory_mut(backend).restored = core.look.backend(backend).invocation;
-    let order = core.order(
-        Verb::RestoreSlots(backend),
-        core.within(Verb::RestoreSlots(backend)),
-    );
+    let order = core.order(Verb::RestoreSlots(backend), core.within(Verb::RestoreSlots(backend)));
     State::Restoring { backend, order }
 }
 
@@ -822,9 +625,7 @@ impl Core {
     pub(super) fn within(&self, what: Verb) -> Duration {
         let p = &self.policy;
         match what {
-            Verb::Wake | Verb::StartUnit(_) | Verb::KillUnit(_) | Verb::PowerOff => {
-                p.command_timeout
-            }
+            Verb::Wake | Verb::StartUnit(_) | Verb::KillUnit(_) | Verb::PowerOff => p.command_timeout,
             Verb::StopUnit(b) => p.backend(b).stop_timeout,
             Verb::SaveSlots(b) => p.backend(b).save_timeout,
             Verb::RestoreSlots(b) => p.backend(b).restore_timeout,

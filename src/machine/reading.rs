@@ -39,15 +39,8 @@ pub struct Ask {
 
 impl Ask {
     /// Everything there is.
-    pub const ALL: Self = Self {
-        units: true,
-        http: true,
-        activity: true,
-        gpu: true,
-        people: true,
-        wake_armed: true,
-        saved: true,
-    };
+    pub const ALL: Self =
+        Self { units: true, http: true, activity: true, gpu: true, people: true, wake_armed: true, saved: true };
 }
 
 /// The newest reading of each source; `None` was never read (or not asked in this look).
@@ -103,8 +96,7 @@ impl Reading {
         take(&mut self.people, newer.people);
         take(&mut self.wake_armed, newer.wake_armed);
         if self.backends.len() < newer.backends.len() {
-            self.backends
-                .resize_with(newer.backends.len(), Default::default);
+            self.backends.resize_with(newer.backends.len(), Default::default);
         }
         for (old, new) in self.backends.iter_mut().zip(newer.backends) {
             take(&mut old.unit, new.unit);
@@ -131,11 +123,7 @@ fn first<T: PartialEq>(seen: &mut Option<Dated<T>>, value: T, at: Instant) {
 impl BackendReading {
     /// Keeps which run this is, and that it answered as itself.
     fn remember(&mut self) {
-        let Some(Dated {
-            at,
-            value: Unit::Loaded(unit),
-        }) = &self.unit
-        else {
+        let Some(Dated { at, value: Unit::Loaded(unit) }) = &self.unit else {
             return;
         };
         let Some(invocation) = unit.invocation else {

@@ -87,15 +87,11 @@ impl State {
         match self {
             Self::Waking { until, resend, .. } => Some(until.min(resend)),
             Self::Starting { until, .. } | Self::Stopping { until, .. } => until,
-            Self::Draining { since, until, .. } => {
-                Some(until.min(since + pursuit::UNKNOWN_USE_GRACE))
-            }
+            Self::Draining { since, until, .. } => Some(until.min(since + pursuit::UNKNOWN_USE_GRACE)),
             Self::PoweringOff { until, .. } => Some(until),
             // Their order has a deadline of its own.
             Self::Restoring { .. } | Self::Saving { .. } => None,
-            Self::Unknown | Self::Offline | Self::Idle | Self::Running { .. } | Self::Conflict => {
-                None
-            }
+            Self::Unknown | Self::Offline | Self::Idle | Self::Running { .. } | Self::Conflict => None,
         }
     }
 }
@@ -121,12 +117,7 @@ impl IntoStateMachine for Core {
 }
 
 impl blocking::State<Core> for State {
-    fn call_handler(
-        &mut self,
-        core: &mut Core,
-        signal: &Signal<'_>,
-        step: &mut Step,
-    ) -> Outcome<Self> {
+    fn call_handler(&mut self, core: &mut Core, signal: &Signal<'_>, step: &mut Step) -> Outcome<Self> {
         match signal {
             Signal::Begin(now) => {
                 core.now = *now;
@@ -140,9 +131,7 @@ impl blocking::State<Core> for State {
                 // and a server going down cannot be held back. Everything else is the regions' business.
                 match self {
                     Self::Conflict => admission::in_conflict(core, *request, command, step),
-                    Self::PoweringOff { .. } => {
-                        admission::going_down(core, *request, command, step)
-                    }
+                    Self::PoweringOff { .. } => admission::going_down(core, *request, command, step),
                     _ => Super,
                 }
             }
@@ -157,26 +146,12 @@ impl blocking::State<Core> for State {
     fn call_entry_action(&mut self, core: &mut Core, step: &mut Step) {
         let sent = match *self {
             Self::Waking { order, .. } => order.map(|verb| (verb, Verb::Wake)),
-            Self::Starting { backend, order, .. } => {
-                order.map(|verb| (verb, Verb::StartUnit(backend)))
-            }
+            Self::Starting { backend, order, .. } => order.map(|verb| (verb, Verb::StartUnit(backend))),
             Self::Restoring { backend, order } => Some((order, Verb::RestoreSlots(backend))),
             Self::Saving { backend, order } => Some((order, Verb::SaveSlots(backend))),
-            Self::Stopping {
-                backend,
-                order,
-                killed,
-                ..
-            } => order.map(|verb| {
-                (
-                    verb,
-                    if killed {
-                        Verb::KillUnit(backend)
-                    } else {
-                        Verb::StopUnit(backend)
-                    },
-                )
-            }),
+            Self::Stopping { backend, order, killed, .. } => {
+                order.map(|verb| (verb, if killed { Verb::KillUnit(backend) } else { Verb::StopUnit(backend) }))
+            }
             Self::PoweringOff { order, .. } => Some((order, Verb::PowerOff)),
             Self::Unknown
             | Self::Offline
@@ -187,12 +162,7 @@ impl blocking::State<Core> for State {
         };
         if let (Some((verb, what)), Some(work)) = (sent, &core.work) {
             let within = core.within(what);
-            step.emit(Effect::Do {
-                verb,
-                what,
-                within,
-                op: work.op.id,
-            });
+            step.emit(Effect::Do { verb, what, within, op: work.op.id });
         }
     }
 
@@ -202,31 +172,19 @@ impl blocking::State<Core> for State {
 }
 
 impl blocking::Superstate<Core> for Region {
-    fn call_handler(
-        &mut self,
-        core: &mut Core,
-        signal: &Signal<'_>,
-        step: &mut Step,
-    ) -> Outcome<State> {
+    fn call_handler(&mut self, core: &mut Core, signal: &Signal<'_>, step: &mut Step) -> Outcome<State> {
         let Signal::Take(event) = signal else {
             return Handled;
         };
         match (*self, event) {
             // Off: nothing runs, so there is nothing to stop; everything else is as everywhere.
-            (Self::Off, Event::Commanded { request, command }) => {
-                admission::while_off(core, *request, command, step)
-            }
+            (Self::Off, Event::Commanded { request, command }) => admission::while_off(core, *request, command, step),
             (Self::On | Self::Starting | Self::Leaving | Self::Off, _) => Super,
 
             // Top takes every event: no wildcard, so that a new one must be decided here.
-            (Self::Top, Event::Commanded { request, command }) => {
-                admission::anywhere(core, *request, command, step)
-            }
+            (Self::Top, Event::Commanded { request, command }) => admission::anywhere(core, *request, command, step),
             (Self::Top, Event::Looked(look)) => {
-                let silent = matches!(
-                    look.server,
-                    super::Server::Silent | super::Server::Booting(_)
-                );
+                let silent = matches!(look.server, super::Server::Silent | super::Server::Booting(_));
                 let new = core.observe(look);
                 step.ignored = Some(match (new, silent, core.work.is_some()) {
                     (_, true, _) if !core.is_off() => Ignored::SilenceProvesNothing,
@@ -238,11 +196,7 @@ impl blocking::Superstate<Core> for Region {
             }
             (Self::Top, Event::Finished { verb, outcome }) => {
                 let ours = core.order_ended(*verb, outcome, step);
-                step.ignored = Some(if ours {
-                    Ignored::Noted
-                } else {
-                    Ignored::OlderOrder
-                });
+                step.ignored = Some(if ours { Ignored::Noted } else { Ignored::OlderOrder });
                 Handled
             }
             (Self::Top, Event::Tick) => {

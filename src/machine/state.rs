@@ -119,13 +119,7 @@ impl fmt::Display for Kind {
 
 impl Region {
     /// All regions, outermost first.
-    pub const ALL: [Self; 5] = [
-        Self::Top,
-        Self::Off,
-        Self::On,
-        Self::Starting,
-        Self::Leaving,
-    ];
+    pub const ALL: [Self; 5] = [Self::Top, Self::Off, Self::On, Self::Starting, Self::Leaving];
 
     /// The region around it.
     #[must_use]
@@ -151,7 +145,6 @@ impl Place {
     /// The public name, as in `state` of the status document.
     #[must_use]
     pub fn public_name(self, policy: &Policy) -> String {
-        self.kind
-            .public_name(self.backend.map_or("", |id| &policy.backend(id).name))
+        self.kind.public_name(self.backend.map_or("", |id| &policy.backend(id).name))
     }
 }

@@ -1,9 +1,6 @@
 //! What the machine shows of itself: everything the status document needs, nothing it could be changed by.
 
-use super::{
-    BackendId, BootId, Cause, Goal, Hold, Instant, Invocation, Look, Operation, Place, Verb,
-    VerbId, Warning,
-};
+use super::{BackendId, BootId, Cause, Goal, Hold, Instant, Invocation, Look, Operation, Place, Verb, VerbId, Warning};
 
 /// The machine as others see it.
 #[derive(Clone, Debug, PartialEq)]

@@ -22,9 +22,8 @@ use wechsler::{
         Change, Handle, OperationRecord, Request,
         handle::{CHANGES_KEPT, COMMANDS_WAITING},
         status::{
-            AttentionStatus, BackendStatus, Blocker, ErrorStatus, GpuMemory, HoldStatus,
-            ModelStatus, NextActionStatus, OperationStatus, SavedSlotStatus, SlotStatus, Status,
-            UnitStatus,
+            AttentionStatus, BackendStatus, Blocker, ErrorStatus, GpuMemory, HoldStatus, ModelStatus, NextActionStatus,
+            OperationStatus, SavedSlotStatus, SlotStatus, Status, UnitStatus,
         },
     },
     front::socket::{Listener, serve},
@@ -45,8 +44,7 @@ impl Folder {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("wechsler-front-{}-{number}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("wechsler-front-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -69,10 +67,7 @@ impl Fake {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let path = socket.to_path_buf();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let listener = Listener::bind(&path, None).await.unwrap();
                 let (handle, script) = Script::new(step);
@@ -85,11 +80,7 @@ impl Fake {
             });
         });
         is_ready.recv().unwrap();
-        Self {
-            socket: socket.to_path_buf(),
-            stop: Some(ending),
-            thread: Some(thread),
-        }
+        Self { socket: socket.to_path_buf(), stop: Some(ending), thread: Some(thread) }
     }
 }
 
@@ -124,21 +115,11 @@ impl Script {
         let (status_in, status) = watch::channel(Arc::new(serving()));
         let (operations_in, operations) = watch::channel(Arc::default());
         let (changes, _) = broadcast::channel(CHANGES_KEPT);
-        let handle = Handle {
-            commands,
-            status,
-            changes: changes.clone(),
-            operations,
-            policy: Arc::new(policy()),
-        };
+        let handle = Handle { commands, status, changes: changes.clone(), operations, policy: Arc::new(policy()) };
         let script = Self {
             step,
             commands: taken,
-            stage: Stage {
-                status: Arc::new(status_in),
-                changes,
-                operations: Arc::new(operations_in),
-            },
+            stage: Stage { status: Arc::new(status_in), changes, operations: Arc::new(operations_in) },
             unanswered: Vec::new(),
         };
         (handle, script)
@@ -154,10 +135,7 @@ impl Script {
                 stage.began(id, kind, goal);
                 (id, stage, self.step)
             };
-            let accepted = |id| Answer::Accepted {
-                op: OpId(id),
-                joined: false,
-            };
+            let accepted = |id| Answer::Accepted { op: OpId(id), joined: false };
             let answer = match &request.command {
                 Command::Start(..) => {
                     let (id, stage, step) = begin("start", Some("llama-cpp"));
@@ -181,14 +159,10 @@ impl Script {
                     self.unanswered.push(request);
                     continue;
                 }
-                Command::Hold(_) => Answer::Done {
-                    hold: Some(HoldId(3)),
-                },
+                Command::Hold(_) => Answer::Done { hold: Some(HoldId(3)) },
                 Command::Release(HoldId(3)) => Answer::Done { hold: None },
                 Command::Release(_) => Answer::Refused(Refusal::NoSuchHold),
-                Command::Resolve(..) | Command::SaveSlots(_) | Command::RestoreSlots(_) => {
-                    Answer::Done { hold: None }
-                }
+                Command::Resolve(..) | Command::SaveSlots(_) | Command::RestoreSlots(_) => Answer::Done { hold: None },
             };
             let _ = request.answer.send(answer);
         }
@@ -203,10 +177,7 @@ impl Stage {
         }
         self.ended(id, |record| {
             record.end = Some("done".into());
-            record.warnings = vec![Warning::new(
-                "restore_rejected",
-                "The slot did not fit; the context is empty.",
-            )];
+            record.warnings = vec![Warning::new("restore_rejected", "The slot did not fit; the context is empty.")];
         });
     }
 
@@ -265,10 +236,7 @@ impl Stage {
         let mut ended = None;
         self.status.send_replace(Arc::new(serving()));
         self.operations.send_modify(|records| {
-            let record = Arc::make_mut(records)
-                .iter_mut()
-                .find(|record| record.id == id)
-                .unwrap();
+            let record = Arc::make_mut(records).iter_mut().find(|record| record.id == id).unwrap();
             end(record);
             record.ended = Some(now());
             ended = Some(record.clone());
@@ -294,11 +262,8 @@ fn now() -> String {
 /// An hour into the past or the future.
 pub fn hours(from_now: i64) -> String {
     let hours = Duration::from_hours(from_now.unsigned_abs());
-    let time = if from_now < 0 {
-        SystemTime::now() - hours
-    } else {
-        SystemTime::now() + hours + Duration::from_secs(1)
-    };
+    let time =
+        if from_now < 0 { SystemTime::now() - hours } else { SystemTime::now() + hours + Duration::from_secs(1) };
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
@@ -306,23 +271,13 @@ pub fn hours(from_now: i64) -> String {
 pub fn serving() -> Status {
     let backend = |kind: &str, state: &str, start| BackendStatus {
         kind: kind.into(),
-        url: format!(
-            "http://{kind}:8{}0",
-            if kind == "vllm" { "00" } else { "08" }
-        ),
+        url: format!("http://{kind}:8{}0", if kind == "vllm" { "00" } else { "08" }),
         state: state.into(),
-        unit: UnitStatus {
-            name: format!("{kind}.service"),
-            active: Some("active".into()),
-            ..UnitStatus::default()
-        },
+        unit: UnitStatus { name: format!("{kind}.service"), active: Some("active".into()), ..UnitStatus::default() },
         start_seconds_expected: Some(start),
         ..BackendStatus::default()
     };
-    let gpu = |used| GpuMemory {
-        used_mib: Some(used),
-        total_mib: Some(12288),
-    };
+    let gpu = |used| GpuMemory { used_mib: Some(used), total_mib: Some(12288) };
     Status {
         schema: 1,
         server: "gpu".into(),
@@ -333,16 +288,8 @@ pub fn serving() -> Status {
         active_backend: Some("llama-cpp".into()),
         health: "ok".into(),
         uptime_seconds: Some(3600),
-        model: Some(ModelStatus {
-            id: "Nemotron-3-Nano-30B".into(),
-            n_ctx: Some(196_608),
-        }),
-        slots: vec![SlotStatus {
-            id: 0,
-            n_ctx: 196_608,
-            is_processing: false,
-            tokens: Some(4096),
-        }],
+        model: Some(ModelStatus { id: "Nemotron-3-Nano-30B".into(), n_ctx: Some(196_608) }),
+        slots: vec![SlotStatus { id: 0, n_ctx: 196_608, is_processing: false, tokens: Some(4096) }],
         saved_slots: vec!["localbot".into()],
         saved_slot_details: vec![SavedSlotStatus {
             name: "localbot".into(),
@@ -353,10 +300,7 @@ pub fn serving() -> Status {
             tokens: 4096,
             put_aside: None,
         }],
-        gpu_memory: Some(BTreeMap::from([
-            ("gpu0".into(), gpu(11573)),
-            ("gpu1".into(), gpu(11099)),
-        ])),
+        gpu_memory: Some(BTreeMap::from([("gpu0".into(), gpu(11573)), ("gpu1".into(), gpu(11099))])),
         backends: BTreeMap::from([
             ("llama-cpp".into(), backend("llama-cpp", "running", 8.0)),
             ("vllm".into(), backend("vllm", "stopped", 80.0)),

@@ -20,7 +20,8 @@ use wechsler::{
 
 use crate::server::{Reply, SHORT, Server, TIMEOUT, probe};
 
-const LLAMA_MODELS: &str = r#"{"object":"list","data":[{"id":"my-alias","aliases":["my-alias","other"],"owned_by":"llamacpp","created":1}]}"#;
+const LLAMA_MODELS: &str =
+    r#"{"object":"list","data":[{"id":"my-alias","aliases":["my-alias","other"],"owned_by":"llamacpp","created":1}]}"#;
 const LLAMA_PROPS: &str = r#"{"total_slots":1,"model_alias":"my-alias","model_path":"/models/m.gguf","build_info":"b11434-abcdef","is_sleeping":false,"default_generation_settings":{"n_ctx":4096}}"#;
 const VLLM_MODELS: &str = r#"{"object":"list","data":[{"id":"tinytest","owned_by":"vllm","root":"./tinyhf","parent":null,"max_model_len":2048},{"id":"lora","owned_by":"vllm","parent":"tinytest","max_model_len":null}]}"#;
 
@@ -55,22 +56,14 @@ async fn vllm() -> Server {
 #[tokio::test]
 async fn a_ready_llama_server_says_who_it_is() {
     let server = llama().await;
-    let identity = Identity {
-        model: Some("my-alias".into()),
-        n_ctx: Some(4096),
-        build: Some("b11434-abcdef".into()),
-    };
+    let identity = Identity { model: Some("my-alias".into()), n_ctx: Some(4096), build: Some("b11434-abcdef".into()) };
     assert_eq!(server.probe(LlamaCpp).health().await, Http::Ready(identity));
 }
 
 #[tokio::test]
 async fn a_ready_vllm_says_who_it_is() {
     let server = vllm().await;
-    let identity = Identity {
-        model: Some("tinytest".into()),
-        n_ctx: Some(2048),
-        build: Some("0.32.0".into()),
-    };
+    let identity = Identity { model: Some("tinytest".into()), n_ctx: Some(2048), build: Some("0.32.0".into()) };
     assert_eq!(server.probe(Vllm).health().await, Http::Ready(identity));
 }
 
@@ -79,30 +72,17 @@ async fn trap_12_a_200_of_another_engine_is_a_stranger() {
     let (llama, vllm) = (llama().await, vllm().await);
     for (server, kind) in [(&llama, Vllm), (&vllm, LlamaCpp)] {
         let http = server.probe(kind).health().await;
-        assert!(
-            matches!(&http, Http::Stranger(why) if why.contains("owned by")),
-            "{http:?}"
-        );
+        assert!(matches!(&http, Http::Stranger(why) if why.contains("owned by")), "{http:?}");
     }
 }
 
 #[tokio::test]
 async fn the_expected_model_is_known_by_id_alias_path_or_file_name_and_any_other_is_a_stranger() {
     let server = llama().await;
-    for (model, ready) in [
-        ("my-alias", true),
-        ("other", true),
-        ("/models/m.gguf", true),
-        ("m.gguf", true),
-        ("alias", false),
-        ("", false),
-    ] {
-        let probe = probe(
-            &server.url,
-            LlamaCpp,
-            |b| b.model = Some(model.into()),
-            TIMEOUT,
-        );
+    for (model, ready) in
+        [("my-alias", true), ("other", true), ("/models/m.gguf", true), ("m.gguf", true), ("alias", false), ("", false)]
+    {
+        let probe = probe(&server.url, LlamaCpp, |b| b.model = Some(model.into()), TIMEOUT);
         let http = probe.health().await;
         assert_eq!(matches!(http, Http::Ready(_)), ready, "{model}: {http:?}");
     }
@@ -111,12 +91,7 @@ async fn the_expected_model_is_known_by_id_alias_path_or_file_name_and_any_other
 #[tokio::test]
 async fn an_adapter_of_vllm_may_be_the_expected_model() {
     let server = vllm().await;
-    let probe = probe(
-        &server.url,
-        Vllm,
-        |b| b.model = Some("lora".into()),
-        TIMEOUT,
-    );
+    let probe = probe(&server.url, Vllm, |b| b.model = Some("lora".into()), TIMEOUT);
     assert!(matches!(probe.health().await, Http::Ready(i) if i.model.as_deref() == Some("lora")));
 }
 
@@ -140,12 +115,7 @@ async fn loading_is_unavailable_and_a_generic_backend_goes_by_its_status() {
         Reply::Say(shared.load(Ordering::Relaxed), String::new())
     })
     .await;
-    let probe = probe(
-        &server.url,
-        Generic,
-        |b| b.health_path = "/up?now".into(),
-        TIMEOUT,
-    );
+    let probe = probe(&server.url, Generic, |b| b.health_path = "/up?now".into(), TIMEOUT);
     for (answered, expected) in [
         (503, Http::Unavailable),
         (200, Http::Ready(Identity::default())),
@@ -164,10 +134,7 @@ async fn a_closed_port_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("its address"));
     drop(listener);
-    assert_eq!(
-        probe(&url, LlamaCpp, |_| {}, TIMEOUT).health().await,
-        Http::Refused
-    );
+    assert_eq!(probe(&url, LlamaCpp, |_| {}, TIMEOUT).health().await, Http::Refused);
 }
 
 #[tokio::test]
@@ -178,13 +145,8 @@ async fn a_connection_closed_without_a_word_counts_as_refused() {
 
 #[tokio::test]
 async fn an_unknown_name_is_unreachable() {
-    let http = probe("http://no-such-host.invalid:1", LlamaCpp, |_| {}, TIMEOUT)
-        .health()
-        .await;
-    assert!(
-        matches!(http, Http::Unreachable(_) | Http::TimedOut),
-        "{http:?}"
-    );
+    let http = probe("http://no-such-host.invalid:1", LlamaCpp, |_| {}, TIMEOUT).health().await;
+    assert!(matches!(http, Http::Unreachable(_) | Http::TimedOut), "{http:?}");
 }
 
 #[tokio::test]
@@ -196,12 +158,8 @@ async fn silence_is_timed_out() {
 #[tokio::test]
 async fn an_answer_that_never_ends_is_too_long_cut_off_or_late_is_garbage() {
     let half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf".to_vec();
-    let behaviours: [fn(Vec<u8>) -> Reply; 4] = [
-        |_| Reply::Endless,
-        Reply::Stall,
-        Reply::Raw,
-        |_| Reply::Raw(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
-    ];
+    let behaviours: [fn(Vec<u8>) -> Reply; 4] =
+        [|_| Reply::Endless, Reply::Stall, Reply::Raw, |_| Reply::Raw(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec())];
     for behaviour in behaviours {
         let half = half.clone();
         let server = Server::start(move |_| behaviour(half.clone())).await;
@@ -215,20 +173,14 @@ async fn a_web_page_in_place_of_json_is_garbage() {
     let server = Server::start(|_| say("<html>Welcome to nginx!</html>")).await;
     for kind in [LlamaCpp, Vllm] {
         let http = server.probe(kind).health().await;
-        assert!(
-            matches!(&http, Http::Garbage(why) if why.contains("nginx")),
-            "{http:?}"
-        );
+        assert!(matches!(&http, Http::Garbage(why) if why.contains("nginx")), "{http:?}");
     }
 }
 
 #[tokio::test]
 async fn redirects_are_not_followed() {
     let server = Server::start(|_| {
-        Reply::Raw(
-            b"HTTP/1.1 307 X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
-                .to_vec(),
-        )
+        Reply::Raw(b"HTTP/1.1 307 X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n".to_vec())
     })
     .await;
     assert_eq!(server.probe(LlamaCpp).health().await, Http::Status(307));
@@ -237,8 +189,8 @@ async fn redirects_are_not_followed() {
 #[tokio::test]
 async fn the_key_is_read_at_use_trimmed_and_not_told_to_the_health_path() {
     let server = Server::start(|q| {
-        let has_key = q.head.contains("authorization: Bearer secret\r\n")
-            || q.head.ends_with("authorization: Bearer secret");
+        let has_key =
+            q.head.contains("authorization: Bearer secret\r\n") || q.head.ends_with("authorization: Bearer secret");
         match q.what.as_str() {
             "GET /health" if q.head.contains("uthorization") => Reply::Say(500, String::new()),
             "GET /health" => say(r#"{"status":"ok"}"#),
@@ -250,12 +202,7 @@ async fn the_key_is_read_at_use_trimmed_and_not_told_to_the_health_path() {
     .await;
     let mut file = Temporary::new("key");
     let path = file.path.clone();
-    let probe = probe(
-        &server.url,
-        LlamaCpp,
-        |b| b.api_key_file = Some(path),
-        TIMEOUT,
-    );
+    let probe = probe(&server.url, LlamaCpp, |b| b.api_key_file = Some(path), TIMEOUT);
     assert_eq!(probe.health().await, Http::KeyRefused, "no file yet");
     file.write(b"wrong");
     assert_eq!(probe.health().await, Http::KeyRefused);
@@ -305,11 +252,7 @@ async fn who_it_is_is_asked_when_it_becomes_ready_and_not_with_every_look() {
     assert_eq!(probe.health().await, Http::Unavailable);
     health.store(200, Ordering::Relaxed);
     assert!(matches!(probe.health().await, Http::Ready(_)));
-    assert_eq!(
-        asked.load(Ordering::Relaxed),
-        2,
-        "another run of it may be another model"
-    );
+    assert_eq!(asked.load(Ordering::Relaxed), 2, "another run of it may be another model");
 }
 
 #[tokio::test]
@@ -348,14 +291,8 @@ fn a_url_that_cannot_be_asked_is_refused_when_the_probe_is_made() {
         };
         Probe::new(&backend, LlamaCpp, SHORT)
     };
-    assert!(matches!(
-        made("https://gpu:8080"),
-        Err(HttpSetupError::NotHttp(_))
-    ));
-    assert!(matches!(
-        made("gpu 8080"),
-        Err(HttpSetupError::BadUrl { .. })
-    ));
+    assert!(matches!(made("https://gpu:8080"), Err(HttpSetupError::NotHttp(_))));
+    assert!(matches!(made("gpu 8080"), Err(HttpSetupError::BadUrl { .. })));
 }
 
 /// A file that goes away again.

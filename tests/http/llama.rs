@@ -120,10 +120,7 @@ impl World {
 
     pub(crate) fn use_slot(&self, id: usize, tokens: u32) {
         let mut state = self.state();
-        state.slots[id] = Slot {
-            tokens: Some(tokens),
-            ..Slot::default()
-        };
+        state.slots[id] = Slot { tokens: Some(tokens), ..Slot::default() };
         state.decoded += 1;
     }
 
@@ -157,9 +154,8 @@ fn answer(state: &mut State, question: &Question) -> Reply {
                 .iter()
                 .enumerate()
                 .map(|(id, slot)| {
-                    let used = slot.tokens.map_or(String::new(), |t| {
-                        format!(r#","id_task":{t},"n_prompt_tokens":{t}"#)
-                    });
+                    let used =
+                        slot.tokens.map_or(String::new(), |t| format!(r#","id_task":{t},"n_prompt_tokens":{t}"#));
                     format!(
                         r#"{{"id":{id},"n_ctx":{},"speculative":false,"is_processing":{}{used}}}"#,
                         state.n_ctx, slot.busy
@@ -174,10 +170,7 @@ fn answer(state: &mut State, question: &Question) -> Reply {
             state.slots.iter().filter(|s| s.busy).count(),
             state.decoded
         )),
-        post => match post
-            .strip_prefix("POST /slots/")
-            .and_then(|p| p.split_once("?action="))
-        {
+        post => match post.strip_prefix("POST /slots/").and_then(|p| p.split_once("?action=")) {
             Some((id, action)) => slot_action(state, id, action, &question.body),
             None => Reply::Say(404, String::new()),
         },
@@ -186,10 +179,7 @@ fn answer(state: &mut State, question: &Question) -> Reply {
 
 fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
     let error = |code: u16, message: &str| {
-        Reply::Say(
-            code,
-            format!(r#"{{"error":{{"code":{code},"message":"{message}","type":"x"}}}}"#),
-        )
+        Reply::Say(code, format!(r#"{{"error":{{"code":{code},"message":"{message}","type":"x"}}}}"#))
     };
     if state.without_slot_folder {
         return error(501, "This server does not support slots action.");
@@ -222,8 +212,7 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
             ),
         );
     }
-    let rejected =
-        "Unable to restore slot: No available space in KV cache or invalid slot save file";
+    let rejected = "Unable to restore slot: No available space in KV cache or invalid slot save file";
     let Some(bytes) = state.disk.get(&file).filter(|_| !state.rejects) else {
         state.slots[id] = Slot::default();
         return error(400, rejected);
@@ -235,15 +224,10 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
     }
     let tokens = tokens - state.loses;
     let read = bytes.len();
-    state.slots[id] = Slot {
-        restored: tokens,
-        ..Slot::default()
-    };
+    state.slots[id] = Slot { restored: tokens, ..Slot::default() };
     Reply::Say(
         200,
-        format!(
-            r#"{{"id_slot":{id},"filename":"{file}","n_restored":{tokens},"n_read":{read},"timings":{{}}}}"#
-        ),
+        format!(r#"{{"id_slot":{id},"filename":"{file}","n_restored":{tokens},"n_read":{read},"timings":{{}}}}"#),
     )
 }
 
@@ -252,10 +236,8 @@ fn slot_file(tokens: u32) -> Vec<u8> {
     if tokens == 0 {
         return vec![0; 36];
     }
-    let mut bytes: Vec<u8> = [0x6767_7371, 4, tokens + 3, u32::MAX, 1, tokens]
-        .iter()
-        .flat_map(|word: &u32| word.to_le_bytes())
-        .collect();
+    let mut bytes: Vec<u8> =
+        [0x6767_7371, 4, tokens + 3, u32::MAX, 1, tokens].iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
     bytes.resize(24 + BYTES_PER_TOKEN * tokens as usize, 7);
     bytes
 }
@@ -271,10 +253,7 @@ impl World {
 }
 
 fn stat_of(bytes: &[u8]) -> FileStat {
-    FileStat {
-        bytes: bytes.len() as u64,
-        mtime: 0,
-    }
+    FileStat { bytes: bytes.len() as u64, mtime: 0 }
 }
 
 impl SlotFiles for World {
@@ -284,12 +263,8 @@ impl SlotFiles for World {
 
     async fn list(&self) -> Result<Vec<ListedFile>, SlotFilesError> {
         let state = self.ssh()?;
-        let named = |(name, bytes): (&String, &Vec<u8>)| {
-            Some(ListedFile {
-                name: FileName::new(name)?,
-                stat: stat_of(bytes),
-            })
-        };
+        let named =
+            |(name, bytes): (&String, &Vec<u8>)| Some(ListedFile { name: FileName::new(name)?, stat: stat_of(bytes) });
         Ok(state.disk.iter().filter_map(named).collect())
     }
 
@@ -321,10 +296,7 @@ impl SlotFiles for World {
     async fn stat_path(&self, path: &str) -> Result<Option<FileStat>, SlotFilesError> {
         let state = self.ssh()?;
         let is_model = path == state.model_path;
-        Ok(is_model.then_some(FileStat {
-            bytes: 1000,
-            mtime: state.model_mtime,
-        }))
+        Ok(is_model.then_some(FileStat { bytes: 1000, mtime: state.model_mtime }))
     }
 }
 
@@ -347,8 +319,7 @@ impl Rig {
     pub(crate) async fn new() -> Self {
         static RIGS: AtomicU32 = AtomicU32::new(0);
         let number = RIGS.fetch_add(1, Ordering::Relaxed);
-        let state_dir =
-            std::env::temp_dir().join(format!("wechsler-slots-{}-{number}", std::process::id()));
+        let state_dir = std::env::temp_dir().join(format!("wechsler-slots-{}-{number}", std::process::id()));
         let world = World::new();
         let server = world.serve().await;
         Self {
@@ -361,15 +332,11 @@ impl Rig {
     }
 
     pub(crate) async fn save(&self) -> Outcome {
-        self.store
-            .save(&self.probe, &self.world, Duration::from_secs(10))
-            .await
+        self.store.save(&self.probe, &self.world, Duration::from_secs(10)).await
     }
 
     pub(crate) async fn restore(&self) -> Outcome {
-        self.store
-            .restore(&self.probe, &self.world, Duration::from_secs(10))
-            .await
+        self.store.restore(&self.probe, &self.world, Duration::from_secs(10)).await
     }
 
     /// A conversation of that length is saved, and the server restarted.
@@ -393,9 +360,7 @@ impl Rig {
     }
 
     pub(crate) fn note_path(&self, file: &str) -> PathBuf {
-        self.state_dir
-            .join("slots/gpu/llama-cpp")
-            .join(format!("{file}.json"))
+        self.state_dir.join("slots/gpu/llama-cpp").join(format!("{file}.json"))
     }
 }
 

@@ -111,15 +111,9 @@ async fn a_file_that_nobody_can_check_is_not_sent() {
 #[tokio::test]
 async fn trap_5_a_file_of_another_model_build_context_or_layout_is_not_sent() {
     let changes: [(Change, &str); 5] = [
-        (
-            |s| s.model_path = "/models/other.gguf",
-            "model /models/other.gguf instead of",
-        ),
+        (|s| s.model_path = "/models/other.gguf", "model /models/other.gguf instead of"),
         (|s| s.model_mtime = 2, "the file of model m has changed"),
-        (
-            |s| s.build = "b12000-fedcba",
-            "build b12000-fedcba instead of b11434-abcdef",
-        ),
+        (|s| s.build = "b12000-fedcba", "build b12000-fedcba instead of b11434-abcdef"),
         (|s| s.n_ctx = 8192, "context 8192 instead of 4096"),
         (|s| s.slots.push(Slot::default()), "2 slots instead of 1"),
     ];
@@ -143,10 +137,7 @@ async fn an_older_generation_that_fits_is_better_than_none() {
     rig.world.state().model_path = "/models/other.gguf";
     rig.save_and_restart(909).await;
     rig.world.state().model_path = "/models/m.gguf";
-    assert_eq!(
-        codes(&rig.restore().await),
-        ["restore_mismatch", "restored"]
-    );
+    assert_eq!(codes(&rig.restore().await), ["restore_mismatch", "restored"]);
     assert_eq!(rig.world.state().slots[0].restored, 800);
 }
 
@@ -261,9 +252,7 @@ async fn a_restore_is_noted_before_it_is_sent_and_one_that_never_ended_is_not_re
     rig.world.restart();
     let next_life = store_in(&rig.state_dir, 3);
     assert!(next_life.saved()[0].put_aside.is_some());
-    let outcome = next_life
-        .restore(&rig.probe, &rig.world, Duration::from_secs(10))
-        .await;
+    let outcome = next_life.restore(&rig.probe, &rig.world, Duration::from_secs(10)).await;
     assert_eq!(codes(&outcome), ["!restore_nothing"]);
     assert_eq!(rig.sent(), [""; 0]);
 }

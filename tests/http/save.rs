@@ -15,10 +15,7 @@ async fn a_save_goes_to_a_new_name_is_checked_and_noted() {
     assert!(file.starts_with("localbot.2"), "{file}");
     assert_eq!(rig.sent(), ["POST /slots/0?action=save"]);
     let saved = &rig.store.saved()[0];
-    assert_eq!(
-        (saved.name.as_str(), &saved.file, saved.slot),
-        ("localbot", &file, 0)
-    );
+    assert_eq!((saved.name.as_str(), &saved.file, saved.slot), ("localbot", &file, 0));
     assert_eq!((saved.tokens, saved.n_ctx), (909, 4096));
     assert_eq!(saved.bytes, 24 + 909 * BYTES_PER_TOKEN as u64);
     assert_eq!((saved.model.as_str(), &saved.put_aside), ("m", &None));
@@ -29,13 +26,7 @@ async fn notes_outlive_the_daemon_and_are_for_its_eyes_only() {
     let rig = Rig::new().await;
     rig.save_and_restart(909).await;
     let note = rig.note_path(&rig.file());
-    let mode = |path: &std::path::Path| {
-        std::fs::metadata(path)
-            .expect("it is there")
-            .permissions()
-            .mode()
-            & 0o777
-    };
+    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
     assert_eq!(mode(&note), 0o600);
     assert_eq!(mode(note.parent().expect("a folder")), 0o700);
     assert_eq!(store_in(&rig.state_dir, 3).saved(), rig.store.saved());
@@ -48,10 +39,7 @@ async fn each_slot_has_its_name_and_what_holds_most_is_saved_first() {
     rig.world.use_slot(0, 10);
     rig.world.use_slot(2, 500);
     assert_eq!(codes(&rig.save().await), ["saved", "saved"]);
-    assert_eq!(
-        rig.sent(),
-        ["POST /slots/2?action=save", "POST /slots/0?action=save"]
-    );
+    assert_eq!(rig.sent(), ["POST /slots/2?action=save", "POST /slots/0?action=save"]);
     let mut names: Vec<_> = rig.store.saved().into_iter().map(|s| s.name).collect();
     names.sort();
     assert_eq!(names, ["localbot", "localbot-2"]);
@@ -100,9 +88,7 @@ async fn trap_3_a_save_that_turns_out_empty_does_not_count_and_leaves_nothing() 
                     let body: serde_json::Value = serde_json::from_str(&q.body).expect("JSON");
                     let file = body["filename"].as_str().expect("a name");
                     state.disk.insert(file.into(), vec![0; 36]);
-                    let said = format!(
-                        r#"{{"id_slot":0,"filename":"{file}","n_saved":0,"n_written":36}}"#
-                    );
+                    let said = format!(r#"{{"id_slot":0,"filename":"{file}","n_saved":0,"n_written":36}}"#);
                     crate::server::Reply::Say(200, said)
                 }
             }
@@ -110,10 +96,7 @@ async fn trap_3_a_save_that_turns_out_empty_does_not_count_and_leaves_nothing() 
     })
     .await;
     let probe = lying.probe(wechsler::machine::BackendKind::LlamaCpp);
-    let outcome = rig
-        .store
-        .save(&probe, &rig.world, Duration::from_secs(10))
-        .await;
+    let outcome = rig.store.save(&probe, &rig.world, Duration::from_secs(10)).await;
     assert_eq!(codes(&outcome), ["slot_empty"]);
     assert_eq!(rig.file(), good);
     assert_eq!(rig.store.saved().len(), 1);
@@ -171,10 +154,7 @@ async fn trap_15_an_answer_for_another_slot_does_not_count() {
     })
     .await;
     let probe = wrapping.probe(wechsler::machine::BackendKind::LlamaCpp);
-    let outcome = rig
-        .store
-        .save(&probe, &rig.world, Duration::from_secs(10))
-        .await;
+    let outcome = rig.store.save(&probe, &rig.world, Duration::from_secs(10)).await;
     assert_eq!(codes(&outcome), ["!save_failed"]);
     assert!(rig.store.saved().is_empty());
 }
@@ -271,11 +251,8 @@ async fn a_sweep_takes_old_leftovers_of_ours_and_nothing_else() {
     let own = &noted[0].file[..noted[0].file.len() - "0000.slot".len()];
     let tag = &own[own.len() - 6..];
     let leftover = format!("localbot.20200101T000000-{tag}0001.slot");
-    let others = [
-        "localbot.bin".to_owned(),
-        "localbot.20200101T000000-zzzzzz0001.slot".to_owned(),
-        format!("{own}ffff.slot"),
-    ];
+    let others =
+        ["localbot.bin".to_owned(), "localbot.20200101T000000-zzzzzz0001.slot".to_owned(), format!("{own}ffff.slot")];
     for file in others.iter().chain([&leftover]) {
         rig.world.state().disk.insert(file.clone(), vec![1]);
     }

@@ -100,10 +100,7 @@ async fn serve(mut stream: TcpStream, answer: &(dyn Fn(&Question) -> Reply + Sen
     };
     match answer(&question) {
         Reply::Say(status, body) => {
-            let head = format!(
-                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-                body.len()
-            );
+            let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
             let _ = stream.write_all((head + &body).as_bytes()).await;
         }
         Reply::Raw(bytes) => {
@@ -133,11 +130,7 @@ async fn read(stream: &mut TcpStream) -> Option<Question> {
         };
         let length = head
             .lines()
-            .find_map(|l| {
-                l.to_lowercase()
-                    .strip_prefix("content-length:")
-                    .map(str::to_owned)
-            })
+            .find_map(|l| l.to_lowercase().strip_prefix("content-length:").map(str::to_owned))
             .and_then(|l| l.trim().parse().ok())
             .unwrap_or(0);
         if body.len() >= length {

@@ -29,10 +29,7 @@ async fn trap_10_slots_and_metrics_are_asked_every_two_seconds_at_most() {
     }
     assert_eq!(world.asked(""), [""; 0], "not even asked");
     assert!(probe.activity(at(12)).await.is_some());
-    assert_eq!(
-        world.asked(""),
-        ["GET /props", "GET /slots", "GET /metrics"]
-    );
+    assert_eq!(world.asked(""), ["GET /props", "GET /slots", "GET /metrics"]);
 }
 
 #[tokio::test]
@@ -40,22 +37,14 @@ async fn a_slot_in_use_is_in_flight_and_shows_its_tokens() {
     let world = World::new();
     let server = world.serve().await;
     let probe = server.probe(LlamaCpp);
-    let unused = probe
-        .activity(at(0))
-        .await
-        .expect("asked for the first time");
+    let unused = probe.activity(at(0)).await.expect("asked for the first time");
     assert_eq!(unused.in_flight, Some(0));
     assert_eq!(unused.slots[0].tokens, None);
     world.use_slot(0, 33);
     world.state().slots[0].busy = true;
     let used = probe.activity(at(2)).await.expect("two seconds later");
     assert_eq!(used.in_flight, Some(1));
-    let slot = SlotReading {
-        id: 0,
-        n_ctx: 4096,
-        is_processing: true,
-        tokens: Some(33),
-    };
+    let slot = SlotReading { id: 0, n_ctx: 4096, is_processing: true, tokens: Some(33) };
     assert_eq!(used.slots, [slot]);
     assert_ne!(used.mark, unused.mark);
 }
@@ -66,10 +55,7 @@ async fn our_own_questions_are_no_use() {
     world.use_slot(0, 33);
     let server = world.serve().await;
     let probe = server.probe(LlamaCpp);
-    let first = probe
-        .activity(at(0))
-        .await
-        .expect("asked for the first time");
+    let first = probe.activity(at(0)).await.expect("asked for the first time");
     for _ in 0..3 {
         probe.health().await;
     }
@@ -84,10 +70,7 @@ async fn trap_11_a_sleeping_server_is_asked_for_nothing_but_props() {
     world.use_slot(0, 33);
     let server = world.serve().await;
     let probe = server.probe(LlamaCpp);
-    let awake = probe
-        .activity(at(0))
-        .await
-        .expect("asked for the first time");
+    let awake = probe.activity(at(0)).await.expect("asked for the first time");
     world.state().sleeping = true;
     world.asked("");
     let asleep = probe.activity(at(2)).await.expect("two seconds later");
@@ -101,11 +84,7 @@ async fn trap_11_a_router_is_asked_for_nothing_but_props() {
     let world = World::new();
     world.state().router = true;
     let server = world.serve().await;
-    let activity = server
-        .probe(LlamaCpp)
-        .activity(at(0))
-        .await
-        .expect("an answer");
+    let activity = server.probe(LlamaCpp).activity(at(0)).await.expect("an answer");
     assert_eq!(world.asked(""), ["GET /props"]);
     assert_eq!(activity.cannot_save.as_deref(), Some("router mode"));
     assert_eq!(activity.in_flight, None);
@@ -117,11 +96,7 @@ async fn what_is_not_enabled_is_not_asked_and_slots_alone_tell_enough() {
     world.state().without_metrics = true;
     world.use_slot(0, 33);
     let server = world.serve().await;
-    let activity = server
-        .probe(LlamaCpp)
-        .activity(at(0))
-        .await
-        .expect("an answer");
+    let activity = server.probe(LlamaCpp).activity(at(0)).await.expect("an answer");
     assert_eq!(world.asked(""), ["GET /props", "GET /slots"]);
     assert_eq!(activity.in_flight, Some(0));
     assert!(activity.mark.is_some());

@@ -4,8 +4,8 @@ use std::time::Duration;
 use wechsler::machine::{
     BackendKind, BootId, Instant,
     reading::{
-        ActiveState, Activity, Ask, BackendReading, Dated, Gpu, GpuDevice, GpuProcess, Http,
-        Identity, People, Reading, SlotReading, Ssh, Unit, UnitState, WakeArmed,
+        ActiveState, Activity, Ask, BackendReading, Dated, Gpu, GpuDevice, GpuProcess, Http, Identity, People, Reading,
+        SlotReading, Ssh, Unit, UnitState, WakeArmed,
     },
 };
 
@@ -26,23 +26,13 @@ impl Sim {
         }
         let mut reading = Reading {
             ssh: dated(ask.units, now, || match self.power {
-                _ if ssh => Ssh::Answered {
-                    boot: BootId(self.boots),
-                    session: self.sessions,
-                },
+                _ if ssh => Ssh::Answered { boot: BootId(self.boots), session: self.sessions },
                 _ => Ssh::Silent,
             }),
             gpu: dated(ask.gpu && ssh, now, || self.gpu(now)),
-            people: dated(ask.people && ssh, now, || People::Read {
-                logins: self.logins.clone(),
-                inhibitors: vec![],
-            }),
+            people: dated(ask.people && ssh, now, || People::Read { logins: self.logins.clone(), inhibitors: vec![] }),
             wake_armed: dated(ask.wake_armed && ssh, now, || {
-                if self.wake_armed {
-                    WakeArmed::Armed
-                } else {
-                    WakeArmed::NotArmed("d".into())
-                }
+                if self.wake_armed { WakeArmed::Armed } else { WakeArmed::NotArmed("d".into()) }
             }),
             ..Reading::default()
         };
@@ -83,14 +73,7 @@ impl Sim {
                 used += 9000;
             }
         }
-        Gpu::Read {
-            devices: vec![GpuDevice {
-                index: 0,
-                used_mib: Some(used),
-                total_mib: Some(24_000),
-            }],
-            processes,
-        }
+        Gpu::Read { devices: vec![GpuDevice { index: 0, used_mib: Some(used), total_mib: Some(24_000) }], processes }
     }
 }
 
@@ -116,12 +99,7 @@ fn unit(backend: &Backend) -> UnitState {
         active_since: None,
         timeout_stop: Some(Duration::from_secs(90)),
         fragment: "/etc/systemd/system/server.service".into(),
-        enabled: if backend.enabled {
-            "enabled"
-        } else {
-            "disabled"
-        }
-        .into(),
+        enabled: if backend.enabled { "enabled" } else { "disabled" }.into(),
         processes_left: false,
     }
 }
@@ -129,11 +107,7 @@ fn unit(backend: &Backend) -> UnitState {
 fn http(backend: &Backend, kind: BackendKind, up: bool, talks: bool) -> Http {
     match backend.phase {
         _ if !up || !talks => Http::TimedOut,
-        Phase::Ready => Http::Ready(Identity {
-            model: Some("model".into()),
-            n_ctx: Some(4096),
-            build: None,
-        }),
+        Phase::Ready => Http::Ready(Identity { model: Some("model".into()), n_ctx: Some(4096), build: None }),
         Phase::Loading { .. } if kind == BackendKind::LlamaCpp => Http::Unavailable,
         _ => Http::Refused,
     }

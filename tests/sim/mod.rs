@@ -1,10 +1,6 @@
 //! A simulated GPU server. [`Sim`] is pure: it has facts, is told the time, takes orders and shows what could be read of it.
 //! [`World`] puts it behind the driver's seam, on tokio's (paused) clock.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test binary uses its part of it"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of it")]
 
 mod eyes;
 mod world;
@@ -12,8 +8,8 @@ mod world;
 use std::time::Duration;
 
 use wechsler::machine::{
-    BackendId, BackendKind, BackendPolicy, BootId, Instant, Invocation, OnStartTimeout, Outcome,
-    Policy, RestorePolicy, Verb, WakeCheck, Warning,
+    BackendId, BackendKind, BackendPolicy, BootId, Instant, Invocation, OnStartTimeout, Outcome, Policy, RestorePolicy,
+    Verb, WakeCheck, Warning,
     reading::{GpuProcess, SavedSlot},
 };
 
@@ -90,10 +86,7 @@ pub enum Phase {
 
 impl Phase {
     pub const fn has_process(self) -> bool {
-        matches!(
-            self,
-            Self::Loading { .. } | Self::Ready | Self::Stopping { .. }
-        )
+        matches!(self, Self::Loading { .. } | Self::Ready | Self::Stopping { .. })
     }
 }
 
@@ -246,11 +239,7 @@ impl Sim {
 
     /// Who truly holds the GPU.
     pub fn holders(&self) -> Vec<BackendId> {
-        (0u8..)
-            .zip(&self.backends)
-            .filter(|(_, b)| b.phase.has_process())
-            .map(|(i, _)| BackendId(i))
-            .collect()
+        (0u8..).zip(&self.backends).filter(|(_, b)| b.phase.has_process()).map(|(i, _)| BackendId(i)).collect()
     }
 
     /// Everything is as it should be again; what is broken off stays broken off.
@@ -259,10 +248,7 @@ impl Sim {
         let now = self.now;
         for backend in &mut self.backends {
             backend.crashes_to_come = 0;
-            if let Phase::Stopping {
-                until: until @ None,
-            } = &mut backend.phase
-            {
+            if let Phase::Stopping { until: until @ None } = &mut backend.phase {
                 *until = Some(now + self.times.stop);
             }
         }
@@ -363,9 +349,7 @@ impl Sim {
     pub fn press(&mut self) {
         if self.power == Power::Off {
             self.boots += 1;
-            self.power = Power::Booting {
-                until: self.now + self.times.boot,
-            };
+            self.power = Power::Booting { until: self.now + self.times.boot };
         }
     }
 
@@ -415,10 +399,7 @@ impl Sim {
     pub fn order(&mut self, verb: Verb, now: Instant) -> Answered {
         self.advance(now);
         let now = self.now;
-        let never = Answered {
-            at: None,
-            outcome: Outcome::Succeeded(vec![]),
-        };
+        let never = Answered { at: None, outcome: Outcome::Succeeded(vec![]) };
         if verb == Verb::Wake {
             self.deeds.push((now, Deed::Woken));
             if !self.faults.deaf && self.wake_armed {
@@ -444,17 +425,11 @@ impl Sim {
     }
 
     fn done(&self, after: Duration) -> Answered {
-        Answered {
-            at: Some(self.now + self.times.trip + after),
-            outcome: Outcome::Succeeded(vec![]),
-        }
+        Answered { at: Some(self.now + self.times.trip + after), outcome: Outcome::Succeeded(vec![]) }
     }
 
     fn failed(&self, code: &str, message: &str) -> Answered {
-        Answered {
-            at: Some(self.now + self.times.trip),
-            outcome: Outcome::Failed(Warning::new(code, message)),
-        }
+        Answered { at: Some(self.now + self.times.trip), outcome: Outcome::Failed(Warning::new(code, message)) }
     }
 
     fn carry_out(&mut self, verb: Verb) -> Answered {
@@ -474,10 +449,7 @@ impl Sim {
                 self.stop(id);
                 match self.backend(id).phase {
                     Phase::Stopping { until: Some(until) } => self.done(until.since(now)),
-                    Phase::Stopping { until: None } => Answered {
-                        at: None,
-                        outcome: Outcome::Succeeded(vec![]),
-                    },
+                    Phase::Stopping { until: None } => Answered { at: None, outcome: Outcome::Succeeded(vec![]) },
                     _ => self.done(Duration::ZERO),
                 }
             }
@@ -492,9 +464,7 @@ impl Sim {
             Verb::RestoreSlots(id) => self.restore(id),
             Verb::PowerOff => {
                 self.deeds.push((now, Deed::PoweredOff));
-                self.power = Power::GoingDown {
-                    until: now + self.times.power_off,
-                };
+                self.power = Power::GoingDown { until: now + self.times.power_off };
                 for id in self.holders() {
                     self.stop(id);
                 }
@@ -529,19 +499,11 @@ impl Sim {
             .enumerate()
             .filter_map(|(slot, tokens)| tokens.filter(|t| *t > 0).map(|t| (slot, t)))
             .collect();
-        let takes = if full.is_empty() {
-            Duration::ZERO
-        } else {
-            self.times.save
-        };
+        let takes = if full.is_empty() { Duration::ZERO } else { self.times.save };
         let backend = self.backend_mut(id);
         for (slot, tokens) in full {
             let saved = SavedSlot {
-                name: if slot == 0 {
-                    "localbot".into()
-                } else {
-                    format!("localbot-{slot}")
-                },
+                name: if slot == 0 { "localbot".into() } else { format!("localbot-{slot}") },
                 file: format!("localbot-{slot}-{}.bin", now.since_start().as_millis()),
                 slot: u32::try_from(slot).unwrap_or(u32::MAX),
                 bytes: tokens * 1000,

@@ -39,10 +39,7 @@ impl World {
 
     /// The server as it is now.
     pub fn sim(&self) -> MutexGuard<'_, Sim> {
-        let mut sim = self
-            .sim
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut sim = self.sim.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         sim.advance(self.now());
         sim
     }
@@ -72,10 +69,7 @@ impl driver::World for World {
     async fn carry_out(&self, verb: Verb, _within: Duration) -> Outcome {
         let answered = self.sim().order(verb, self.now());
         // Whoever gives an order up gives its session up, too: only another one can tell what became of it.
-        let mut session = Session {
-            world: self,
-            answered: false,
-        };
+        let mut session = Session { world: self, answered: false };
         match answered.at {
             Some(at) => tokio::time::sleep_until(self.epoch + at.since_start()).await,
             None => std::future::pending().await,

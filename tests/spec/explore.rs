@@ -7,9 +7,8 @@ use std::{
 };
 
 use wechsler::machine::{
-    BackendId, BootId, BootPhase, Command, Effect, Event, Held, HoldSpec, Instant, Invocation,
-    Look, Machine, Options, Outcome, Policy, PowerChoice, RequestId, Seen, Server, Use, Verb,
-    VerbId, Warning,
+    BackendId, BootId, BootPhase, Command, Effect, Event, Held, HoldSpec, Instant, Invocation, Look, Machine, Options,
+    Outcome, Policy, PowerChoice, RequestId, Seen, Server, Use, Verb, VerbId, Warning,
 };
 
 use super::sample::{self, LLAMA, VLLM};
@@ -105,26 +104,13 @@ impl Alphabet {
 pub fn explore(policy: &Policy, acts: Alphabet, mut visit: impl FnMut(&Edge)) -> Graph {
     let start = Machine::new(policy.clone(), vec![]);
     let mut known = HashSet::from([start.key()]);
-    let mut graph = Graph {
-        states: vec![start.place().kind],
-        edges: 0,
-    };
+    let mut graph = Graph { states: vec![start.place().kind], edges: 0 };
     let mut queue = VecDeque::from([(0, start)]);
     while let Some((depth, machine)) = queue.pop_front() {
-        for (act, now, event) in alphabet(&machine)
-            .into_iter()
-            .filter(|(act, ..)| acts.has(act))
-        {
+        for (act, now, event) in alphabet(&machine).into_iter().filter(|(act, ..)| acts.has(act)) {
             let mut after = machine.clone();
             let effects = after.step(now, event.clone());
-            visit(&Edge {
-                before: &machine,
-                now,
-                act: &act,
-                event: &event,
-                effects: &effects,
-                after: &after,
-            });
+            visit(&Edge { before: &machine, now, act: &act, event: &event, effects: &effects, after: &after });
             graph.edges += 1;
             if known.insert(after.key()) {
                 graph.states.push(after.place().kind);
@@ -151,18 +137,9 @@ pub fn alphabet(machine: &Machine) -> Vec<(String, Instant, Event)> {
     }
     for (name, outcome) in [
         ("order succeeds", Outcome::Succeeded(vec![])),
-        (
-            "order fails",
-            Outcome::Failed(Warning::new("verb_failed", "")),
-        ),
-        (
-            "order is not permitted",
-            Outcome::Failed(Warning::new("not_permitted", "")),
-        ),
-        (
-            "order is lost",
-            Outcome::Unknown(Warning::new("no_answer", "")),
-        ),
+        ("order fails", Outcome::Failed(Warning::new("verb_failed", ""))),
+        ("order is not permitted", Outcome::Failed(Warning::new("not_permitted", ""))),
+        ("order is lost", Outcome::Unknown(Warning::new("no_answer", ""))),
     ] {
         if let Some((verb, _)) = view.order {
             add(name, Event::Finished { verb, outcome });
@@ -172,25 +149,11 @@ pub fn alphabet(machine: &Machine) -> Vec<(String, Instant, Event)> {
         let outcome = Outcome::Failed(Warning::new("restore_rejected", ""));
         add("restore is rejected", Event::Finished { verb, outcome });
     }
-    add(
-        "older order ends",
-        Event::Finished {
-            verb: VerbId(0),
-            outcome: Outcome::Succeeded(vec![]),
-        },
-    );
+    add("older order ends", Event::Finished { verb: VerbId(0), outcome: Outcome::Succeeded(vec![]) });
     let plain = Options::default();
-    let replace = Options {
-        replace: true,
-        ..plain
-    };
+    let replace = Options { replace: true, ..plain };
     let hold = |what| {
-        Command::Hold(HoldSpec {
-            what,
-            lasts: Some(Duration::from_mins(10)),
-            reason: String::new(),
-            by: String::new(),
-        })
+        Command::Hold(HoldSpec { what, lasts: Some(Duration::from_mins(10)), reason: String::new(), by: String::new() })
     };
     let mut commands = vec![
         ("start", Command::Start(None, plain)),
@@ -199,27 +162,12 @@ pub fn alphabet(machine: &Machine) -> Vec<(String, Instant, Event)> {
         ("switch llama-cpp", Command::Switch(LLAMA, plain)),
         ("switch vllm", Command::Switch(VLLM, plain)),
         ("switch vllm --replace", Command::Switch(VLLM, replace)),
-        (
-            "switch vllm --no-drain",
-            Command::Switch(
-                VLLM,
-                Options {
-                    no_drain: true,
-                    ..plain
-                },
-            ),
-        ),
+        ("switch vllm --no-drain", Command::Switch(VLLM, Options { no_drain: true, ..plain })),
         ("stop", Command::Stop(plain)),
         ("restart", Command::Restart(None, plain)),
         ("wake", Command::Wake(plain)),
-        (
-            "shutdown --power-off",
-            Command::Shutdown(PowerChoice::PowerOff, plain),
-        ),
-        (
-            "shutdown --keep-on",
-            Command::Shutdown(PowerChoice::KeepOn, plain),
-        ),
+        ("shutdown --power-off", Command::Shutdown(PowerChoice::PowerOff, plain)),
+        ("shutdown --keep-on", Command::Shutdown(PowerChoice::KeepOn, plain)),
         ("resolve --keep vllm", Command::Resolve(VLLM, plain)),
         ("cancel", Command::Cancel),
         ("slots save", Command::SaveSlots(plain)),
@@ -234,13 +182,7 @@ pub fn alphabet(machine: &Machine) -> Vec<(String, Instant, Event)> {
         commands.push(("hold off", hold(Held::Off)));
     }
     for (name, command) in commands {
-        add(
-            name,
-            Event::Commanded {
-                request: REQUEST,
-                command,
-            },
-        );
+        add(name, Event::Commanded { request: REQUEST, command });
     }
     if let Some(deadline) = machine.deadline() {
         acts.push(("deadline".to_owned(), deadline, Event::Tick));
@@ -267,14 +209,8 @@ fn looks(before: &Look, now: Instant) -> Vec<(&'static str, Look)> {
     let next_boot = BootId(if boot == BootId(1) { 2 } else { 1 });
     vec![
         ("sees silence", sample::off(now, Server::Silent)),
-        (
-            "sees it booting",
-            sample::off(now, Server::Booting(BootPhase::Booting)),
-        ),
-        (
-            "sees a wrong host key",
-            sample::off(now, Server::Booting(BootPhase::WrongHostKey)),
-        ),
+        ("sees it booting", sample::off(now, Server::Booting(BootPhase::Booting))),
+        ("sees a wrong host key", sample::off(now, Server::Booting(BootPhase::WrongHostKey))),
         ("sees llama-cpp without SSH", {
             let mut look = on(Running, Unknown);
             look.server = Server::Uncontrolled;
@@ -294,10 +230,7 @@ fn looks(before: &Look, now: Instant) -> Vec<(&'static str, Look)> {
         ("sees no unit of llama-cpp", on(Missing, Stopped)),
         ("sees a stranger at vllm", on(Stopped, Stranger)),
         ("cannot read llama-cpp", on(Unknown, Stopped)),
-        (
-            "sees llama-cpp busy",
-            with(on(Running, Stopped), |l| l.backends[0].use_ = Use::Busy),
-        ),
+        ("sees llama-cpp busy", with(on(Running, Stopped), |l| l.backends[0].use_ = Use::Busy)),
         (
             "cannot read llama-cpp's use",
             with(on(Running, Stopped), |l| {
@@ -325,18 +258,9 @@ fn looks(before: &Look, now: Instant) -> Vec<(&'static str, Look)> {
                 l.backends[0].invocation = Some(Invocation(11));
             }),
         ),
-        (
-            "sees llama-cpp asleep",
-            with(on(Running, Stopped), |l| l.backends[0].sleeping = true),
-        ),
-        (
-            "sees a foreign process",
-            with(on(Stopped, Stopped), |l| l.foreign_gpu = true),
-        ),
-        (
-            "sees a login",
-            with(on(Stopped, Stopped), |l| l.people = Some(true)),
-        ),
+        ("sees llama-cpp asleep", with(on(Running, Stopped), |l| l.backends[0].sleeping = true)),
+        ("sees a foreign process", with(on(Stopped, Stopped), |l| l.foreign_gpu = true)),
+        ("sees a login", with(on(Stopped, Stopped), |l| l.people = Some(true))),
         (
             "cannot tell who is there",
             with(on(Stopped, Stopped), |l| {
@@ -344,32 +268,20 @@ fn looks(before: &Look, now: Instant) -> Vec<(&'static str, Look)> {
                 l.wake_armed = None;
             }),
         ),
-        (
-            "sees the card unarmed",
-            with(on(Stopped, Stopped), |l| l.wake_armed = Some(false)),
-        ),
+        ("sees the card unarmed", with(on(Stopped, Stopped), |l| l.wake_armed = Some(false))),
         ("sees another boot", {
             let mut look = on(Stopped, Stopped);
-            look.server = Server::On {
-                boot: next_boot,
-                session: session + 1,
-            };
+            look.server = Server::On { boot: next_boot, session: session + 1 };
             look
         }),
         ("sees another boot, llama-cpp up", {
             let mut look = on(Loading, Stopped);
-            look.server = Server::On {
-                boot: next_boot,
-                session: session + 1,
-            };
+            look.server = Server::On { boot: next_boot, session: session + 1 };
             look
         }),
         ("sees all stopped in another session", {
             let mut look = on(Stopped, Stopped);
-            look.server = Server::On {
-                boot,
-                session: session + 1,
-            };
+            look.server = Server::On { boot, session: session + 1 };
             look
         }),
     ]

@@ -1,8 +1,7 @@
 //! The laws: what holds on every edge. Each is a function with a sentence for a name.
 
 use wechsler::machine::{
-    Answer, Command, Effect, End, Event, Failure, Goal, Held, Kind, Outcome, Refusal, Server, Use,
-    Verb, WakeCheck,
+    Answer, Command, Effect, End, Event, Failure, Goal, Held, Kind, Outcome, Refusal, Server, Use, Verb, WakeCheck,
 };
 
 use super::explore::Edge;
@@ -12,80 +11,32 @@ pub type Verdict = Result<(), String>;
 
 /// All laws, in the order of `states.md`: name, and what checks it.
 pub const LAWS: &[(&str, fn(&Edge) -> Verdict)] = &[
-    (
-        "every command is answered exactly once, at once",
-        answered_once,
-    ),
-    (
-        "every operation has one beginning and one end",
-        ops_accounted,
-    ),
+    ("every command is answered exactly once, at once", answered_once),
+    ("every operation has one beginning and one end", ops_accounted),
     ("an operation under way will have ended in time", op_bounded),
     ("one order at a time", one_order),
-    (
-        "every order names the operation that wants it",
-        orders_have_causes,
-    ),
-    (
-        "with no operation wanted, the daemon only looks",
-        only_looks,
-    ),
-    (
-        "nothing is started unless every other backend is proven stopped, by fresh evidence of this boot",
-        start_is_safe,
-    ),
-    (
-        "nothing is started into memory that somebody else holds",
-        start_has_room,
-    ),
-    (
-        "before a stop, the slots are saved or it is recorded why not",
-        saved_before_stop,
-    ),
+    ("every order names the operation that wants it", orders_have_causes),
+    ("with no operation wanted, the daemon only looks", only_looks),
+    ("nothing is started unless every other backend is proven stopped, by fresh evidence of this boot", start_is_safe),
+    ("nothing is started into memory that somebody else holds", start_has_room),
+    ("before a stop, the slots are saved or it is recorded why not", saved_before_stop),
     ("a failed save never blocks the way", failed_save_goes_on),
-    (
-        "a failed restore never blocks the way",
-        failed_restore_goes_on,
-    ),
+    ("a failed restore never blocks the way", failed_restore_goes_on),
     ("no slots are restored twice into one run", restored_once),
-    (
-        "power goes off only when every backend is proven stopped and nothing blocks",
-        power_off_is_safe,
-    ),
-    (
-        "wake packets are sent only inside an operation that wants the server on",
-        wake_is_wanted,
-    ),
-    (
-        "an answer to an older order changes nothing",
-        stale_is_inert,
-    ),
+    ("power goes off only when every backend is proven stopped and nothing blocks", power_off_is_safe),
+    ("wake packets are sent only inside an operation that wants the server on", wake_is_wanted),
+    ("an answer to an older order changes nothing", stale_is_inert),
     ("an early tick changes nothing", early_tick_is_inert),
     ("every deadline lies in the future", deadline_ahead),
     ("nothing falls through by accident", nothing_falls_through),
-    (
-        "a stop is taken in every state but while powering off",
-        stop_is_taken,
-    ),
-    (
-        "a cancel ends the operation and orders nothing",
-        cancel_orders_nothing,
-    ),
-    (
-        "silence proves nothing until there is enough of it",
-        silence_needs_patience,
-    ),
+    ("a stop is taken in every state but while powering off", stop_is_taken),
+    ("a cancel ends the operation and orders nothing", cancel_orders_nothing),
+    ("silence proves nothing until there is enough of it", silence_needs_patience),
     ("a conflict moves only by resolve or a stop", conflict_waits),
     ("a policy never stops a backend in use", policy_spares_users),
     ("a lost answer is never believed", unknown_not_believed),
-    (
-        "no failure is terminal: a failed operation leaves none behind",
-        failure_is_not_terminal,
-    ),
-    (
-        "a held server is not powered off, a held GPU not started on, a held-off server not woken",
-        holds_are_kept,
-    ),
+    ("no failure is terminal: a failed operation leaves none behind", failure_is_not_terminal),
+    ("a held server is not powered off, a held GPU not started on, a held-off server not woken", holds_are_kept),
 ];
 
 fn orders<'a>(e: &'a Edge) -> impl Iterator<Item = Verb> + 'a {
@@ -102,24 +53,12 @@ fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
 fn answers(e: &Edge) -> Vec<Answer> {
     e.effects
         .iter()
-        .filter_map(|f| {
-            if let Effect::Answer { answer, .. } = f {
-                Some(answer.clone())
-            } else {
-                None
-            }
-        })
+        .filter_map(|f| if let Effect::Answer { answer, .. } = f { Some(answer.clone()) } else { None })
         .collect()
 }
 
 fn ended<'a>(e: &'a Edge) -> impl Iterator<Item = &'a End> + 'a {
-    e.effects.iter().filter_map(|f| {
-        if let Effect::Ended { end, .. } = f {
-            Some(end)
-        } else {
-            None
-        }
-    })
+    e.effects.iter().filter_map(|f| if let Effect::Ended { end, .. } = f { Some(end) } else { None })
 }
 
 fn answered_once(e: &Edge) -> Verdict {
@@ -133,31 +72,23 @@ fn ops_accounted(e: &Edge) -> Verdict {
     for effect in e.effects {
         match effect {
             Effect::Began(op) => {
-                ensure(!open.contains(&op.id.0), || {
-                    format!("operation {} begins twice", op.id)
-                })?;
+                ensure(!open.contains(&op.id.0), || format!("operation {} begins twice", op.id))?;
                 open.push(op.id.0);
             }
             Effect::Ended { op, .. } => {
-                ensure(open.contains(&op.0), || {
-                    format!("operation {op} ends, but is not under way")
-                })?;
+                ensure(open.contains(&op.0), || format!("operation {op} ends, but is not under way"))?;
                 open.retain(|o| o != &op.0);
             }
             _ => {}
         }
     }
     let after: Vec<u64> = e.after.view().operation.iter().map(|o| o.id.0).collect();
-    ensure(open == after, || {
-        format!("open by its words {open:?}, by its state {after:?}")
-    })
+    ensure(open == after, || format!("open by its words {open:?}, by its state {after:?}"))
 }
 
 fn op_bounded(e: &Edge) -> Verdict {
     match e.after.view().operation {
-        Some(op) => ensure(op.until > e.now, || {
-            format!("operation {} outlives its bound", op.id)
-        }),
+        Some(op) => ensure(op.until > e.now, || format!("operation {} outlives its bound", op.id)),
         None => Ok(()),
     }
 }
@@ -171,18 +102,14 @@ fn one_order(e: &Edge) -> Verdict {
         (Some(_), _) => e.before.deadline().is_none_or(|d| d > e.now),
         (None, _) => false,
     };
-    ensure(!(still && mutating > 0), || {
-        "ordered while another order was under way".into()
-    })
+    ensure(!(still && mutating > 0), || "ordered while another order was under way".into())
 }
 
 fn orders_have_causes(e: &Edge) -> Verdict {
     for effect in e.effects {
         if let Effect::Do { op, .. } = effect {
             let known = e.after.view().operation.is_some_and(|o| o.id == *op);
-            ensure(known, || {
-                format!("an order names operation {op}, which is not under way")
-            })?;
+            ensure(known, || format!("an order names operation {op}, which is not under way"))?;
         }
     }
     Ok(())
@@ -192,31 +119,20 @@ fn only_looks(e: &Edge) -> Verdict {
     let p = e.after.policy();
     let policies_off = p.idle_stop_after.is_none()
         && p.idle_power_off_after.is_none()
-        && p.backends
-            .iter()
-            .all(|b| b.restore != wechsler::machine::RestorePolicy::Auto);
+        && p.backends.iter().all(|b| b.restore != wechsler::machine::RestorePolicy::Auto);
     let wanted = e.before.view().operation.is_some() || matches!(e.event, Event::Commanded { .. });
-    ensure(
-        wanted || !policies_off || orders(e).next().is_none(),
-        || "an order out of nothing".into(),
-    )
+    ensure(wanted || !policies_off || orders(e).next().is_none(), || "an order out of nothing".into())
 }
 
 fn start_is_safe(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StartUnit(b) = verb else { continue };
         let look = e.after.view().look;
-        ensure(matches!(look.server, Server::On { .. }), || {
-            "started on a server that does not answer".into()
-        })?;
-        ensure(e.now.since(look.at).as_secs() <= 5, || {
-            "started on old evidence".into()
-        })?;
+        ensure(matches!(look.server, Server::On { .. }), || "started on a server that does not answer".into())?;
+        ensure(e.now.since(look.at).as_secs() <= 5, || "started on old evidence".into())?;
         for other in e.after.policy().ids() {
             let seen = look.backend(other).seen;
-            ensure(other == b || seen.is_stopped(), || {
-                format!("started while the other is {seen:?}")
-            })?;
+            ensure(other == b || seen.is_stopped(), || format!("started while the other is {seen:?}"))?;
         }
     }
     Ok(())
@@ -224,62 +140,38 @@ fn start_is_safe(e: &Edge) -> Verdict {
 
 fn start_has_room(e: &Edge) -> Verdict {
     let starts = orders(e).any(|v| matches!(v, Verb::StartUnit(_)));
-    ensure(!(starts && e.after.view().look.foreign_gpu), || {
-        "started beside a foreign process".into()
-    })
+    ensure(!(starts && e.after.view().look.foreign_gpu), || "started beside a foreign process".into())
 }
 
 fn saved_before_stop(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
         let view = e.after.view();
-        let saves = e.after.policy().backend(b).slots
-            && view.look.backend(b).seen == wechsler::machine::Seen::Running;
-        ensure(!saves || view.save_ended, || {
-            "stopped without an ended save or a reason".into()
-        })?;
+        let saves = e.after.policy().backend(b).slots && view.look.backend(b).seen == wechsler::machine::Seen::Running;
+        ensure(!saves || view.save_ended, || "stopped without an ended save or a reason".into())?;
     }
     Ok(())
 }
 
 fn failed(e: &Edge, of: fn(&Verb) -> bool) -> bool {
-    let Event::Finished {
-        verb,
-        outcome: Outcome::Failed(_) | Outcome::Unknown(_),
-    } = e.event
-    else {
+    let Event::Finished { verb, outcome: Outcome::Failed(_) | Outcome::Unknown(_) } = e.event else {
         return false;
     };
-    e.before
-        .view()
-        .order
-        .is_some_and(|(v, what)| v == *verb && of(&what))
+    e.before.view().order.is_some_and(|(v, what)| v == *verb && of(&what))
 }
 
 fn failed_save_goes_on(e: &Edge) -> Verdict {
-    let wanted = e
-        .before
-        .view()
-        .operation
-        .is_some_and(|o| matches!(o.goal, Goal::Save(_)));
+    let wanted = e.before.view().operation.is_some_and(|o| matches!(o.goal, Goal::Save(_)));
     let blocked = ended(e).any(|end| matches!(end, End::Failed { .. }));
-    ensure(
-        !failed(e, |v| matches!(v, Verb::SaveSlots(_))) || wanted || !blocked,
-        || "a failed save ended it".into(),
-    )
+    ensure(!failed(e, |v| matches!(v, Verb::SaveSlots(_))) || wanted || !blocked, || "a failed save ended it".into())
 }
 
 fn failed_restore_goes_on(e: &Edge) -> Verdict {
-    let wanted = e
-        .before
-        .view()
-        .operation
-        .is_some_and(|o| matches!(o.goal, Goal::Restore(_)));
+    let wanted = e.before.view().operation.is_some_and(|o| matches!(o.goal, Goal::Restore(_)));
     let blocked = ended(e).any(|end| matches!(end, End::Failed { .. }));
-    ensure(
-        !failed(e, |v| matches!(v, Verb::RestoreSlots(_))) || wanted || !blocked,
-        || "a failed restore ended it".into(),
-    )
+    ensure(!failed(e, |v| matches!(v, Verb::RestoreSlots(_))) || wanted || !blocked, || {
+        "a failed restore ended it".into()
+    })
 }
 
 fn restored_once(e: &Edge) -> Verdict {
@@ -289,14 +181,9 @@ fn restored_once(e: &Edge) -> Verdict {
         };
         let run = e.after.view().look.backend(b).invocation;
         let before = e.before.view().restored[usize::from(b.0)];
-        let by_hand = e
-            .after
-            .view()
-            .operation
-            .is_some_and(|o| matches!(o.goal, Goal::Restore(_)) && !o.cause.is_policy());
-        ensure(by_hand || run.is_none() || before != run, || {
-            "restored twice into one run".into()
-        })?;
+        let by_hand =
+            e.after.view().operation.is_some_and(|o| matches!(o.goal, Goal::Restore(_)) && !o.cause.is_policy());
+        ensure(by_hand || run.is_none() || before != run, || "restored twice into one run".into())?;
     }
     Ok(())
 }
@@ -308,14 +195,9 @@ fn power_off_is_safe(e: &Edge) -> Verdict {
     let (view, policy) = (e.after.view(), e.after.policy());
     let stopped = policy.ids().all(|b| view.look.backend(b).seen.is_stopped());
     ensure(stopped, || "powered off under a backend".into())?;
-    ensure(
-        !view.look.foreign_gpu && view.look.people != Some(true),
-        || "powered off under somebody".into(),
-    )?;
+    ensure(!view.look.foreign_gpu && view.look.people != Some(true), || "powered off under somebody".into())?;
     let by_policy = view.operation.is_some_and(|o| o.cause.is_policy());
-    ensure(!by_policy || view.look.people.is_some(), || {
-        "a policy powered off without knowing who is there".into()
-    })?;
+    ensure(!by_policy || view.look.people.is_some(), || "a policy powered off without knowing who is there".into())?;
     let armed = match policy.wake_check {
         WakeCheck::Require => view.look.wake_armed == Some(true),
         WakeCheck::Warn => view.look.wake_armed != Some(false),
@@ -330,9 +212,7 @@ fn wake_is_wanted(e: &Edge) -> Verdict {
     }
     let goal = e.after.view().operation.map(|o| o.goal);
     let wanted = matches!(goal, Some(Goal::Run(_) | Goal::Restart(_) | Goal::Awake));
-    ensure(wanted && e.after.place().kind == Kind::Waking, || {
-        format!("packets for {goal:?}")
-    })
+    ensure(wanted && e.after.place().kind == Kind::Waking, || format!("packets for {goal:?}"))
 }
 
 fn stale_is_inert(e: &Edge) -> Verdict {
@@ -341,39 +221,25 @@ fn stale_is_inert(e: &Edge) -> Verdict {
     };
     let nothing_due = e.before.deadline().is_none_or(|d| d > e.now);
     let stale = nothing_due && e.before.view().order.is_none_or(|(v, _)| v != *verb);
-    ensure(
-        !stale || (e.effects.is_empty() && e.before.place() == e.after.place()),
-        || "it moved".into(),
-    )
+    ensure(!stale || (e.effects.is_empty() && e.before.place() == e.after.place()), || "it moved".into())
 }
 
 fn early_tick_is_inert(e: &Edge) -> Verdict {
     let early = *e.event == Event::Tick && e.before.deadline().is_none_or(|d| d > e.now);
-    ensure(
-        !early || (e.effects.is_empty() && e.before.place() == e.after.place()),
-        || "it moved".into(),
-    )
+    ensure(!early || (e.effects.is_empty() && e.before.place() == e.after.place()), || "it moved".into())
 }
 
 fn deadline_ahead(e: &Edge) -> Verdict {
-    ensure(e.after.deadline().is_none_or(|d| d > e.now), || {
-        "a deadline in the past".into()
-    })
+    ensure(e.after.deadline().is_none_or(|d| d > e.now), || "a deadline in the past".into())
 }
 
 fn nothing_falls_through(e: &Edge) -> Verdict {
     let moved = e.before.place() != e.after.place() || !e.effects.is_empty();
-    ensure(moved != e.after.ignored().is_some(), || {
-        format!("moved: {moved}, ignored: {:?}", e.after.ignored())
-    })
+    ensure(moved != e.after.ignored().is_some(), || format!("moved: {moved}, ignored: {:?}", e.after.ignored()))
 }
 
 fn stop_is_taken(e: &Edge) -> Verdict {
-    let Event::Commanded {
-        command: Command::Stop(_),
-        ..
-    } = e.event
-    else {
+    let Event::Commanded { command: Command::Stop(_), .. } = e.event else {
         return Ok(());
     };
     let kind = e.before.place().kind;
@@ -387,98 +253,57 @@ fn stop_is_taken(e: &Edge) -> Verdict {
 }
 
 fn cancel_orders_nothing(e: &Edge) -> Verdict {
-    let Event::Commanded {
-        command: Command::Cancel,
-        ..
-    } = e.event
-    else {
+    let Event::Commanded { command: Command::Cancel, .. } = e.event else {
         return Ok(());
     };
     let cancelled = ended(e).any(|end| *end == End::Cancelled);
     let had = e.before.view().operation.is_some() && e.before.place().kind != Kind::PoweringOff;
-    ensure(cancelled == had, || {
-        "a cancel must end what is under way".into()
-    })?;
-    let by_policy = e
-        .after
-        .view()
-        .operation
-        .is_some_and(|o| o.cause.is_policy());
-    ensure(by_policy || orders(e).next().is_none(), || {
-        "a cancel ordered something".into()
-    })
+    ensure(cancelled == had, || "a cancel must end what is under way".into())?;
+    let by_policy = e.after.view().operation.is_some_and(|o| o.cause.is_policy());
+    ensure(by_policy || orders(e).next().is_none(), || "a cancel ordered something".into())
 }
 
 fn silence_needs_patience(e: &Edge) -> Verdict {
     let newly = e.after.place().kind == Kind::Offline && e.before.place().kind != Kind::Offline;
-    ensure(!newly || e.after.view().is_off, || {
-        "offline without proof".into()
-    })
+    ensure(!newly || e.after.view().is_off, || "offline without proof".into())
 }
 
 fn conflict_waits(e: &Edge) -> Verdict {
     let waits = e.before.place().kind == Kind::Conflict && e.before.view().operation.is_none();
     let may = matches!(
         e.event,
-        Event::Commanded {
-            command: Command::Resolve(..) | Command::Stop(_) | Command::Shutdown(..),
-            ..
-        }
+        Event::Commanded { command: Command::Resolve(..) | Command::Stop(_) | Command::Shutdown(..), .. }
     );
-    ensure(
-        !waits || may || e.after.place().kind != Kind::Conflict || orders(e).next().is_none(),
-        || "it moved".into(),
-    )
+    ensure(!waits || may || e.after.place().kind != Kind::Conflict || orders(e).next().is_none(), || "it moved".into())
 }
 
 fn policy_spares_users(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
         let view = e.after.view();
-        let by_policy = view
-            .operation
-            .is_some_and(|o| o.cause == wechsler::machine::Cause::IdleStop);
-        let busy = view.look.backend(b).use_ == Use::Busy
-            && view.look.backend(b).seen == wechsler::machine::Seen::Running;
-        ensure(
-            !by_policy || !busy || e.before.place().kind != Kind::Draining,
-            || "stopped in use".into(),
-        )?;
+        let by_policy = view.operation.is_some_and(|o| o.cause == wechsler::machine::Cause::IdleStop);
+        let busy =
+            view.look.backend(b).use_ == Use::Busy && view.look.backend(b).seen == wechsler::machine::Seen::Running;
+        ensure(!by_policy || !busy || e.before.place().kind != Kind::Draining, || "stopped in use".into())?;
     }
     Ok(())
 }
 
 fn unknown_not_believed(e: &Edge) -> Verdict {
-    let Event::Finished {
-        verb,
-        outcome: Outcome::Unknown(_),
-    } = e.event
-    else {
+    let Event::Finished { verb, outcome: Outcome::Unknown(_) } = e.event else {
         return Ok(());
     };
     let unit = e.before.view().order.is_some_and(|(v, what)| {
-        v == *verb
-            && matches!(
-                what,
-                Verb::StartUnit(_) | Verb::StopUnit(_) | Verb::KillUnit(_)
-            )
+        v == *verb && matches!(what, Verb::StartUnit(_) | Verb::StopUnit(_) | Verb::KillUnit(_))
     });
     let sent = orders(e).any(|v| !matches!(v, Verb::KillUnit(_) | Verb::Wake));
     ensure(!unit || !sent, || "ordered on after a lost answer".into())
 }
 
 fn failure_is_not_terminal(e: &Edge) -> Verdict {
-    let failed = ended(e)
-        .any(|end| matches!(end, End::Failed { failure, .. } if *failure != Failure::Conflict));
-    let policy = e
-        .after
-        .view()
-        .operation
-        .is_some_and(|o| o.cause.is_policy());
-    ensure(
-        !failed || policy || e.after.view().operation.is_none(),
-        || "a failed operation goes on".into(),
-    )
+    let failed = ended(e).any(|end| matches!(end, End::Failed { failure, .. } if *failure != Failure::Conflict));
+    let policy = e.after.view().operation.is_some_and(|o| o.cause.is_policy());
+    ensure(!failed || policy || e.after.view().operation.is_none(), || "a failed operation goes on".into())
 }
 
 fn holds_are_kept(e: &Edge) -> Verdict {
@@ -487,9 +312,7 @@ fn holds_are_kept(e: &Edge) -> Verdict {
     };
     let view = e.before.view();
     let held = |what| view.holds.iter().any(|h| h.what == what);
-    let accepted = answers(e)
-        .iter()
-        .any(|a| matches!(a, Answer::Accepted { joined: false, .. }));
+    let accepted = answers(e).iter().any(|a| matches!(a, Answer::Accepted { joined: false, .. }));
     let broken = match command {
         Command::Shutdown(wechsler::machine::PowerChoice::PowerOff, _) => held(Held::Awake),
         Command::Wake(_) => held(Held::Off) && view.is_off,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use wechsler::machine::{
-    BackendId, BackendKind, BackendPolicy, BootId, Instant, Invocation, Look, OnStartTimeout,
-    Policy, RestorePolicy, Seen, Server, Use, WakeCheck,
+    BackendId, BackendKind, BackendPolicy, BootId, Instant, Invocation, Look, OnStartTimeout, Policy, RestorePolicy,
+    Seen, Server, Use, WakeCheck,
 };
 
 /// llama.cpp, with slots.
@@ -40,10 +40,7 @@ fn backend(name: &str, kind: BackendKind, slots: bool) -> BackendPolicy {
 /// Nothing happens by itself.
 pub fn quiet() -> Policy {
     Policy {
-        backends: vec![
-            backend("llama-cpp", BackendKind::LlamaCpp, true),
-            backend("vllm", BackendKind::Vllm, false),
-        ],
+        backends: vec![backend("llama-cpp", BackendKind::LlamaCpp, true), backend("vllm", BackendKind::Vllm, false)],
         default_backend: LLAMA,
         can_wake: true,
         wake_check: WakeCheck::Warn,
@@ -75,20 +72,14 @@ pub fn eager() -> Policy {
 pub fn on(now: Instant, llama: Seen, vllm: Seen) -> Look {
     let mut look = Look::nothing(2);
     look.at = now;
-    look.server = Server::On {
-        boot: BootId(1),
-        session: 1,
-    };
+    look.server = Server::On { boot: BootId(1), session: 1 };
     look.people = Some(false);
     look.wake_armed = Some(true);
     for (i, seen) in [llama, vllm].into_iter().enumerate() {
         let b = &mut look.backends[i];
         b.seen = seen;
         b.use_at = now;
-        let has_run = !matches!(
-            seen,
-            Seen::Stopped | Seen::Missing | Seen::Stranger | Seen::Unknown
-        );
+        let has_run = !matches!(seen, Seen::Stopped | Seen::Missing | Seen::Stranger | Seen::Unknown);
         b.invocation = has_run.then_some(Invocation(i as u128 + 1));
         if seen == Seen::Running {
             b.use_ = Use::Idle;

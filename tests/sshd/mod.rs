@@ -1,9 +1,5 @@
 //! An SSH server in this process: it runs what it is asked with `sh`, or misbehaves on demand.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "shared by several tests, each using its part"
-)]
+#![allow(dead_code, unreachable_pub, reason = "shared by several tests, each using its part")]
 
 use std::{
     net::SocketAddr,
@@ -99,10 +95,7 @@ impl Sshd {
                     ..Config::default()
                 });
                 served.live.send_modify(|n| *n += 1);
-                let client = Client {
-                    shared: Arc::clone(&served),
-                    number: 0,
-                };
+                let client = Client { shared: Arc::clone(&served), number: 0 };
                 tokio::spawn(async move {
                     if let Ok(session) = russh::server::run_stream(config, stream, client).await {
                         let _ = session.await;
@@ -123,11 +116,7 @@ impl Sshd {
         let mut live = self.shared.live.subscribe();
         let waited = tokio::time::timeout(Duration::from_secs(10), live.wait_for(|n| *n == wanted));
         let waited = waited.await.is_ok();
-        assert!(
-            waited,
-            "{} connections are open",
-            *self.shared.live.borrow()
-        );
+        assert!(waited, "{} connections are open", *self.shared.live.borrow());
     }
 }
 
@@ -171,11 +160,7 @@ impl Handler for Client {
         session: &mut Session,
     ) -> Result<(), Self::Error> {
         let line = String::from_utf8_lossy(data).into_owned();
-        self.shared
-            .commands
-            .lock()
-            .expect("the commands")
-            .push(line.clone());
+        self.shared.commands.lock().expect("the commands").push(line.clone());
         let act = match (self.shared.act)(&line) {
             Act::CutFirst if self.number == 1 => Act::Cut,
             Act::CutFirst => Act::Run,
@@ -193,9 +178,7 @@ impl Handler for Client {
                 Act::Hang | Act::Cut | Act::CutFirst | Act::Refuse => return,
                 Act::Signal => {
                     let (none, signal) = (String::new(), Sig::KILL);
-                    let _ = handle
-                        .exit_signal_request(channel, signal, false, none.clone(), none)
-                        .await;
+                    let _ = handle.exit_signal_request(channel, signal, false, none.clone(), none).await;
                 }
                 Act::Flood => while handle.data(channel, vec![b'x'; 16 * 1024]).await.is_ok() {},
                 Act::Run => {
@@ -205,9 +188,7 @@ impl Handler for Client {
                         let usual = std::env::var("PATH").unwrap_or_default();
                         command.env("PATH", format!("{}:{usual}", stubs.display()));
                     }
-                    command
-                        .env("XDG_SESSION_ID", "9")
-                        .env("SSH_CONNECTION", "127.0.0.1 1 127.0.0.1 22");
+                    command.env("XDG_SESSION_ID", "9").env("SSH_CONNECTION", "127.0.0.1 1 127.0.0.1 22");
                     let output = command.output().await.expect("there is an sh");
                     let status = u32::try_from(output.status.code().unwrap_or(255)).unwrap_or(255);
                     let _ = handle.data(channel, output.stdout).await;
@@ -231,11 +212,7 @@ pub struct Folder(PathBuf);
 impl Folder {
     pub fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!(
-            "wechsler-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::SeqCst)
-        );
+        let name = format!("wechsler-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).expect("a folder");
         Self(path)

@@ -14,22 +14,10 @@ Exit codes: 0 done, or already so · 1 the operation failed · 2 wrong use or co
 #[command(name = "wechsler", version, after_help = EXIT_CODES, max_term_width = 100, propagate_version = true)]
 pub struct Args {
     /// The daemon's socket.
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        env = "WECHSLER_SOCKET",
-        hide_env_values = true
-    )]
+    #[arg(long, global = true, value_name = "PATH", env = "WECHSLER_SOCKET", hide_env_values = true)]
     pub socket: Option<PathBuf>,
     /// The configuration file [default: /etc/wechsler/config.toml].
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        env = "WECHSLER_CONFIG",
-        hide_env_values = true
-    )]
+    #[arg(long, global = true, value_name = "PATH", env = "WECHSLER_CONFIG", hide_env_values = true)]
     pub config: Option<PathBuf>,
     /// One JSON object on standard output instead of text, whatever happens.
     #[arg(long, global = true)]

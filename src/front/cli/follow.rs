@@ -67,12 +67,10 @@ pub(super) async fn give(
                     format!("not finished within {limit}; operation {id} goes on in the daemon"),
                 )
                 .hint("`wechsler watch` shows it, `wechsler cancel` ends it"),
-                None => Trouble::new(
-                    Exit::Unfinished,
-                    "unfinished",
-                    format!("the daemon did not answer within {limit}"),
-                )
-                .hint("see `wechsler status` for whether the command was begun"),
+                None => {
+                    Trouble::new(Exit::Unfinished, "unfinished", format!("the daemon did not answer within {limit}"))
+                        .hint("see `wechsler status` for whether the command was begun")
+                }
             })
         }),
     }
@@ -102,10 +100,7 @@ async fn stay(
     };
     begun.set(Some(id));
     if no_wait {
-        return Ok(Outcome::Accepted {
-            operation: id,
-            joined,
-        });
+        return Ok(Outcome::Accepted { operation: id, joined });
     }
     if joined && let Ok(status) = client.status().await {
         live.take(&status, id);
@@ -149,9 +144,7 @@ async fn stay(
 
 /// The record of operation `id`, if this change is its end.
 fn ended(change: Change, id: u64) -> Option<OperationRecord> {
-    change
-        .operation
-        .filter(|record| record.id == id && record.end.is_some())
+    change.operation.filter(|record| record.id == id && record.end.is_some())
 }
 
 /// The next change; waits for ever where there is no stream, and says once when it ends.
@@ -172,10 +165,7 @@ async fn end_of(client: &Client, id: u64, gone: &Cell<bool>) -> Result<Operation
             Ok(record) => {
                 lost = None;
                 gone.set(false);
-                if known
-                    .as_ref()
-                    .is_some_and(|known| known.started != record.started)
-                {
+                if known.as_ref().is_some_and(|known| known.started != record.started) {
                     return Err(forgotten(id).about(known));
                 }
                 if record.end.is_some() {

@@ -5,10 +5,7 @@ use crate::front::protocol::Endpoint;
 
 /// All lines.
 pub(super) fn render(endpoints: &[Endpoint], paint: Paint) -> String {
-    let names: Vec<String> = endpoints
-        .iter()
-        .map(|endpoint| format!("{}:", plain(&endpoint.name)))
-        .collect();
+    let names: Vec<String> = endpoints.iter().map(|endpoint| format!("{}:", plain(&endpoint.name))).collect();
     let widest = names.iter().map(|name| name.chars().count()).max();
     endpoints
         .iter()
@@ -26,9 +23,7 @@ fn state(endpoint: &Endpoint, paint: Paint) -> String {
     let to_start = endpoint
         .start_seconds_expected
         .and_then(seconds)
-        .map_or(String::new(), |time| {
-            format!(", ~{} to start", estimate(time))
-        });
+        .map_or(String::new(), |time| format!(", ~{} to start", estimate(time)));
     let fair = paint.fair("●");
     match endpoint.state.as_str() {
         "running" if endpoint.active => format!("{} (active)", paint.good("✓")),
@@ -61,10 +56,8 @@ mod tests {
 
     #[test]
     fn endpoints_read_as_in_the_workflows() {
-        let endpoints = [
-            endpoint("llama-cpp", "running", true, Some(8.2)),
-            endpoint("vllm", "stopped", false, Some(80.0)),
-        ];
+        let endpoints =
+            [endpoint("llama-cpp", "running", true, Some(8.2)), endpoint("vllm", "stopped", false, Some(80.0))];
         assert_eq!(
             render(&endpoints, Paint::PLAIN),
             "llama-cpp: http://llama-cpp:8080/v1 ✓ (active)\n\
@@ -75,9 +68,6 @@ mod tests {
     #[test]
     fn a_start_time_nobody_knows_is_left_out() {
         let endpoints = [endpoint("vllm", "stopped", false, None)];
-        assert_eq!(
-            render(&endpoints, Paint::PLAIN),
-            "vllm: http://vllm:8000/v1 ● (stopped)\n"
-        );
+        assert_eq!(render(&endpoints, Paint::PLAIN), "vllm: http://vllm:8000/v1 ● (stopped)\n");
     }
 }

@@ -7,18 +7,14 @@ use crate::driver::status::{HoldStatus, OperationStatus, SavedSlotStatus, SlotSt
 
 /// All lines.
 pub(super) fn render(status: &Status, now: SystemTime, paint: Paint) -> String {
-    let mut page = Page {
-        lines: String::new(),
-    };
+    let mut page = Page { lines: String::new() };
     if status.gpu_server == "on" {
         page.line("Backend", &backend(status, paint));
     } else {
         page.line("GPU server", &server(status, paint));
     }
     if let Some(model) = &status.model {
-        let context = model
-            .n_ctx
-            .map_or(String::new(), |n| format!(" ({} ctx)", tokens(n)));
+        let context = model.n_ctx.map_or(String::new(), |n| format!(" ({} ctx)", tokens(n)));
         page.line("Model", &format!("{}{context}", plain(&model.id)));
     }
     if let Some(gpu) = gpu(status) {
@@ -49,31 +45,20 @@ pub(super) fn render(status: &Status, now: SystemTime, paint: Paint) -> String {
         page.line("In use", &format!("{}{blocks}", plain(&blocker.what)));
     }
     if let Some(next) = &status.next_action {
-        let when = until(&next.at, now).map_or_else(
-            || format!("at {}", plain(&next.at)),
-            |left| format!("in {}", span(left)),
-        );
-        page.line(
-            "Next",
-            &format!("{} {when} ({})", plain(&next.what), plain(&next.because)),
-        );
+        let when =
+            until(&next.at, now).map_or_else(|| format!("at {}", plain(&next.at)), |left| format!("in {}", span(left)));
+        page.line("Next", &format!("{} {when} ({})", plain(&next.what), plain(&next.because)));
     }
     for attention in &status.attention {
         let since = since(&attention.since, now);
         let code = paint.faint(&format!("[{}{since}]", plain(&attention.code)));
-        page.line(
-            "Attention",
-            &format!("{} {code}", paint.fair(&plain(&attention.message))),
-        );
+        page.line("Attention", &format!("{} {code}", paint.fair(&plain(&attention.message))));
         page.hint(&attention.hint);
     }
     if let Some(error) = &status.last_error {
         let since = since(&error.at, now);
         let code = paint.faint(&format!("[{}{since}]", plain(&error.code)));
-        page.line(
-            "Last error",
-            &format!("{} {code}", paint.bad(&plain(&error.message))),
-        );
+        page.line("Last error", &format!("{} {code}", paint.bad(&plain(&error.message))));
         page.hint(&error.hint);
     }
     page.lines
@@ -108,11 +93,7 @@ fn server(status: &Status, paint: Paint) -> String {
     };
     // `waking` and `powering-off` say more than why it does not answer.
     let on_its_way = matches!(status.state.as_str(), "waking" | "powering-off");
-    let why = if on_its_way {
-        Some(&status.state)
-    } else {
-        status.phase.as_ref().or(status.reason.as_ref())
-    };
+    let why = if on_its_way { Some(&status.state) } else { status.phase.as_ref().or(status.reason.as_ref()) };
     match why {
         Some(why) => format!("{shown} ({})", plain(why)),
         None if status.gpu_server == "unknown" => format!("{shown} (not looked yet)"),
@@ -134,12 +115,7 @@ fn backend(status: &Status, paint: Paint) -> String {
             let up: Vec<_> = status
                 .backends
                 .iter()
-                .filter(|(_, backend)| {
-                    matches!(
-                        backend.state.as_str(),
-                        "running" | "loading" | "sick" | "crash-loop"
-                    )
-                })
+                .filter(|(_, backend)| matches!(backend.state.as_str(), "running" | "loading" | "sick" | "crash-loop"))
                 .map(|(name, _)| plain(name))
                 .collect();
             format!("{} {} (conflict)", up.join(" + "), paint.bad("✗"))
@@ -147,11 +123,7 @@ fn backend(status: &Status, paint: Paint) -> String {
         ("gpu-idle", _) => "none (gpu-idle)".into(),
         ("stopping", active) => {
             let phase = phase().unwrap_or_else(|| "stopping".into());
-            format!(
-                "{} {} ({phase})",
-                active.unwrap_or_else(|| "none".into()),
-                paint.fair("●")
-            )
+            format!("{} {} ({phase})", active.unwrap_or_else(|| "none".into()), paint.fair("●"))
         }
         (_, Some(active)) => match status.health.as_str() {
             "ok" => format!("{active} {}", paint.good("✓")),
@@ -211,16 +183,11 @@ fn operation_line(operation: &OperationStatus, now: SystemTime) -> String {
 
 /// What, phase and time of an operation under way, for one line.
 pub(super) fn progress(operation: &OperationStatus, now: SystemTime) -> String {
-    let elapsed = ago(&operation.started, now)
-        .or_else(|| seconds(operation.elapsed_seconds))
-        .unwrap_or_default();
+    let elapsed = ago(&operation.started, now).or_else(|| seconds(operation.elapsed_seconds)).unwrap_or_default();
     let elapsed_text = span(elapsed);
     let time = match operation.expected_seconds.and_then(seconds) {
         Some(expected) if expected >= elapsed => {
-            format!(
-                "{elapsed_text} of ~{}",
-                span(expected.max(Duration::from_secs(1)))
-            )
+            format!("{elapsed_text} of ~{}", span(expected.max(Duration::from_secs(1))))
         }
         Some(expected) => format!("{elapsed_text}, usually {}", span(expected)),
         None => elapsed_text,
@@ -229,11 +196,7 @@ pub(super) fn progress(operation: &OperationStatus, now: SystemTime) -> String {
         "" | "command" => String::new(),
         cause => format!(" by {}", plain(cause)),
     };
-    format!(
-        "{}{policy} · {} · {time}",
-        what(&operation.kind, operation.goal.as_deref()),
-        plain(&operation.phase)
-    )
+    format!("{}{policy} · {} · {time}", what(&operation.kind, operation.goal.as_deref()), plain(&operation.phase))
 }
 
 /// `start llama-cpp`, `stop`.
@@ -248,50 +211,31 @@ pub(super) fn what(kind: &str, goal: Option<&str>) -> String {
 pub(super) fn hold_line(hold: &HoldStatus, now: SystemTime) -> String {
     let lasts = match &hold.until {
         None => "until released".into(),
-        Some(end) => until(end, now).map_or_else(
-            || format!("until {}", plain(end)),
-            |left| format!("for {}", span(left)),
-        ),
+        Some(end) => {
+            until(end, now).map_or_else(|| format!("until {}", plain(end)), |left| format!("for {}", span(left)))
+        }
     };
     let reason = match hold.reason.as_str() {
         "" => String::new(),
         reason => format!(" ({})", plain(reason)),
     };
-    format!(
-        "{}: {} {lasts}, by {}{reason}",
-        hold.id,
-        plain(&hold.what),
-        plain(&hold.by)
-    )
+    format!("{}: {} {lasts}, by {}{reason}", hold.id, plain(&hold.what), plain(&hold.by))
 }
 
 /// `slots list`: live slots, then saved ones.
-pub(super) fn slots(
-    live: &[SlotStatus],
-    saved: &[SavedSlotStatus],
-    now: SystemTime,
-    paint: Paint,
-) -> String {
+pub(super) fn slots(live: &[SlotStatus], saved: &[SavedSlotStatus], now: SystemTime, paint: Paint) -> String {
     let mut lines = String::new();
     for slot in live {
-        let held = slot
-            .tokens
-            .map_or("unused".into(), |count| format!("{count} tokens"));
+        let held = slot.tokens.map_or("unused".into(), |count| format!("{count} tokens"));
         let busy = if slot.is_processing { ", busy" } else { "" };
-        lines.push_str(&format!(
-            "slot {}: {held} of {}{busy}\n",
-            slot.id,
-            tokens(slot.n_ctx)
-        ));
+        lines.push_str(&format!("slot {}: {held} of {}{busy}\n", slot.id, tokens(slot.n_ctx)));
     }
     for saved in saved {
-        let age = ago(&saved.saved_at, now).map_or_else(
-            || plain(&saved.saved_at),
-            |age| format!("{} ago", span(age)),
-        );
-        let aside = saved.put_aside.as_deref().map_or(String::new(), |why| {
-            format!(", {}", paint.fair(&format!("put aside: {}", plain(why))))
-        });
+        let age = ago(&saved.saved_at, now).map_or_else(|| plain(&saved.saved_at), |age| format!("{} ago", span(age)));
+        let aside = saved
+            .put_aside
+            .as_deref()
+            .map_or(String::new(), |why| format!(", {}", paint.fair(&format!("put aside: {}", plain(why)))));
         lines.push_str(&format!(
             "saved {}: {}, {} tokens, {age}, {} on {}{aside}\n",
             plain(&saved.name),
@@ -320,12 +264,7 @@ mod tests {
     }
 
     fn on(state: &str) -> Status {
-        Status {
-            gpu_server: "on".into(),
-            state: state.into(),
-            health: "ok".into(),
-            ..Status::default()
-        }
+        Status { gpu_server: "on".into(), state: state.into(), health: "ok".into(), ..Status::default() }
     }
 
     #[test]
@@ -362,10 +301,7 @@ mod tests {
     fn a_conflict_names_those_that_are_up() {
         let mut status = on("conflict");
         for name in ["llama-cpp", "vllm"] {
-            let backend = BackendStatus {
-                state: "running".into(),
-                ..BackendStatus::default()
-            };
+            let backend = BackendStatus { state: "running".into(), ..BackendStatus::default() };
             status.backends.insert(name.into(), backend);
         }
         assert_eq!(lines(&status), "Backend: llama-cpp + vllm ✗ (conflict)\n");
@@ -434,15 +370,9 @@ mod tests {
         status.active_backend = Some("llama-cpp".into());
         status.saved_slot_details = vec![saved("llama-cpp", None), saved("other", None)];
         status.restore_available = true;
-        assert_eq!(
-            lines(&status),
-            "Backend: llama-cpp ✓\nSlot: cached (localbot, 48MB) → wechsler slots restore\n"
-        );
+        assert_eq!(lines(&status), "Backend: llama-cpp ✓\nSlot: cached (localbot, 48MB) → wechsler slots restore\n");
         status.saved_slot_details = vec![saved("llama-cpp", Some("truncated"))];
         status.restore_available = false;
-        assert_eq!(
-            lines(&status),
-            "Backend: llama-cpp ✓\nSlot: empty, 1 put aside\n"
-        );
+        assert_eq!(lines(&status), "Backend: llama-cpp ✓\nSlot: empty, 1 put aside\n");
     }
 }

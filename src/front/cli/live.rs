@@ -47,12 +47,7 @@ impl Live {
         } else {
             Show::Lines
         };
-        Self {
-            kind,
-            operation: None,
-            note: None,
-            on_screen: false,
-        }
+        Self { kind, operation: None, note: None, on_screen: false }
     }
 
     /// It wants to be redrawn as time passes.
@@ -123,22 +118,13 @@ impl Drop for Live {
 pub(super) fn conclusion(record: &OperationRecord, paint: Paint) -> String {
     let what = lbs::what(&record.kind, record.goal.as_deref());
     let lasted = lasted(record).map(short);
-    let took = |word: &str| {
-        lasted
-            .as_ref()
-            .map_or(String::new(), |time| format!(" {word} {time}"))
-    };
+    let took = |word: &str| lasted.as_ref().map_or(String::new(), |time| format!(" {word} {time}"));
     let mut text = match record.end.as_deref() {
         Some("done") => format!("{} {what}: done{}\n", paint.good("✓"), took("in")),
         end => {
             let end = plain(end.unwrap_or("ended"));
-            let message = record
-                .message
-                .as_deref()
-                .map_or(String::new(), |message| format!(": {}", plain(message)));
-            let code = record.code.as_deref().map_or(String::new(), |code| {
-                paint.faint(&format!(" [{}]", plain(code)))
-            });
+            let message = record.message.as_deref().map_or(String::new(), |message| format!(": {}", plain(message)));
+            let code = record.code.as_deref().map_or(String::new(), |code| paint.faint(&format!(" [{}]", plain(code))));
             let after = took("after");
             format!("{} {what}: {end}{after}{message}{code}\n", paint.bad("✗"))
         }

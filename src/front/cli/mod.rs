@@ -94,12 +94,8 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn interrupted(begun: Option<u64>) -> Trouble {
     match begun {
-        Some(id) => Trouble::new(
-            Exit::Interrupted,
-            "interrupted",
-            format!("operation {id} goes on in the daemon"),
-        )
-        .hint("`wechsler watch` shows it, `wechsler cancel` ends it"),
+        Some(id) => Trouble::new(Exit::Interrupted, "interrupted", format!("operation {id} goes on in the daemon"))
+            .hint("`wechsler watch` shows it, `wechsler cancel` ends it"),
         None => Trouble::new(Exit::Interrupted, "interrupted", "interrupted"),
     }
 }
@@ -125,10 +121,9 @@ fn config_path(args: &Args) -> PathBuf {
 }
 
 fn load(path: &Path) -> Result<Config, Trouble> {
-    let env = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    config::load(path, env)
-        .map_err(|errors| Trouble::new(Exit::Usage, "bad_config", errors.to_string()))
+    let env =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    config::load(path, env).map_err(|errors| Trouble::new(Exit::Usage, "bad_config", errors.to_string()))
 }
 
 /// Where the daemon listens: as told, else where the configuration says, else the default. The default configuration is
@@ -154,73 +149,44 @@ async fn go(args: &Args, begun: &Cell<Option<u64>>) -> Result<Exit, Trouble> {
             paint: Paint::for_terminal(&io::stdout()),
         })
     };
-    let named = |command, name: &str| CommandRequest {
-        backend: Some(name.to_owned()),
-        ..CommandRequest::new(command)
-    };
+    let named = |command, name: &str| CommandRequest { backend: Some(name.to_owned()), ..CommandRequest::new(command) };
     let (request, way) = match &args.verb {
         Verb::Status => return caller()?.status().await,
         Verb::Endpoints => return caller()?.endpoints().await,
         Verb::Holds => return caller()?.holds().await,
-        Verb::Hold {
-            what,
-            lasts,
-            reason,
-        } => return caller()?.hold(what, *lasts, reason.clone()).await,
+        Verb::Hold { what, lasts, reason } => return caller()?.hold(what, *lasts, reason.clone()).await,
         Verb::Release { id } => return caller()?.release(*id).await,
-        Verb::Slots {
-            what: None | Some(SlotsVerb::List),
-        } => return caller()?.slots().await,
+        Verb::Slots { what: None | Some(SlotsVerb::List) } => return caller()?.slots().await,
         Verb::Watch => {
             let caller = caller()?;
             return Err(waiting::watch(&caller.client, caller.json).await);
         }
         Verb::Wait { state, timeout } => return caller()?.wait(state, *timeout).await,
-        Verb::Config {
-            what: ConfigVerb::Check { path },
-        } => return check(path.as_ref().unwrap_or(&config_path(args)), args.json),
+        Verb::Config { what: ConfigVerb::Check { path } } => {
+            return check(path.as_ref().unwrap_or(&config_path(args)), args.json);
+        }
         Verb::Completions { shell } => return Ok(pages::completions(*shell)),
         Verb::Man { dir } => return pages::man(dir.as_deref()),
         // The daemon is not run from here.
         Verb::Daemon => return Ok(Exit::Usage),
-        Verb::Start { name, way } => (
-            CommandRequest {
-                backend: name.clone(),
-                ..CommandRequest::new(CommandWord::Start)
-            },
-            *way,
-        ),
-        Verb::Restart { name, way } => (
-            CommandRequest {
-                backend: name.clone(),
-                ..CommandRequest::new(CommandWord::Restart)
-            },
-            *way,
-        ),
+        Verb::Start { name, way } => {
+            (CommandRequest { backend: name.clone(), ..CommandRequest::new(CommandWord::Start) }, *way)
+        }
+        Verb::Restart { name, way } => {
+            (CommandRequest { backend: name.clone(), ..CommandRequest::new(CommandWord::Restart) }, *way)
+        }
         Verb::Switch { name, way } => (named(CommandWord::Switch, name), *way),
         Verb::Resolve { keep, way } => (named(CommandWord::Resolve, keep), *way),
         Verb::Stop { way } => (CommandRequest::new(CommandWord::Stop), *way),
         Verb::Wake { way } => (CommandRequest::new(CommandWord::Wake), *way),
-        Verb::Shutdown { keep_on, way, .. } => (
-            CommandRequest {
-                power_off: Some(!keep_on),
-                ..CommandRequest::new(CommandWord::Shutdown)
-            },
-            *way,
-        ),
+        Verb::Shutdown { keep_on, way, .. } => {
+            (CommandRequest { power_off: Some(!keep_on), ..CommandRequest::new(CommandWord::Shutdown) }, *way)
+        }
         Verb::Cancel => (CommandRequest::new(CommandWord::Cancel), Way::default()),
-        Verb::Slots {
-            what: Some(SlotsVerb::Save { way }),
-        } => (CommandRequest::new(CommandWord::Save), *way),
-        Verb::Slots {
-            what: Some(SlotsVerb::Restore { way }),
-        } => (CommandRequest::new(CommandWord::Restore), *way),
+        Verb::Slots { what: Some(SlotsVerb::Save { way }) } => (CommandRequest::new(CommandWord::Save), *way),
+        Verb::Slots { what: Some(SlotsVerb::Restore { way }) } => (CommandRequest::new(CommandWord::Restore), *way),
     };
-    let request = CommandRequest {
-        replace: way.replace,
-        no_drain: way.no_drain,
-        ..request
-    };
+    let request = CommandRequest { replace: way.replace, no_drain: way.no_drain, ..request };
     caller()?.operate(&request, way, begun).await
 }
 
@@ -296,12 +262,7 @@ impl Caller {
         Ok(Exit::Done)
     }
 
-    async fn hold(
-        &self,
-        what: &str,
-        lasts: Option<Duration>,
-        reason: Option<String>,
-    ) -> Result<Exit, Trouble> {
+    async fn hold(&self, what: &str, lasts: Option<Duration>, reason: Option<String>) -> Result<Exit, Trouble> {
         let request = HoldRequest {
             what: what.to_owned(),
             lasts: lasts.map(|lasts| humantime::format_duration(lasts).to_string()),
@@ -309,16 +270,9 @@ impl Caller {
         };
         let made = self.client.hold(&request).await?;
         if self.json {
-            say_line(&json(
-                &json!({"outcome": "done", "exit_code": 0, "hold": made.hold}),
-            ));
+            say_line(&json(&json!({"outcome": "done", "exit_code": 0, "hold": made.hold})));
         } else {
-            say_line(&format!(
-                "hold {}: {}; `wechsler release {}` ends it",
-                made.hold,
-                plain(what),
-                made.hold
-            ));
+            say_line(&format!("hold {}: {}; `wechsler release {}` ends it", made.hold, plain(what), made.hold));
         }
         Ok(Exit::Done)
     }
@@ -344,12 +298,7 @@ impl Caller {
         }
     }
 
-    async fn operate(
-        &self,
-        request: &CommandRequest,
-        way: Way,
-        begun: &Cell<Option<u64>>,
-    ) -> Result<Exit, Trouble> {
+    async fn operate(&self, request: &CommandRequest, way: Way, begun: &Cell<Option<u64>>) -> Result<Exit, Trouble> {
         let outcome = follow::give(&self.client, request, way, self.json, begun).await?;
         match outcome {
             Outcome::AlreadySo => self.good("already_so", already(request)),
@@ -359,11 +308,7 @@ impl Caller {
             }))),
             Outcome::Accepted { operation, joined } => say_line(&format!(
                 "operation {operation} {}",
-                if joined {
-                    "was under way already"
-                } else {
-                    "has begun"
-                }
+                if joined { "was under way already" } else { "has begun" }
             )),
             Outcome::Ended(record) => {
                 let exit = match record.end.as_deref() {
@@ -373,15 +318,10 @@ impl Caller {
                 if !self.json {
                     say(&live::conclusion(&record, self.paint));
                 } else if exit == Exit::Done {
-                    say_line(&json(
-                        &json!({"outcome": "done", "exit_code": 0, "operation": record}),
-                    ));
+                    say_line(&json(&json!({"outcome": "done", "exit_code": 0, "operation": record})));
                 } else {
                     let code = record.code.as_deref().or(record.end.as_deref());
-                    let message = record
-                        .message
-                        .as_deref()
-                        .unwrap_or("It did not come to its end.");
+                    let message = record.message.as_deref().unwrap_or("It did not come to its end.");
                     let mut trouble = Trouble::new(exit, code.unwrap_or("failed"), message);
                     trouble.hint.clone_from(&record.hint);
                     say_line(&trouble.about(Some(*record)).json());

@@ -28,9 +28,7 @@ pub(super) fn man(dir: Option<&Path>) -> Result<Exit, Trouble> {
         return Ok(Exit::Done);
     }
     let mut page = Vec::new();
-    clap_mangen::Man::new(Args::command())
-        .render(&mut page)
-        .map_err(failed)?;
+    clap_mangen::Man::new(Args::command()).render(&mut page).map_err(failed)?;
     say(&String::from_utf8_lossy(&page));
     Ok(Exit::Done)
 }

@@ -21,17 +21,11 @@ impl Paint {
     pub(super) fn for_terminal(terminal: &impl IsTerminal) -> Self {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let dumb = set("TERM").is_some_and(|term| term == "dumb");
-        Self {
-            colour: terminal.is_terminal() && set("NO_COLOR").is_none() && !dumb,
-        }
+        Self { colour: terminal.is_terminal() && set("NO_COLOR").is_none() && !dumb }
     }
 
     fn with(self, code: &str, text: &str) -> String {
-        if self.colour {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     /// Green: as wanted.
@@ -83,9 +77,7 @@ pub(super) fn plain(text: &str) -> String {
 /// What follows a colour sequence (`ESC [ digits m`) at the beginning of `text`.
 fn past_colour(text: &str) -> Option<&str> {
     let sequence = text.strip_prefix("\x1b[")?;
-    sequence
-        .trim_start_matches(|c: char| c.is_ascii_digit() || c == ';')
-        .strip_prefix('m')
+    sequence.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').strip_prefix('m')
 }
 
 /// Cut to `columns` of a terminal, with an ellipsis where something is missing.
@@ -110,22 +102,13 @@ pub(super) fn fit(text: &str, columns: usize) -> String {
 
 /// Columns of a character; rough, but never too few.
 const fn width(c: char) -> usize {
-    if (c as u32) < 0x1100 || matches!(c, '\u{2000}'..='\u{2bff}') {
-        1
-    } else {
-        2
-    }
+    if (c as u32) < 0x1100 || matches!(c, '\u{2000}'..='\u{2bff}') { 1 } else { 2 }
 }
 
 /// "1h", "1d 2h", "2m 5s", "12s": the two largest units.
 pub(super) fn span(span: Duration) -> String {
     let seconds = span.as_secs();
-    let units = [
-        (seconds / 86_400, "d"),
-        (seconds / 3600 % 24, "h"),
-        (seconds / 60 % 60, "m"),
-        (seconds % 60, "s"),
-    ];
+    let units = [(seconds / 86_400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
     let Some(first) = units.iter().position(|(count, _)| *count > 0) else {
         return "0s".into();
     };
@@ -146,11 +129,7 @@ pub(super) fn seconds(seconds: f64) -> Option<Duration> {
 /// An estimate: "80s", "150s", from five minutes on "5m".
 pub(super) fn estimate(of: Duration) -> String {
     let seconds = of.as_secs_f64().ceil();
-    if seconds < 300.0 {
-        format!("{seconds:.0}s")
-    } else {
-        format!("{:.0}m", (seconds / 60.0).ceil())
-    }
+    if seconds < 300.0 { format!("{seconds:.0}s") } else { format!("{:.0}m", (seconds / 60.0).ceil()) }
 }
 
 /// "48MB", "1.2GB": decimal, as disks are sold.
@@ -167,11 +146,7 @@ pub(super) fn size(bytes: u64) -> String {
 
 /// "196k" tokens; small counts as they are.
 pub(super) fn tokens(count: u64) -> String {
-    if count < 1000 {
-        count.to_string()
-    } else {
-        format!("{}k", count / 1000)
-    }
+    if count < 1000 { count.to_string() } else { format!("{}k", count / 1000) }
 }
 
 /// How long ago an RFC 3339 time was; `None` for what is no such time or lies ahead.
@@ -189,8 +164,7 @@ pub(super) fn until(time: &str, now: SystemTime) -> Option<Duration> {
 
 /// Time of day of an RFC 3339 time, UTC; else the text as it is.
 pub(super) fn clock(time: &str) -> String {
-    time.get(11..19)
-        .map_or_else(|| plain(time), |clock| format!("{}Z", plain(clock)))
+    time.get(11..19).map_or_else(|| plain(time), |clock| format!("{}Z", plain(clock)))
 }
 
 /// Prints to standard output. When nobody reads it any more the process ends, as others do by SIGPIPE.
@@ -198,11 +172,7 @@ pub(super) fn say(text: &str) {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     if let Err(error) = written {
-        let code = if error.kind() == io::ErrorKind::BrokenPipe {
-            141
-        } else {
-            1
-        };
+        let code = if error.kind() == io::ErrorKind::BrokenPipe { 141 } else { 1 };
         std::process::exit(code);
     }
 }
@@ -223,12 +193,8 @@ mod tests {
 
     #[test]
     fn spans_show_their_two_largest_units() {
-        let shown =
-            [0, 59, 60, 125, 3600, 3660, 3601, 90_061].map(|s| span(Duration::from_secs(s)));
-        assert_eq!(
-            shown,
-            ["0s", "59s", "1m", "2m 5s", "1h", "1h 1m", "1h", "1d 1h"]
-        );
+        let shown = [0, 59, 60, 125, 3600, 3660, 3601, 90_061].map(|s| span(Duration::from_secs(s)));
+        assert_eq!(shown, ["0s", "59s", "1m", "2m 5s", "1h", "1h 1m", "1h", "1d 1h"]);
     }
 
     #[test]

@@ -78,18 +78,12 @@ impl Trouble {
 
     /// With what a person can do.
     pub(super) fn hint(self, hint: impl Into<String>) -> Self {
-        Self {
-            hint: Some(hint.into()),
-            ..self
-        }
+        Self { hint: Some(hint.into()), ..self }
     }
 
     /// With the operation it is about.
     pub(super) fn about(self, operation: Option<OperationRecord>) -> Self {
-        Self {
-            operation: operation.map(Box::new),
-            ..self
-        }
+        Self { operation: operation.map(Box::new), ..self }
     }
 
     /// One JSON object.
@@ -153,10 +147,12 @@ impl From<ClientError> for Trouble {
     fn from(error: ClientError) -> Self {
         let message = error.to_string();
         match error {
-            ClientError::NoDaemon { .. } => Self::new(Exit::NoDaemon, "no_daemon", message)
-                .hint("is it running (`systemctl status wechsler`), is the socket right (--socket), are you in its group?"),
-            ClientError::Silent { .. } => Self::new(Exit::NoDaemon, "daemon_silent", message)
-                .hint("see its journal: `journalctl -u wechsler`"),
+            ClientError::NoDaemon { .. } => Self::new(Exit::NoDaemon, "no_daemon", message).hint(
+                "is it running (`systemctl status wechsler`), is the socket right (--socket), are you in its group?",
+            ),
+            ClientError::Silent { .. } => {
+                Self::new(Exit::NoDaemon, "daemon_silent", message).hint("see its journal: `journalctl -u wechsler`")
+            }
             ClientError::Garbage { .. } => Self::new(Exit::NoDaemon, "not_a_daemon", message)
                 .hint("is the socket right (--socket)? are client and daemon of the same version?"),
             ClientError::Problem(problem) => (*problem).into(),
@@ -167,8 +163,7 @@ impl From<ClientError> for Trouble {
 impl From<Problem> for Trouble {
     fn from(problem: Problem) -> Self {
         let exit = match &*problem.code {
-            "unknown_backend" | "bad_request" | "not_found" | "method_not_allowed"
-            | "too_large" => Exit::Usage,
+            "unknown_backend" | "bad_request" | "not_found" | "method_not_allowed" | "too_large" => Exit::Usage,
             "operation_forgotten" => Exit::Failed,
             "no_answer" | "stopping" => Exit::NoDaemon,
             _ => Exit::Refused,

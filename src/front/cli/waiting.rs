@@ -30,11 +30,7 @@ pub(super) async fn watch(client: &Client, json: bool) -> Trouble {
                 match events.next().await {
                     Ok(Some(change)) => {
                         patience.reset();
-                        say_line(&if json {
-                            super::json(&change)
-                        } else {
-                            line(&change)
-                        });
+                        say_line(&if json { super::json(&change) } else { line(&change) });
                     }
                     Ok(None) => break away(),
                     Err(error) => break error,
@@ -63,23 +59,15 @@ fn line(change: &Change) -> String {
 }
 
 /// Waits until the server is in the state `wanted`, or `ready`.
-pub(super) async fn wait(
-    client: &Client,
-    wanted: &str,
-    limit: Option<Duration>,
-) -> Result<Arc<Status>, Trouble> {
+pub(super) async fn wait(client: &Client, wanted: &str, limit: Option<Duration>) -> Result<Arc<Status>, Trouble> {
     let work = reach(client, wanted);
     let Some(limit) = limit else {
         return work.await;
     };
     timeout(limit, work).await.unwrap_or_else(|_| {
         let limit = humantime::format_duration(limit);
-        Err(Trouble::new(
-            Exit::Unfinished,
-            "unfinished",
-            format!("not {wanted} within {limit}"),
-        )
-        .hint("see `wechsler status` for what is so now"))
+        Err(Trouble::new(Exit::Unfinished, "unfinished", format!("not {wanted} within {limit}"))
+            .hint("see `wechsler status` for what is so now"))
     })
 }
 
@@ -122,16 +110,7 @@ fn is_reached(wanted: &str, status: &Status) -> bool {
 
 /// A state that cannot be is a mistake, not something to wait for.
 fn must_exist(wanted: &str, status: &Status) -> Result<(), Trouble> {
-    let fixed = [
-        "ready",
-        "gpu-offline",
-        "waking",
-        "gpu-idle",
-        "stopping",
-        "powering-off",
-        "conflict",
-        "unknown",
-    ];
+    let fixed = ["ready", "gpu-offline", "waking", "gpu-idle", "stopping", "powering-off", "conflict", "unknown"];
     let mut known: Vec<String> = fixed.map(String::from).into();
     for name in status.backends.keys() {
         known.push(name.clone());
@@ -140,10 +119,7 @@ fn must_exist(wanted: &str, status: &Status) -> Result<(), Trouble> {
     if known.iter().any(|state| state == wanted) {
         return Ok(());
     }
-    let message = format!(
-        "there is no state `{wanted}`; there are: {}",
-        known.join(", ")
-    );
+    let message = format!("there is no state `{wanted}`; there are: {}", known.join(", "));
     let trouble = Trouble::new(Exit::Usage, "unknown_state_name", message);
     Err(match nearest(wanted, known.iter().map(String::as_str)) {
         Some(near) => trouble.hint(format!("did you mean `{near}`?")),
@@ -152,10 +128,7 @@ fn must_exist(wanted: &str, status: &Status) -> Result<(), Trouble> {
 }
 
 fn away() -> ClientError {
-    ClientError::Garbage {
-        socket: std::path::PathBuf::new(),
-        what: "the stream of changes ended".into(),
-    }
+    ClientError::Garbage { socket: std::path::PathBuf::new(), what: "the stream of changes ended".into() }
 }
 
 /// How long a daemon is waited for that was there once.

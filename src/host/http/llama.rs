@@ -91,12 +91,7 @@ struct Slot {
 
 impl Slot {
     const fn reading(&self) -> SlotReading {
-        SlotReading {
-            id: self.id,
-            n_ctx: self.n_ctx,
-            is_processing: self.is_processing,
-            tokens: self.n_prompt_tokens,
-        }
+        SlotReading { id: self.id, n_ctx: self.n_ctx, is_processing: self.is_processing, tokens: self.n_prompt_tokens }
     }
 }
 
@@ -176,10 +171,7 @@ impl Probe {
         }
         let path = props.model_path.as_deref().unwrap_or_default();
         let model = self.expected_model("llamacpp", &[path], deadline).await?;
-        Ok(Identity {
-            model: Some(model.id),
-            ..props.identity()
-        })
+        Ok(Identity { model: Some(model.id), ..props.identity() })
     }
 
     /// `GET /props`.
@@ -228,23 +220,14 @@ impl Probe {
     pub(super) async fn llama_activity(&self, deadline: Instant) -> Result<Activity, WireError> {
         let props = self.props_by(deadline).await?;
         if props.is_router() {
-            return Ok(Activity {
-                cannot_save: Some(ROUTER_MODE.into()),
-                ..Activity::default()
-            });
+            return Ok(Activity { cannot_save: Some(ROUTER_MODE.into()), ..Activity::default() });
         }
         let (mark, cannot_save) = {
             let known = self.known();
             (known.mark, known.cannot_save.clone())
         };
         if props.is_sleeping {
-            return Ok(Activity {
-                in_flight: Some(0),
-                mark,
-                slots: vec![],
-                sleeping: true,
-                cannot_save,
-            });
+            return Ok(Activity { in_flight: Some(0), mark, slots: vec![], sleeping: true, cannot_save });
         }
         let slots = match props.endpoint_slots {
             Some(false) => vec![],
@@ -267,12 +250,7 @@ impl Probe {
 
     /// Saves a slot into `file`. The slot must be one that [`Probe::slots`] has just shown idle and holding tokens: a busy
     /// one would make this wait without limit, an empty one overwrites the file and says 200.
-    pub(crate) async fn save_slot(
-        &self,
-        slot: u32,
-        file: &FileName,
-        within: Duration,
-    ) -> Result<SlotDone, SlotError> {
+    pub(crate) async fn save_slot(&self, slot: u32, file: &FileName, within: Duration) -> Result<SlotDone, SlotError> {
         self.slot_action("save", slot, file, within).await
     }
 
@@ -305,10 +283,7 @@ impl Probe {
                         done.id_slot
                     )));
                 }
-                Ok(SlotDone {
-                    tokens: done.n_saved,
-                    bytes: done.n_written,
-                })
+                Ok(SlotDone { tokens: done.n_saved, bytes: done.n_written })
             }
             400 => Err(SlotError::Rejected(answer.complaint())),
             401 | 403 | 503 => Err(SlotError::NotBegun(answer.complaint())),
@@ -316,10 +291,7 @@ impl Probe {
                 self.note_cannot_save(answer.complaint());
                 Err(SlotError::NotSupported(answer.complaint()))
             }
-            status => Err(SlotError::Failed {
-                status,
-                message: answer.complaint(),
-            }),
+            status => Err(SlotError::Failed { status, message: answer.complaint() }),
         }
     }
 }
@@ -352,8 +324,7 @@ fn mark_of(slots: &[Slot], page: Option<&str>) -> Option<u64> {
         "llamacpp:prompt_tokens_cached_total",
         "llamacpp:tokens_predicted_total",
     ];
-    let counters =
-        page.map(|page| COUNTERS.map(|name| prometheus::sum(page, name).map(f64::to_bits)));
+    let counters = page.map(|page| COUNTERS.map(|name| prometheus::sum(page, name).map(f64::to_bits)));
     let told = counters.is_some_and(|c| c.iter().any(Option::is_some)) || !slots.is_empty();
     told.then(|| {
         let mut hasher = DefaultHasher::new();
@@ -370,13 +341,7 @@ mod tests {
     use super::*;
 
     fn slot(id: u32, is_processing: bool, id_task: Option<i64>) -> Slot {
-        Slot {
-            id,
-            n_ctx: 4096,
-            is_processing,
-            id_task,
-            n_prompt_tokens: id_task.map(|_| 33),
-        }
+        Slot { id, n_ctx: 4096, is_processing, id_task, n_prompt_tokens: id_task.map(|_| 33) }
     }
 
     #[test]

@@ -84,11 +84,7 @@ struct Model {
 
 impl Probe {
     /// A probe of that backend. `http_timeout` bounds each question.
-    pub fn new(
-        backend: &config::Backend,
-        kind: BackendKind,
-        http_timeout: Duration,
-    ) -> Result<Self, HttpSetupError> {
+    pub fn new(backend: &config::Backend, kind: BackendKind, http_timeout: Duration) -> Result<Self, HttpSetupError> {
         Ok(Self {
             wire: Wire::new(&backend.url, backend.api_key_file.as_deref())?,
             kind,
@@ -131,9 +127,7 @@ impl Probe {
         }
         {
             let mut known = self.known();
-            let too_soon = known
-                .activity_asked
-                .is_some_and(|asked| now.since(asked) < ACTIVITY_EVERY);
+            let too_soon = known.activity_asked.is_some_and(|asked| now.since(asked) < ACTIVITY_EVERY);
             if too_soon {
                 return None;
             }
@@ -145,19 +139,14 @@ impl Probe {
             BackendKind::Vllm => self.vllm_activity(deadline).await,
             BackendKind::Generic => return None,
         };
-        activity
-            .inspect_err(|error| tracing::debug!(%error, "the backend's use is not known"))
-            .ok()
+        activity.inspect_err(|error| tracing::debug!(%error, "the backend's use is not known")).ok()
     }
 
     /// The health path, without the key: both engines answer it to anybody, and a stranger shall not get the key. Only
     /// llama-server behind `--api-prefix` wants it there.
     async fn health_status(&self) -> Result<Answer, WireError> {
         let deadline = self.deadline();
-        let answer = self
-            .wire
-            .get_open(&self.health_path, MOST_HEALTH_BYTES, deadline)
-            .await?;
+        let answer = self.wire.get_open(&self.health_path, MOST_HEALTH_BYTES, deadline).await?;
         if self.wire.has_key() && matches!(answer.status.as_u16(), 401 | 403) {
             return self.wire.get(&self.health_path, deadline).await;
         }
@@ -192,22 +181,13 @@ impl Probe {
     /// `GET /v1/models`: the model that answers, if its engine and its name are the expected ones.
     ///
     /// `paths` are other names the model goes by (llama.cpp's model path); the last component of a path counts as well.
-    async fn expected_model(
-        &self,
-        owner: &str,
-        paths: &[&str],
-        deadline: Instant,
-    ) -> Result<Model, Http> {
+    async fn expected_model(&self, owner: &str, paths: &[&str], deadline: Instant) -> Result<Model, Http> {
         let answer = self.wire.get("/v1/models", deadline).await?;
         if answer.status.as_u16() != 200 {
             return Err(refusal(answer.status.as_u16()));
         }
         let models: Models = answer.json()?;
-        if let Some(stranger) = models
-            .data
-            .iter()
-            .find(|m| m.owned_by.as_deref() != Some(owner))
-        {
+        if let Some(stranger) = models.data.iter().find(|m| m.owned_by.as_deref() != Some(owner)) {
             let by = stranger.owned_by.as_deref().unwrap_or("nobody");
             return Err(Http::Stranger(wire::quoted(
                 format!("`{}`, owned by `{by}` instead of `{owner}`", stranger.id).as_bytes(),
@@ -233,9 +213,7 @@ impl Probe {
         adapter.ok_or_else(|| {
             let wanted = self.model.as_deref().unwrap_or("any");
             let shown = others.join("`, `");
-            Http::Stranger(wire::quoted(
-                format!("model `{shown}` instead of `{wanted}`").as_bytes(),
-            ))
+            Http::Stranger(wire::quoted(format!("model `{shown}` instead of `{wanted}`").as_bytes()))
         })
     }
 
@@ -255,11 +233,7 @@ impl Probe {
 }
 
 /// A gauge as a number of requests: drifts below zero count as none.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "`as` saturates, which is what is meant"
-)]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is what is meant")]
 const fn count(gauge: f64) -> u32 {
     gauge as u32
 }

@@ -33,11 +33,7 @@ pub(crate) fn samples(page: &str) -> impl Iterator<Item = Sample<'_>> {
 
 /// The sum over all label sets of a metric (engines, models); `None` if it is not there or not a number.
 pub(crate) fn sum(page: &str, name: &str) -> Option<f64> {
-    samples(page)
-        .filter(|s| s.name == name)
-        .map(|s| s.value)
-        .reduce(|a, b| a + b)
-        .filter(|sum| sum.is_finite())
+    samples(page).filter(|s| s.name == name).map(|s| s.value).reduce(|a, b| a + b).filter(|sum| sum.is_finite())
 }
 
 fn sample(line: &str) -> Option<Sample<'_>> {
@@ -55,11 +51,7 @@ fn sample(line: &str) -> Option<Sample<'_>> {
         None => ("", rest),
     };
     let value = rest.split_whitespace().next()?.parse().ok()?;
-    (!name.is_empty()).then_some(Sample {
-        name,
-        labels,
-        value,
-    })
+    (!name.is_empty()).then_some(Sample { name, labels, value })
 }
 
 /// Where the labels end: a brace within quotes does not count.

@@ -28,18 +28,11 @@ impl Probe {
             Ok(answer) => answer.json::<Version>().ok().map(|v| v.version),
             Err(_) => None,
         };
-        Ok(Identity {
-            model: Some(model.id),
-            n_ctx: model.max_model_len,
-            build,
-        })
+        Ok(Identity { model: Some(model.id), n_ctx: model.max_model_len, build })
     }
 
     pub(super) async fn vllm_activity(&self, deadline: Instant) -> Result<Activity, WireError> {
-        let answer = self
-            .wire
-            .get_open("/metrics", MOST_ANSWER_BYTES, deadline)
-            .await?;
+        let answer = self.wire.get_open("/metrics", MOST_ANSWER_BYTES, deadline).await?;
         if answer.status.as_u16() != 200 {
             return Ok(Activity::default());
         }
@@ -65,15 +58,9 @@ pub fn activity(page: &str) -> Activity {
     let sleeping = prometheus::samples(page).any(|s| {
         s.name == "vllm:engine_sleep_state"
             && s.value > 0.0
-            && (s.is_labelled("sleep_state", "weights_offloaded")
-                || s.is_labelled("sleep_state", "discard_all"))
+            && (s.is_labelled("sleep_state", "weights_offloaded") || s.is_labelled("sleep_state", "discard_all"))
     });
-    Activity {
-        in_flight,
-        mark,
-        sleeping,
-        ..Activity::default()
-    }
+    Activity { in_flight, mark, sleeping, ..Activity::default() }
 }
 
 #[cfg(test)]

@@ -74,12 +74,8 @@ pub(crate) enum WireError {
 impl Answer {
     /// The body as JSON.
     pub(crate) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, WireError> {
-        serde_json::from_slice(&self.body).map_err(|e| {
-            WireError::Garbage(format!(
-                "not the JSON expected ({e}): {}",
-                quoted(&self.body)
-            ))
-        })
+        serde_json::from_slice(&self.body)
+            .map_err(|e| WireError::Garbage(format!("not the JSON expected ({e}): {}", quoted(&self.body))))
     }
 
     /// What the body says went wrong: the `message` of an error as llama-server and vLLM write it, else the body itself.
@@ -115,10 +111,8 @@ impl Wire {
     /// Checks the URL and makes the client: no pool (each question proves a fresh connection, and an idle connection
     /// never keeps a stopping server waiting), no proxy, no redirects.
     pub(crate) fn new(base: &str, key_file: Option<&Path>) -> Result<Self, HttpSetupError> {
-        let url = reqwest::Url::parse(base).map_err(|e| HttpSetupError::BadUrl {
-            url: base.to_owned(),
-            reason: e.to_string(),
-        })?;
+        let url = reqwest::Url::parse(base)
+            .map_err(|e| HttpSetupError::BadUrl { url: base.to_owned(), reason: e.to_string() })?;
         if url.scheme() != "http" {
             return Err(HttpSetupError::NotHttp(base.to_owned()));
         }
@@ -129,11 +123,7 @@ impl Wire {
             .user_agent(concat!("wechsler/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(HttpSetupError::Client)?;
-        Ok(Self {
-            client,
-            base: base.trim_end_matches('/').to_owned(),
-            key_file: key_file.map(Path::to_owned),
-        })
+        Ok(Self { client, base: base.trim_end_matches('/').to_owned(), key_file: key_file.map(Path::to_owned) })
     }
 
     /// An API key is configured.
@@ -142,21 +132,14 @@ impl Wire {
     }
 
     /// `GET path`, without the key.
-    pub(crate) async fn get_open(
-        &self,
-        path: &str,
-        most: usize,
-        deadline: Instant,
-    ) -> Result<Answer, WireError> {
-        self.ask(Method::GET, path, None, None, most, deadline)
-            .await
+    pub(crate) async fn get_open(&self, path: &str, most: usize, deadline: Instant) -> Result<Answer, WireError> {
+        self.ask(Method::GET, path, None, None, most, deadline).await
     }
 
     /// `GET path`, with the key where one is configured.
     pub(crate) async fn get(&self, path: &str, deadline: Instant) -> Result<Answer, WireError> {
         let key = self.key().await;
-        self.ask(Method::GET, path, None, key, MOST_ANSWER_BYTES, deadline)
-            .await
+        self.ask(Method::GET, path, None, key, MOST_ANSWER_BYTES, deadline).await
     }
 
     /// `POST path` with a JSON body, with the key where one is configured.
@@ -169,8 +152,7 @@ impl Wire {
         let deadline = Instant::now() + within;
         let key = self.key().await;
         let body = Some(body.to_string());
-        self.ask(Method::POST, path, body, key, MOST_ANSWER_BYTES, deadline)
-            .await
+        self.ask(Method::POST, path, body, key, MOST_ANSWER_BYTES, deadline).await
     }
 
     /// The key, read anew each time so that it may be changed under way. A file that cannot be read counts as no key: the
@@ -207,17 +189,13 @@ impl Wire {
         most: usize,
         deadline: Instant,
     ) -> Result<Answer, WireError> {
-        let mut request = self
-            .client
-            .request(method, format!("{}{path}", self.base))
-            .header(header::CONNECTION, "close");
+        let mut request =
+            self.client.request(method, format!("{}{path}", self.base)).header(header::CONNECTION, "close");
         if let Some(key) = key {
             request = request.header(header::AUTHORIZATION, key);
         }
         if let Some(body) = body {
-            request = request
-                .header(header::CONTENT_TYPE, "application/json")
-                .body(body);
+            request = request.header(header::CONTENT_TYPE, "application/json").body(body);
         }
         let answer = match timeout_at(deadline, request.send()).await {
             Ok(Ok(answer)) => answer,
@@ -234,9 +212,7 @@ impl Wire {
                     body.extend_from_slice(&part);
                 }
                 Ok(Some(Ok(_))) => {
-                    return Err(WireError::Garbage(format!(
-                        "the answer is longer than {most} bytes"
-                    )));
+                    return Err(WireError::Garbage(format!("the answer is longer than {most} bytes")));
                 }
                 Ok(Some(Err(_))) => {
                     return Err(WireError::Garbage("the answer was cut off".into()));

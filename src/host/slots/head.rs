@@ -12,9 +12,7 @@ const PACKED: u32 = 0xffff_ffff;
 
 /// Checks the head of a file of `file_bytes` bytes that must hold `tokens` tokens. Returns its version, or what is wrong.
 pub(super) fn check(head: &[u8], file_bytes: u64, tokens: u64) -> Result<u32, String> {
-    let mut words = head
-        .chunks_exact(4)
-        .map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
+    let mut words = head.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
     let mut word = || words.next().ok_or("it is too short to be a slot file");
     let magic = word()?;
     if magic != MAGIC {
@@ -23,9 +21,7 @@ pub(super) fn check(head: &[u8], file_bytes: u64, tokens: u64) -> Result<u32, St
     let version = word()?;
     let length = u64::from(word()?);
     if length == 0 || 12 + 4 * length > file_bytes {
-        return Err(format!(
-            "its token record of {length} words does not fit its {file_bytes} bytes"
-        ));
+        return Err(format!("its token record of {length} words does not fit its {file_bytes} bytes"));
     }
     if word()? == PACKED {
         word()?;
@@ -45,10 +41,7 @@ pub(super) mod tests {
 
     /// A head as llama.cpp 11434 writes it.
     pub(crate) fn head(tokens: u32) -> Vec<u8> {
-        [MAGIC, 4, tokens + 3, PACKED, 1, tokens]
-            .iter()
-            .flat_map(|w| w.to_le_bytes())
-            .collect()
+        [MAGIC, 4, tokens + 3, PACKED, 1, tokens].iter().flat_map(|w| w.to_le_bytes()).collect()
     }
 
     #[test]
@@ -59,10 +52,7 @@ pub(super) mod tests {
 
     #[test]
     fn an_older_plain_list_of_tokens_is_good_too() {
-        let plain: Vec<u8> = [MAGIC, 2, 3, 1, 2, 3]
-            .iter()
-            .flat_map(|w| w.to_le_bytes())
-            .collect();
+        let plain: Vec<u8> = [MAGIC, 2, 3, 1, 2, 3].iter().flat_map(|w| w.to_le_bytes()).collect();
         assert_eq!(check(&plain, 4096, 3), Ok(2));
         assert!(check(&plain, 4096, 4).is_err());
     }

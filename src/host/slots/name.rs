@@ -20,21 +20,14 @@ pub(super) fn tag(server: &str, backend: &str) -> String {
 
 /// The name that slot `id` is saved under.
 pub(super) fn of_slot(name: &str, id: u32) -> String {
-    if id == 0 {
-        name.to_owned()
-    } else {
-        format!("{name}-{id}")
-    }
+    if id == 0 { name.to_owned() } else { format!("{name}-{id}") }
 }
 
 /// A new file name; `None` if `name` breaks llama.cpp's rules (or ours).
 pub(super) fn new_file(name: &str, at: u64, tag: &str, serial: u16) -> Option<FileName> {
     let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(at))?;
-    let stamp: String = humantime::format_rfc3339_seconds(at)
-        .to_string()
-        .chars()
-        .filter(|c| c.is_ascii_digit() || *c == 'T')
-        .collect();
+    let stamp: String =
+        humantime::format_rfc3339_seconds(at).to_string().chars().filter(|c| c.is_ascii_digit() || *c == 'T').collect();
     let file = format!("{name}.{stamp}-{tag}{serial:04x}{SUFFIX}");
     // llama.cpp refuses two dots in a row anywhere.
     (!file.contains("..")).then(|| FileName::new(&file))?
@@ -44,10 +37,7 @@ pub(super) fn new_file(name: &str, at: u64, tag: &str, serial: u16) -> Option<Fi
 pub(super) fn made_at(file: &str, name: &str, tag: &str) -> Option<u64> {
     let (stem, stamp) = file.strip_suffix(SUFFIX)?.rsplit_once('.')?;
     let of_a_slot = stem == name
-        || stem
-            .strip_prefix(name)
-            .and_then(|rest| rest.strip_prefix('-'))
-            .is_some_and(|id| id.parse::<u32>().is_ok());
+        || stem.strip_prefix(name).and_then(|rest| rest.strip_prefix('-')).is_some_and(|id| id.parse::<u32>().is_ok());
     let (date, rest) = stamp.split_once('T')?;
     let (time, serial) = rest.split_once('-')?;
     let serial = serial.strip_prefix(tag)?;
@@ -76,14 +66,8 @@ mod tests {
         let tag = tag("gpu", "llama-cpp");
         let name = of_slot("localbot", 2);
         let file = new_file(&name, 1_795_471_200, &tag, 0x2a).expect("a good name");
-        assert_eq!(
-            file.as_str(),
-            format!("localbot-2.20261123T220000-{tag}002a.slot")
-        );
-        assert_eq!(
-            made_at(file.as_str(), "localbot", &tag),
-            Some(1_795_471_200)
-        );
+        assert_eq!(file.as_str(), format!("localbot-2.20261123T220000-{tag}002a.slot"));
+        assert_eq!(made_at(file.as_str(), "localbot", &tag), Some(1_795_471_200));
     }
 
     #[test]

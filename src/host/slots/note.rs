@@ -85,8 +85,7 @@ impl Fit {
         {
             let name = |m: &Model| m.path.clone().unwrap_or_else(|| m.id.clone());
             found.push(format!("model {} instead of {}", name(model), name(then)));
-        } else if differ(then.bytes.as_ref(), model.bytes.as_ref())
-            || differ(then.mtime.as_ref(), model.mtime.as_ref())
+        } else if differ(then.bytes.as_ref(), model.bytes.as_ref()) || differ(then.mtime.as_ref(), model.mtime.as_ref())
         {
             found.push(format!("the file of model {} has changed", model.id));
         }
@@ -99,10 +98,7 @@ impl Fit {
             found.push(format!("build {new} instead of {old}"));
         }
         if self.total_slots != now.total_slots {
-            found.push(format!(
-                "{} slots instead of {}",
-                now.total_slots, self.total_slots
-            ));
+            found.push(format!("{} slots instead of {}", now.total_slots, self.total_slots));
         }
         found
     }
@@ -148,10 +144,7 @@ pub(super) struct Notes {
 impl Shelf {
     /// `state_dir/slots/SERVER/BACKEND`.
     pub(super) fn new(state_dir: &Path, server: &str, backend: &str) -> Self {
-        let dir = state_dir
-            .join("slots")
-            .join(component(server))
-            .join(component(backend));
+        let dir = state_dir.join("slots").join(component(server)).join(component(backend));
         Self { dir }
     }
 
@@ -172,9 +165,7 @@ impl Shelf {
                 Err(why) => found.damaged.push((name, why)),
             }
         }
-        found
-            .notes
-            .sort_by(|a, b| (b.round, &b.file).cmp(&(a.round, &a.file)));
+        found.notes.sort_by(|a, b| (b.round, &b.file).cmp(&(a.round, &a.file)));
         found
     }
 
@@ -186,12 +177,7 @@ impl Shelf {
         blocking(move || {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
             let unfinished = dir.join(UNFINISHED);
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&unfinished)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(unfinished, dir.join(name))?;
@@ -219,37 +205,22 @@ impl Shelf {
         };
         for server in folders(all)? {
             for backend in folders(&server)? {
-                noted.extend(
-                    names(&backend)?
-                        .into_iter()
-                        .filter_map(|n| n.strip_suffix(SUFFIX).map(str::to_owned)),
-                );
+                noted.extend(names(&backend)?.into_iter().filter_map(|n| n.strip_suffix(SUFFIX).map(str::to_owned)));
             }
         }
         Ok(noted)
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// A name as one component of a path.
 fn component(name: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let safe: String = name
-        .chars()
-        .map(|c| if plain(c) { c } else { '_' })
-        .collect();
-    if safe.trim_matches('.').is_empty() {
-        "_".into()
-    } else {
-        safe
-    }
+    let safe: String = name.chars().map(|c| if plain(c) { c } else { '_' }).collect();
+    if safe.trim_matches('.').is_empty() { "_".into() } else { safe }
 }
 
 fn folders(dir: &Path) -> io::Result<Vec<PathBuf>> {
@@ -294,8 +265,7 @@ fn read(path: &Path, name: &str) -> Result<Note, String> {
         return Err(format!("longer than {MOST_NOTE_BYTES} bytes"));
     }
     let note: Note = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
-    if name.strip_suffix(SUFFIX) != Some(note.file.as_str()) || FileName::new(&note.file).is_none()
-    {
+    if name.strip_suffix(SUFFIX) != Some(note.file.as_str()) || FileName::new(&note.file).is_none() {
         return Err(format!("it is about another file: {:?}", note.file));
     }
     Ok(note)

@@ -92,20 +92,11 @@ impl Reason {
 
     /// A restore that was sent and went wrong: nothing more may be sent to this process.
     pub(super) const fn is_spoilt(self) -> bool {
-        matches!(
-            self,
-            Self::RestoreRejected
-                | Self::RestoreKilledProcess
-                | Self::RestoreTimeout
-                | Self::RestoreFailed
-        )
+        matches!(self, Self::RestoreRejected | Self::RestoreKilledProcess | Self::RestoreTimeout | Self::RestoreFailed)
     }
 
     pub(super) fn say(self, message: impl Into<String>) -> Said {
-        Said {
-            reason: self,
-            message: message.into(),
-        }
+        Said { reason: self, message: message.into() }
     }
 }
 

@@ -3,8 +3,8 @@
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, Note, Probe, Reason, Said, SlotError, SlotFiles, SlotReading, SlotStore,
-    UNFINISHED, UnderWay, head, left, look_in, name,
+    Awake, FileName, Note, Probe, Reason, Said, SlotError, SlotFiles, SlotReading, SlotStore, UNFINISHED, UnderWay,
+    head, left, look_in, name,
 };
 
 impl SlotStore {
@@ -27,11 +27,7 @@ impl SlotStore {
         let awake = match look_in(probe).await {
             Ok(awake) => awake,
             Err(closed) => {
-                said.push(closed.say(
-                    Reason::RestoreNotSupported,
-                    Reason::RestoreAsleep,
-                    Reason::RestoreUnchecked,
-                ));
+                said.push(closed.say(Reason::RestoreNotSupported, Reason::RestoreAsleep, Reason::RestoreUnchecked));
                 return;
             }
         };
@@ -91,11 +87,7 @@ impl SlotStore {
             if !differences.is_empty() {
                 // The newest one's is the one to tell; older ones are tried silently.
                 mismatch.get_or_insert_with(|| {
-                    Reason::RestoreMismatch.say(format!(
-                        "{}: {}",
-                        note.name,
-                        differences.join(", ")
-                    ))
+                    Reason::RestoreMismatch.say(format!("{}: {}", note.name, differences.join(", ")))
                 });
                 continue;
             }
@@ -121,31 +113,18 @@ impl SlotStore {
     }
 
     /// Sends one restore. From here on the file is either restored or never sent again.
-    async fn send(
-        &self,
-        probe: &Probe,
-        slot: &SlotReading,
-        note: &Note,
-        file: &FileName,
-        deadline: Instant,
-    ) -> Said {
+    async fn send(&self, probe: &Probe, slot: &SlotReading, note: &Note, file: &FileName, deadline: Instant) -> Said {
         let name = &note.name;
-        let marked = Note {
-            restoring: true,
-            ..note.clone()
-        };
+        let marked = Note { restoring: true, ..note.clone() };
         let _under_way = UnderWay::new(self, note);
         if let Err(error) = self.shelf.write(&marked).await {
-            return Reason::RestoreUnchecked.say(format!(
-                "{name}: not sent, its note cannot be written: {error}"
-            ));
+            return Reason::RestoreUnchecked.say(format!("{name}: not sent, its note cannot be written: {error}"));
         }
         let done = probe.restore_slot(slot.id, file, left(deadline)).await;
         let said = match done {
-            Ok(done) if done.tokens == note.tokens => Reason::Restored.say(format!(
-                "{name}: {} tokens restored into slot {}",
-                done.tokens, slot.id
-            )),
+            Ok(done) if done.tokens == note.tokens => {
+                Reason::Restored.say(format!("{name}: {} tokens restored into slot {}", done.tokens, slot.id))
+            }
             Ok(done) => Reason::RestorePartial.say(format!(
                 "{name}: {} tokens restored into slot {}, {} were saved",
                 done.tokens, slot.id, note.tokens
@@ -174,11 +153,8 @@ impl SlotStore {
 
 /// Slots that were saved once and that the server has no more.
 fn gone(good: &[Note], awake: &Awake) -> Vec<u32> {
-    let mut gone: Vec<u32> = good
-        .iter()
-        .map(|n| n.slot)
-        .filter(|slot| awake.slots.iter().all(|s| s.id != *slot))
-        .collect();
+    let mut gone: Vec<u32> =
+        good.iter().map(|n| n.slot).filter(|slot| awake.slots.iter().all(|s| s.id != *slot)).collect();
     gone.sort_unstable();
     gone.dedup();
     gone
@@ -215,10 +191,7 @@ async fn whole_file(note: &Note, files: &impl SlotFiles) -> Result<FileName, Sai
     let first = first.map_err(unchecked)?;
     match head::check(&first, found.bytes, note.tokens) {
         Ok(format) if format == note.format => Ok(file),
-        Ok(format) => Err(damaged(format!(
-            "{file} is of version {format} instead of {}",
-            note.format
-        ))),
+        Ok(format) => Err(damaged(format!("{file} is of version {format} instead of {}", note.format))),
         Err(why) => Err(damaged(format!("{file}: {why}"))),
     }
 }

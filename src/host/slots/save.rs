@@ -5,8 +5,8 @@ use std::cmp::Reverse;
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, Fit, Note, Notes, Probe, Reason, Said, SlotError, SlotFiles, SlotReading,
-    SlotStore, head, left, look_in, name, now, remove,
+    Awake, FileName, Fit, Note, Notes, Probe, Reason, Said, SlotError, SlotFiles, SlotReading, SlotStore, head, left,
+    look_in, name, now, remove,
 };
 
 /// With less free than this after a failed save, the disk counts as full.
@@ -34,11 +34,7 @@ impl SlotStore {
         let awake = match look_in(probe).await {
             Ok(awake) => awake,
             Err(closed) => {
-                said.push(closed.say(
-                    Reason::SaveNotSupported,
-                    Reason::SlotsAsleep,
-                    Reason::SaveFailed,
-                ));
+                said.push(closed.say(Reason::SaveNotSupported, Reason::SlotsAsleep, Reason::SaveFailed));
                 return;
             }
         };
@@ -66,9 +62,7 @@ impl SlotStore {
                 match self.save_one(&round, slot, &name).await {
                     Ok(note) => {
                         let (tokens, bytes) = (note.tokens, note.bytes);
-                        said.push(
-                            Reason::Saved.say(format!("{name}: {tokens} tokens, {bytes} bytes")),
-                        );
+                        said.push(Reason::Saved.say(format!("{name}: {tokens} tokens, {bytes} bytes")));
                         self.prune(files, &name).await;
                     }
                     Err(why) => said.push(why),
@@ -84,24 +78,14 @@ impl SlotStore {
     }
 
     /// Saves one slot. Whatever goes wrong, its file is removed again (or swept later) and older generations stay as they are.
-    async fn save_one<F: SlotFiles>(
-        &self,
-        round: &Round<'_, F>,
-        slot: &SlotReading,
-        name: &str,
-    ) -> Result<Note, Said> {
+    async fn save_one<F: SlotFiles>(&self, round: &Round<'_, F>, slot: &SlotReading, name: &str) -> Result<Note, Said> {
         let file = name::new_file(name, round.at, &self.tag, self.next_serial())
             .ok_or_else(|| Reason::SaveFailed.say(format!("{name:?} cannot be a file name")))?;
-        let (fit, free) = tokio::join!(
-            round.awake.fit(slot.n_ctx, round.files),
-            round.files.free_bytes()
-        );
+        let (fit, free) = tokio::join!(round.awake.fit(slot.n_ctx, round.files), round.files.free_bytes());
         if let (Ok(free), Some(needed)) = (free, needed(round.notes, &fit, slot))
             && free < needed
         {
-            return Err(
-                Reason::DiskFull.say(format!("{name}: about {needed} bytes needed, {free} free"))
-            );
+            return Err(Reason::DiskFull.say(format!("{name}: about {needed} bytes needed, {free} free")));
         }
         let saved = self.save_checked(round, slot, name, &file, fit).await;
         if saved.is_err() {
@@ -119,10 +103,7 @@ impl SlotStore {
         fit: Fit,
     ) -> Result<Note, Said> {
         let files = round.files;
-        let done = round
-            .probe
-            .save_slot(slot.id, file, left(round.deadline))
-            .await;
+        let done = round.probe.save_slot(slot.id, file, left(round.deadline)).await;
         let done = match done {
             Ok(done) => done,
             Err(error) => {
@@ -139,16 +120,14 @@ impl SlotStore {
         let unchecked = |e| Reason::SaveUnchecked.say(format!("{name}: {e}"));
         let Some(found) = stat.map_err(unchecked)? else {
             let dir = self.slots.dir.display();
-            return Err(Reason::SaveMisplaced.say(format!(
-                "{name}: saved, but not in {dir}; is --slot-save-path another folder?"
-            )));
+            return Err(Reason::SaveMisplaced
+                .say(format!("{name}: saved, but not in {dir}; is --slot-save-path another folder?")));
         };
         let first = first.map_err(unchecked)?;
         if found.bytes != done.bytes {
-            return Err(Reason::SaveDamaged.say(format!(
-                "{name}: {} bytes written, {} on disk",
-                done.bytes, found.bytes
-            )));
+            return Err(
+                Reason::SaveDamaged.say(format!("{name}: {} bytes written, {} on disk", done.bytes, found.bytes))
+            );
         }
         let format = head::check(&first, found.bytes, done.tokens)
             .map_err(|why| Reason::SaveDamaged.say(format!("{name}: {why}")))?;
@@ -165,10 +144,7 @@ impl SlotStore {
             restoring: false,
             put_aside: None,
         };
-        self.shelf
-            .write(&note)
-            .await
-            .map_err(|e| Reason::NoteFailed.say(format!("{name}: {e}")))?;
+        self.shelf.write(&note).await.map_err(|e| Reason::NoteFailed.say(format!("{name}: {e}")))?;
         Ok(note)
     }
 
@@ -193,23 +169,14 @@ pub(super) fn superseded<'a>(notes: &'a [Note], name: &str, keep: u32) -> Vec<&'
     let of_name = notes.iter().filter(|n| n.name == name);
     let (good, aside): (Vec<_>, Vec<_>) = of_name.partition(|n| n.is_good());
     // The first of the largest: the newest.
-    let largest = good
-        .iter()
-        .copied()
-        .reduce(|a, b| if b.tokens > a.tokens { b } else { a });
-    let surplus = good
-        .into_iter()
-        .skip(keep)
-        .filter(|n| largest.is_none_or(|l| l.file != n.file));
+    let largest = good.iter().copied().reduce(|a, b| if b.tokens > a.tokens { b } else { a });
+    let surplus = good.into_iter().skip(keep).filter(|n| largest.is_none_or(|l| l.file != n.file));
     surplus.chain(aside.into_iter().skip(keep)).collect()
 }
 
 /// About how many bytes a save of this slot will take, judging by earlier ones that fit the same server.
 fn needed(notes: &Notes, fit: &Fit, slot: &SlotReading) -> Option<u64> {
-    let like = notes
-        .notes
-        .iter()
-        .find(|n| n.tokens > 0 && n.fit.differences(fit).is_empty())?;
+    let like = notes.notes.iter().find(|n| n.tokens > 0 && n.fit.differences(fit).is_empty())?;
     let bytes = u128::from(like.bytes) * u128::from(slot.tokens?) / u128::from(like.tokens);
     u64::try_from(bytes).ok()
 }
@@ -218,9 +185,7 @@ fn failure(error: &SlotError, free: Option<u64>) -> Reason {
     match error {
         SlotError::NotSupported(_) => Reason::SaveNotSupported,
         SlotError::TimedOut => Reason::SaveTimeout,
-        SlotError::Failed { .. } if free.is_some_and(|free| free < FULL_BELOW_BYTES) => {
-            Reason::DiskFull
-        }
+        SlotError::Failed { .. } if free.is_some_and(|free| free < FULL_BELOW_BYTES) => Reason::DiskFull,
         _ => Reason::SaveFailed,
     }
 }

@@ -8,12 +8,7 @@ type Change = fn(&mut Fit);
 
 fn fit() -> Fit {
     Fit {
-        model: Model {
-            id: "m".into(),
-            path: Some("/models/m.gguf".into()),
-            bytes: Some(1000),
-            mtime: Some(7),
-        },
+        model: Model { id: "m".into(), path: Some("/models/m.gguf".into()), bytes: Some(1000), mtime: Some(7) },
         build: Some("b11434-abcdef".into()),
         n_ctx: 4096,
         total_slots: 1,
@@ -50,14 +45,7 @@ fn reasons_have_codes_of_their_own() {
 
 #[test]
 fn the_newest_stay_and_the_largest_beside_them() {
-    let notes = [
-        note(6, 10),
-        note(5, 10),
-        note(4, 50),
-        note(3, 900),
-        note(2, 80),
-        note(1, 900),
-    ];
+    let notes = [note(6, 10), note(5, 10), note(4, 50), note(3, 900), note(2, 80), note(1, 900)];
     assert_eq!(rounds(&superseded(&notes, "localbot", 3)), [2, 1]);
     assert_eq!(rounds(&superseded(&notes, "localbot", 10)), [0; 0]);
     assert_eq!(rounds(&superseded(&notes, "other", 1)), [0; 0]);
@@ -67,10 +55,7 @@ fn the_newest_stay_and_the_largest_beside_them() {
 fn the_only_good_one_stays_even_if_none_is_to_be_kept() {
     let mut aside = note(2, 900);
     aside.put_aside = Some("restore_rejected".into());
-    assert_eq!(
-        rounds(&superseded(&[aside, note(1, 10)], "localbot", 0)),
-        [0; 0]
-    );
+    assert_eq!(rounds(&superseded(&[aside, note(1, 10)], "localbot", 0)), [0; 0]);
 }
 
 #[test]
@@ -79,10 +64,7 @@ fn those_put_aside_do_not_pile_up_and_push_no_good_one_out() {
         .rev()
         .map(|round| {
             let put_aside = (round > 2).then(|| "restore_rejected".into());
-            Note {
-                put_aside,
-                ..note(round, 10)
-            }
+            Note { put_aside, ..note(round, 10) }
         })
         .collect();
     assert_eq!(rounds(&superseded(&notes, "localbot", 2)), [4, 3]);
@@ -97,18 +79,9 @@ fn trap_5_each_thing_that_makes_a_file_unfit_is_named() {
         fit().differences(&now).join(", ")
     };
     let changes: [(Change, &str); 6] = [
-        (
-            |f| f.model.path = Some("/models/x.gguf".into()),
-            "model /models/x.gguf instead of /models/m.gguf",
-        ),
-        (
-            |f| f.model.mtime = Some(8),
-            "the file of model m has changed",
-        ),
-        (
-            |f| f.model.bytes = Some(1),
-            "the file of model m has changed",
-        ),
+        (|f| f.model.path = Some("/models/x.gguf".into()), "model /models/x.gguf instead of /models/m.gguf"),
+        (|f| f.model.mtime = Some(8), "the file of model m has changed"),
+        (|f| f.model.bytes = Some(1), "the file of model m has changed"),
         (|f| f.n_ctx = 8192, "context 8192 instead of 4096"),
         (|f| f.build = None, "build unknown instead of b11434-abcdef"),
         (|f| f.total_slots = 4, "4 slots instead of 1"),

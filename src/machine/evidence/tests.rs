@@ -80,10 +80,7 @@ fn ready() -> Http {
 }
 
 const fn answered() -> Ssh {
-    Ssh::Answered {
-        boot: BOOT,
-        session: 1,
-    }
+    Ssh::Answered { boot: BOOT, session: 1 }
 }
 
 /// One backend, everything read at [`T0`].
@@ -150,62 +147,17 @@ fn each_cell_of_unit_and_http_has_its_value() {
     let rows: [(&str, BackendKind, Option<Unit>, &str); 16] = [
         //                                       none refused timeout no-route 503 ready stranger 500 502 key garbage
         ("not asked", LlamaCpp, None, ".....R....."),
-        (
-            "unread",
-            LlamaCpp,
-            Some(Unit::Unread(String::new())),
-            ".....R.....",
-        ),
-        (
-            "missing",
-            LlamaCpp,
-            Some(Unit::Missing(String::new())),
-            "MMMMM???M??",
-        ),
+        ("unread", LlamaCpp, Some(Unit::Unread(String::new())), ".....R....."),
+        ("missing", LlamaCpp, Some(Unit::Missing(String::new())), "MMMMM???M??"),
         ("down", LlamaCpp, with(Inactive, same), "SSSSS???S??"),
         ("failed", Vllm, with(Failed, same), "SSSSS???S??"),
-        (
-            "down, job",
-            LlamaCpp,
-            with(Inactive, |s| s.job = true),
-            "~~~~~~~~~~~",
-        ),
-        (
-            "down, process",
-            LlamaCpp,
-            with(Failed, |s| s.processes_left = true),
-            "~~~~~~~~~~~",
-        ),
-        (
-            "down, main",
-            LlamaCpp,
-            with(Failed, |s| s.main_pid = Some(9)),
-            "~~~~~~~~~~~",
-        ),
-        (
-            "deactivating",
-            LlamaCpp,
-            with(Deactivating, same),
-            "~~~~~~~~~~~",
-        ),
-        (
-            "auto-restart",
-            LlamaCpp,
-            with(Activating, |s| s.sub = "auto-restart".into()),
-            "CCCCCCCCCCC",
-        ),
-        (
-            "start-pre",
-            LlamaCpp,
-            with(Activating, |s| s.main_pid = None),
-            "LLLLLLLLLLL",
-        ),
-        (
-            "activating",
-            LlamaCpp,
-            with(Activating, same),
-            "LLLLLRXXLXX",
-        ),
+        ("down, job", LlamaCpp, with(Inactive, |s| s.job = true), "~~~~~~~~~~~"),
+        ("down, process", LlamaCpp, with(Failed, |s| s.processes_left = true), "~~~~~~~~~~~"),
+        ("down, main", LlamaCpp, with(Failed, |s| s.main_pid = Some(9)), "~~~~~~~~~~~"),
+        ("deactivating", LlamaCpp, with(Deactivating, same), "~~~~~~~~~~~"),
+        ("auto-restart", LlamaCpp, with(Activating, |s| s.sub = "auto-restart".into()), "CCCCCCCCCCC"),
+        ("start-pre", LlamaCpp, with(Activating, |s| s.main_pid = None), "LLLLLLLLLLL"),
+        ("activating", LlamaCpp, with(Activating, same), "LLLLLRXXLXX"),
         ("up", LlamaCpp, with(Active, same), "LLLLLRXXLXX"),
         ("up", Generic, with(Active, same), "LLLLLRXXLXX"),
         ("up", Vllm, with(Active, same), "LLLLXRXXLXX"),
@@ -219,55 +171,24 @@ fn each_cell_of_unit_and_http_has_its_value() {
 #[test]
 fn each_word_of_ssh_has_its_value_with_and_without_a_backend_that_answers() {
     use BootPhase::{AuthRefused, Booting, Preboot, WrongHostKey};
-    let on = Server::On {
-        boot: BOOT,
-        session: 1,
-    };
+    let on = Server::On { boot: BOOT, session: 1 };
     for (ssh, alone, with_backend) in [
         (answered(), on, on),
-        (
-            Ssh::WrongKey(String::new()),
-            Server::Booting(WrongHostKey),
-            Server::Booting(WrongHostKey),
-        ),
+        (Ssh::WrongKey(String::new()), Server::Booting(WrongHostKey), Server::Booting(WrongHostKey)),
         (Ssh::PreBoot, Server::Booting(Preboot), Server::Uncontrolled),
-        (
-            Ssh::AuthRefused(String::new()),
-            Server::Booting(AuthRefused),
-            Server::Uncontrolled,
-        ),
-        (
-            Ssh::PortClosed,
-            Server::Booting(Booting),
-            Server::Uncontrolled,
-        ),
+        (Ssh::AuthRefused(String::new()), Server::Booting(AuthRefused), Server::Uncontrolled),
+        (Ssh::PortClosed, Server::Booting(Booting), Server::Uncontrolled),
         (Ssh::Silent, Server::Silent, Server::Uncontrolled),
-        (
-            Ssh::Unreachable(String::new()),
-            Server::Silent,
-            Server::Uncontrolled,
-        ),
-        (
-            Ssh::Broken(String::new()),
-            Server::Silent,
-            Server::Uncontrolled,
-        ),
+        (Ssh::Unreachable(String::new()), Server::Silent, Server::Uncontrolled),
+        (Ssh::Broken(String::new()), Server::Silent, Server::Uncontrolled),
     ] {
         let policy = policy(&[BackendKind::LlamaCpp]);
         for http in all_http() {
             let as_itself = matches!(http, Some(Http::Ready(_)));
             let look = judge(&reading(ssh.clone(), None, http), &policy, T0);
-            assert_eq!(
-                look.server,
-                if as_itself { with_backend } else { alone },
-                "{ssh:?}"
-            );
+            assert_eq!(look.server, if as_itself { with_backend } else { alone }, "{ssh:?}");
             let running = as_itself && (with_backend == Server::Uncontrolled || with_backend == on);
-            let expected = if running {
-                Seen::Running
-            } else {
-                Seen::Unknown
-            };
+            let expected = if running { Seen::Running } else { Seen::Unknown };
             assert_eq!(look.backends[0].seen, expected, "{ssh:?}");
         }
     }
@@ -283,13 +204,7 @@ fn before_any_reading_nothing_is_known() {
 #[test]
 fn what_a_silent_server_said_earlier_is_no_evidence() {
     let mut old = reading(answered(), Some(unit(ActiveState::Active)), Some(ready()));
-    old.people = at(
-        T0,
-        People::Read {
-            logins: vec![],
-            inhibitors: vec![],
-        },
-    );
+    old.people = at(T0, People::Read { logins: vec![], inhibitors: vec![] });
     let later = T0 + Duration::from_secs(10);
     old.ssh = at(later, Ssh::Silent);
     let look = judge(&old, &policy(&[BackendKind::LlamaCpp]), later);
@@ -302,23 +217,13 @@ fn what_a_silent_server_said_earlier_is_no_evidence() {
 #[test]
 fn a_unit_read_before_the_newest_word_of_ssh_is_no_evidence() {
     let mut reading = reading(answered(), Some(unit(ActiveState::Inactive)), None);
-    reading.ssh = at(
-        T0 + Duration::from_millis(1),
-        Ssh::Answered {
-            boot: BootId(2),
-            session: 2,
-        },
-    );
+    reading.ssh = at(T0 + Duration::from_millis(1), Ssh::Answered { boot: BootId(2), session: 2 });
     assert_eq!(seen_of(BackendKind::LlamaCpp, &reading), Seen::Unknown);
 }
 
 #[test]
 fn a_source_that_hangs_grows_too_old() {
-    let reading = reading(
-        answered(),
-        Some(unit(ActiveState::Inactive)),
-        Some(Http::Refused),
-    );
+    let reading = reading(answered(), Some(unit(ActiveState::Inactive)), Some(Http::Refused));
     let policy = policy(&[BackendKind::LlamaCpp]);
     let just = judge(&reading, &policy, T0 + OLDEST);
     assert_eq!(just.backends[0].seen, Seen::Stopped);
@@ -350,21 +255,12 @@ fn look_at(when: Instant, run: Invocation, http: Http) -> Reading {
 fn silence_of_a_run_that_has_served_is_work_and_of_a_new_one_is_loading() {
     let later = T0 + Duration::from_secs(1);
     for silence in [Http::TimedOut, Http::Unreachable(String::new())] {
-        let busy = absorbed([
-            look_at(T0, RUN, ready()),
-            look_at(later, RUN, silence.clone()),
-        ]);
+        let busy = absorbed([look_at(T0, RUN, ready()), look_at(later, RUN, silence.clone())]);
         assert_eq!(seen_of(BackendKind::LlamaCpp, &busy), Seen::Running);
-        let new = absorbed([
-            look_at(T0, RUN, ready()),
-            look_at(later, Invocation(8), silence),
-        ]);
+        let new = absorbed([look_at(T0, RUN, ready()), look_at(later, Invocation(8), silence)]);
         assert_eq!(seen_of(BackendKind::LlamaCpp, &new), Seen::Loading);
     }
-    let closed = absorbed([
-        look_at(T0, RUN, ready()),
-        look_at(later, RUN, Http::Refused),
-    ]);
+    let closed = absorbed([look_at(T0, RUN, ready()), look_at(later, RUN, Http::Refused)]);
     assert_eq!(seen_of(BackendKind::LlamaCpp, &closed), Seen::Loading);
 }
 
@@ -379,10 +275,7 @@ fn an_answer_of_the_run_before_is_no_answer_of_this_one() {
     let mut again = look_at(later, RUN, Http::Refused);
     again.backends[0].http = None;
     let reading = absorbed([look_at(T0, RUN, ready()), again]);
-    assert_eq!(
-        judge(&reading, &policy(&[BackendKind::LlamaCpp]), later).backends[0].seen,
-        Seen::Running
-    );
+    assert_eq!(judge(&reading, &policy(&[BackendKind::LlamaCpp]), later).backends[0].seen, Seen::Running);
 }
 
 #[test]
@@ -393,11 +286,7 @@ fn a_backend_with_its_own_ssh_is_judged_while_the_servers_is_down() {
         http: at(T0, Http::Refused),
         ..BackendReading::default()
     });
-    let look = judge(
-        &reading,
-        &policy(&[BackendKind::LlamaCpp, BackendKind::Vllm]),
-        T0,
-    );
+    let look = judge(&reading, &policy(&[BackendKind::LlamaCpp, BackendKind::Vllm]), T0);
     assert_eq!(look.server, Server::Uncontrolled);
     let seen: Vec<_> = look.backends.iter().map(|b| b.seen).collect();
     assert_eq!(seen, [Seen::Running, Seen::Stopped]);
@@ -405,11 +294,7 @@ fn a_backend_with_its_own_ssh_is_judged_while_the_servers_is_down() {
 
 #[test]
 fn there_is_one_value_for_each_backend_whatever_the_reading_lacks() {
-    let policy = policy(&[
-        BackendKind::LlamaCpp,
-        BackendKind::Vllm,
-        BackendKind::Generic,
-    ]);
+    let policy = policy(&[BackendKind::LlamaCpp, BackendKind::Vllm, BackendKind::Generic]);
     let look = judge(&reading(answered(), None, None), &policy, T0);
     assert_eq!(look.backends.len(), 3);
 }

@@ -3,30 +3,17 @@
 use super::*;
 
 fn slot(tokens: Option<u64>, is_processing: bool) -> SlotReading {
-    SlotReading {
-        id: 0,
-        n_ctx: 4096,
-        is_processing,
-        tokens,
-    }
+    SlotReading { id: 0, n_ctx: 4096, is_processing, tokens }
 }
 
 fn active(in_flight: Option<u32>, slots: Vec<SlotReading>, sleeping: bool) -> Activity {
-    Activity {
-        in_flight,
-        mark: Some(42),
-        slots,
-        sleeping,
-        cannot_save: None,
-    }
+    Activity { in_flight, mark: Some(42), slots, sleeping, cannot_save: None }
 }
 
 fn look_with(activity: Activity, age: Duration) -> BackendLook {
     let mut reading = reading(answered(), Some(unit(ActiveState::Active)), Some(ready()));
     reading.backends[0].activity = at(T0, activity);
-    judge(&reading, &policy(&[BackendKind::LlamaCpp]), T0 + age)
-        .backends
-        .remove(0)
+    judge(&reading, &policy(&[BackendKind::LlamaCpp]), T0 + age).backends.remove(0)
 }
 
 #[test]
@@ -41,11 +28,7 @@ fn use_is_what_is_in_flight_or_processing() {
         (active(None, vec![], true), Use::Idle),
         (active(None, vec![], false), Use::Unknown),
     ] {
-        assert_eq!(
-            look_with(activity.clone(), now).use_,
-            expected,
-            "{activity:?}"
-        );
+        assert_eq!(look_with(activity.clone(), now).use_, expected, "{activity:?}");
     }
 }
 
@@ -65,14 +48,7 @@ fn an_old_word_of_use_says_nothing_but_its_tokens_are_still_worth_saving() {
 #[test]
 fn slots_hold_tokens_or_are_unused_or_sleep() {
     let now = Duration::ZERO;
-    let look = look_with(
-        active(
-            Some(0),
-            vec![slot(Some(0), false), slot(None, false)],
-            false,
-        ),
-        now,
-    );
+    let look = look_with(active(Some(0), vec![slot(Some(0), false), slot(None, false)], false), now);
     assert!(!look.holds_tokens && !look.unused);
     let look = look_with(active(Some(0), vec![], false), now);
     assert!(!look.holds_tokens && !look.unused, "nobody can tell");
@@ -82,15 +58,9 @@ fn slots_hold_tokens_or_are_unused_or_sleep() {
 
 #[test]
 fn a_backend_that_is_down_is_not_in_use_and_in_no_run() {
-    let mut reading = reading(
-        answered(),
-        Some(unit(ActiveState::Inactive)),
-        Some(Http::Refused),
-    );
+    let mut reading = reading(answered(), Some(unit(ActiveState::Inactive)), Some(Http::Refused));
     reading.backends[0].activity = at(T0, active(Some(3), vec![slot(Some(9), true)], false));
-    let look = judge(&reading, &policy(&[BackendKind::LlamaCpp]), T0)
-        .backends
-        .remove(0);
+    let look = judge(&reading, &policy(&[BackendKind::LlamaCpp]), T0).backends.remove(0);
     assert_eq!(look.use_, Use::Idle);
     assert_eq!(look.invocation, None);
     assert!(!look.holds_tokens);
@@ -99,19 +69,12 @@ fn a_backend_that_is_down_is_not_in_use_and_in_no_run() {
 
 #[test]
 fn a_backend_that_loads_for_the_first_time_has_no_requests() {
-    let loading = reading(
-        answered(),
-        Some(unit(ActiveState::Active)),
-        Some(Http::Unavailable),
-    );
+    let loading = reading(answered(), Some(unit(ActiveState::Active)), Some(Http::Unavailable));
     let look = judge(&loading, &policy(&[BackendKind::LlamaCpp]), T0);
     assert_eq!(look.backends[0].use_, Use::Idle);
     assert_eq!(look.backends[0].invocation, Some(RUN));
     let later = T0 + Duration::from_secs(1);
-    let again = absorbed([
-        look_at(T0, RUN, ready()),
-        look_at(later, RUN, Http::Refused),
-    ]);
+    let again = absorbed([look_at(T0, RUN, ready()), look_at(later, RUN, Http::Refused)]);
     let look = judge(&again, &policy(&[BackendKind::LlamaCpp]), later);
     assert_eq!(look.backends[0].use_, Use::Unknown);
 }
@@ -129,55 +92,18 @@ fn what_was_saved_may_be_restored_unless_put_aside_empty_or_of_another_model() {
         n_ctx: 4096,
         put_aside: put_aside.map(str::to_owned),
     };
-    let named = Http::Ready(Identity {
-        model: Some("a".into()),
-        ..Identity::default()
-    });
+    let named = Http::Ready(Identity { model: Some("a".into()), ..Identity::default() });
     for (kind, http, slots, expected) in [
-        (
-            BackendKind::LlamaCpp,
-            &named,
-            vec![saved("a", 9, None)],
-            true,
-        ),
-        (
-            BackendKind::LlamaCpp,
-            &named,
-            vec![saved("b", 9, None)],
-            false,
-        ),
-        (
-            BackendKind::LlamaCpp,
-            &named,
-            vec![saved("b", 9, None), saved("a", 9, None)],
-            true,
-        ),
-        (
-            BackendKind::LlamaCpp,
-            &named,
-            vec![saved("a", 0, None)],
-            false,
-        ),
-        (
-            BackendKind::LlamaCpp,
-            &named,
-            vec![saved("a", 9, Some("rejected"))],
-            false,
-        ),
-        (
-            BackendKind::LlamaCpp,
-            &Http::Refused,
-            vec![saved("b", 9, None)],
-            true,
-        ),
+        (BackendKind::LlamaCpp, &named, vec![saved("a", 9, None)], true),
+        (BackendKind::LlamaCpp, &named, vec![saved("b", 9, None)], false),
+        (BackendKind::LlamaCpp, &named, vec![saved("b", 9, None), saved("a", 9, None)], true),
+        (BackendKind::LlamaCpp, &named, vec![saved("a", 0, None)], false),
+        (BackendKind::LlamaCpp, &named, vec![saved("a", 9, Some("rejected"))], false),
+        (BackendKind::LlamaCpp, &Http::Refused, vec![saved("b", 9, None)], true),
         (BackendKind::LlamaCpp, &named, vec![], false),
         (BackendKind::Vllm, &named, vec![saved("a", 9, None)], false),
     ] {
-        let mut reading = reading(
-            answered(),
-            Some(unit(ActiveState::Active)),
-            Some(http.clone()),
-        );
+        let mut reading = reading(answered(), Some(unit(ActiveState::Active)), Some(http.clone()));
         reading.backends[0].saved = at(T0, slots);
         let look = judge(&reading, &policy(&[kind]), T0);
         assert_eq!(look.backends[0].restorable, expected);

@@ -3,68 +3,30 @@
 use super::*;
 
 fn process(backend: Option<usize>, used_mib: Option<u64>, ignored: bool) -> GpuProcess {
-    GpuProcess {
-        pid: 1,
-        name: "python".into(),
-        user: None,
-        used_mib,
-        backend,
-        ignored,
-    }
+    GpuProcess { pid: 1, name: "python".into(), user: None, used_mib, backend, ignored }
 }
 
 fn gpu(used_mib: Option<u64>, processes: Vec<GpuProcess>) -> Gpu {
-    let device = GpuDevice {
-        index: 0,
-        used_mib,
-        total_mib: Some(24_000),
-    };
-    Gpu::Read {
-        devices: vec![device],
-        processes,
-    }
+    let device = GpuDevice { index: 0, used_mib, total_mib: Some(24_000) };
+    Gpu::Read { devices: vec![device], processes }
 }
 
 #[test]
 fn a_backend_is_stopped_only_when_its_gpu_process_is_gone() {
-    let mut reading = reading(
-        answered(),
-        Some(unit(ActiveState::Inactive)),
-        Some(Http::Refused),
-    );
+    let mut reading = reading(answered(), Some(unit(ActiveState::Inactive)), Some(Http::Refused));
     let cases = [
-        (
-            gpu(Some(9000), vec![process(Some(0), None, false)]),
-            Seen::Lingering,
-        ),
-        (
-            gpu(Some(9000), vec![process(Some(1), None, false)]),
-            Seen::Stopped,
-        ),
-        (
-            gpu(Some(9000), vec![process(None, None, false)]),
-            Seen::Stopped,
-        ),
+        (gpu(Some(9000), vec![process(Some(0), None, false)]), Seen::Lingering),
+        (gpu(Some(9000), vec![process(Some(1), None, false)]), Seen::Stopped),
+        (gpu(Some(9000), vec![process(None, None, false)]), Seen::Stopped),
         (gpu(Some(9000), vec![]), Seen::Stopped),
         // Absent, broken or hanging is a fact to report, never a block.
         (Gpu::Absent, Seen::Stopped),
         (Gpu::Hangs, Seen::Stopped),
-        (
-            Gpu::Broken {
-                code: "gpu_lost".into(),
-                message: String::new(),
-            },
-            Seen::Stopped,
-        ),
+        (Gpu::Broken { code: "gpu_lost".into(), message: String::new() }, Seen::Stopped),
     ];
     for (gpu, expected) in cases {
         reading.gpu = at(T0, gpu);
-        assert_eq!(
-            seen_of(BackendKind::LlamaCpp, &reading),
-            expected,
-            "{:?}",
-            reading.gpu
-        );
+        assert_eq!(seen_of(BackendKind::LlamaCpp, &reading), expected, "{:?}", reading.gpu);
     }
 }
 
@@ -72,11 +34,7 @@ fn a_backend_is_stopped_only_when_its_gpu_process_is_gone() {
 fn memory_above_the_baseline_that_nobody_explains_has_not_been_given_back() {
     let mut policy = policy(&[BackendKind::LlamaCpp, BackendKind::Vllm]);
     policy.gpu_baseline_mib = Some(500);
-    let down = reading(
-        answered(),
-        Some(unit(ActiveState::Inactive)),
-        Some(Http::Refused),
-    );
+    let down = reading(answered(), Some(unit(ActiveState::Inactive)), Some(Http::Refused));
     let mut both = down.clone();
     both.backends.push(down.backends[0].clone());
     let seen = |reading: &Reading, gpu| {
@@ -88,14 +46,8 @@ fn memory_above_the_baseline_that_nobody_explains_has_not_been_given_back() {
     assert_eq!(seen(&both, gpu(Some(501), vec![])), Seen::Lingering);
     assert_eq!(seen(&both, gpu(None, vec![])), Seen::Stopped);
     let foreign = |mib| vec![process(None, mib, true)];
-    assert_eq!(
-        seen(&both, gpu(Some(2500), foreign(Some(2000)))),
-        Seen::Stopped
-    );
-    assert_eq!(
-        seen(&both, gpu(Some(2501), foreign(Some(2000)))),
-        Seen::Lingering
-    );
+    assert_eq!(seen(&both, gpu(Some(2500), foreign(Some(2000)))), Seen::Stopped);
+    assert_eq!(seen(&both, gpu(Some(2501), foreign(Some(2000)))), Seen::Lingering);
     assert_eq!(seen(&both, gpu(Some(2501), foreign(None))), Seen::Stopped);
     // While another backend is up, the memory is its.
     both.backends[0].unit = at(T0, unit(ActiveState::Active));
@@ -104,25 +56,9 @@ fn memory_above_the_baseline_that_nobody_explains_has_not_been_given_back() {
 
 #[test]
 fn what_was_read_in_an_earlier_boot_is_forgotten() {
-    let mut before = reading(
-        answered(),
-        Some(unit(ActiveState::Inactive)),
-        Some(Http::Refused),
-    );
-    before.gpu = at(
-        T0,
-        gpu(
-            Some(1),
-            vec![process(Some(0), None, false), process(None, None, false)],
-        ),
-    );
-    before.people = at(
-        T0,
-        People::Read {
-            logins: vec!["a".into()],
-            inhibitors: vec![],
-        },
-    );
+    let mut before = reading(answered(), Some(unit(ActiveState::Inactive)), Some(Http::Refused));
+    before.gpu = at(T0, gpu(Some(1), vec![process(Some(0), None, false), process(None, None, false)]));
+    before.people = at(T0, People::Read { logins: vec!["a".into()], inhibitors: vec![] });
     before.wake_armed = at(T0, WakeArmed::Armed);
     let look = |reading: &Reading| judge(reading, &policy(&[BackendKind::LlamaCpp]), T0);
     let old = look(&absorbed([before.clone()]));
@@ -132,13 +68,7 @@ fn what_was_read_in_an_earlier_boot_is_forgotten() {
 
     let later = T0 + Duration::from_mins(1);
     let mut after = look_at(later, RUN, Http::Refused);
-    after.ssh = at(
-        later,
-        Ssh::Answered {
-            boot: BootId(2),
-            session: 2,
-        },
-    );
+    after.ssh = at(later, Ssh::Answered { boot: BootId(2), session: 2 });
     after.backends[0].unit = at(later, unit(ActiveState::Inactive));
     let new = look(&absorbed([before, after]));
     assert!(!new.foreign_gpu);
@@ -154,10 +84,7 @@ fn foreign_processes_people_and_wake_are_judged_one_by_one() {
         (vec![], false),
         (vec![process(Some(0), None, false)], false),
         (vec![process(None, None, true)], false),
-        (
-            vec![process(None, None, true), process(None, None, false)],
-            true,
-        ),
+        (vec![process(None, None, true), process(None, None, false)], true),
     ] {
         reading.gpu = at(T0, gpu(None, processes));
         assert_eq!(judge(&reading, &policy, T0).foreign_gpu, expected);
@@ -165,27 +92,9 @@ fn foreign_processes_people_and_wake_are_judged_one_by_one() {
     let one = || vec!["somebody".to_owned()];
     for (people, expected) in [
         (People::Unread(String::new()), None),
-        (
-            People::Read {
-                logins: vec![],
-                inhibitors: vec![],
-            },
-            Some(false),
-        ),
-        (
-            People::Read {
-                logins: one(),
-                inhibitors: vec![],
-            },
-            Some(true),
-        ),
-        (
-            People::Read {
-                logins: vec![],
-                inhibitors: one(),
-            },
-            Some(true),
-        ),
+        (People::Read { logins: vec![], inhibitors: vec![] }, Some(false)),
+        (People::Read { logins: one(), inhibitors: vec![] }, Some(true)),
+        (People::Read { logins: vec![], inhibitors: one() }, Some(true)),
     ] {
         reading.people = at(T0, people);
         assert_eq!(judge(&reading, &policy, T0).people, expected);
