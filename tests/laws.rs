@@ -4,6 +4,8 @@ mod spec;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use std::fmt::Write as _;
+
 use spec::{
     explore::{Alphabet, Edge, Graph, explore},
     laws::LAWS,
@@ -35,7 +37,15 @@ fn check(policy: &wechsler::machine::Policy, acts: Alphabet) -> Graph {
     eprintln!("{} states, {} edges, {} laws", graph.states.len(), graph.edges, LAWS.len());
     let mut report = String::new();
     for (law, cases) in &broken {
-        report += &format!("law broken: {law}\n  {}\n", cases.join("\n  "));
+        let _ = writeln!(
+            report,
+            "law broken: {law}
+  {}",
+            cases.join(
+                "
+  "
+            )
+        );
     }
     assert!(report.is_empty(), "{report}");
     graph

@@ -120,6 +120,15 @@ impl Config {
                 warnings.push(format!("{shown} cannot be read by this user: {error}; the daemon must be able to"));
             }
         }
+        for (key, after) in [
+            ("idle.stop_after", self.policy.idle_stop_after),
+            ("idle.power_off_after", self.policy.idle_power_off_after),
+        ] {
+            if let Some(after) = after.filter(|after| *after < Duration::from_mins(1)) {
+                warnings
+                    .push(format!("{key} is {}: a person who thinks for a minute finds it gone", value::show(after)));
+            }
+        }
         if self.server.wake == Wake::None && self.policy.idle_power_off_after.is_some() {
             warnings.push(
                 "idle.power_off_after powers the server off, but gpu_server.wake.method is \"none\": somebody must \

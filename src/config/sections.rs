@@ -356,8 +356,8 @@ struct Idle {
 
 fn idle(s: &Section<'_>) -> Idle {
     Idle {
-        stop_after: s.get("stop_after", "never", duration_or_never(MINUTE)),
-        power_off_after: s.get("power_off_after", "never", duration_or_never(MINUTE)),
+        stop_after: s.get("stop_after", "never", duration_or_never(SECOND)),
+        power_off_after: s.get("power_off_after", "never", duration_or_never(SECOND)),
         backoff: s.get("backoff", "60s", duration(SECOND)),
     }
 }

@@ -162,7 +162,7 @@ const REFUSED: &[(&str, &[&str])] = &[
         &["gpu_server.timeouts.silence: 4m must be shorter than `gpu_server.timeouts.power_off`, which is 3m"],
     ),
     ("[probe]\nrest = \"1h\"\nbusy = \"1h\"", &["probe.busy: 1h must be shorter than `probe.rest`, which is 1h"]),
-    ("[idle]\nstop_after = \"10s\"", &["idle.stop_after: 10s is too short, at least 1m"]),
+    ("[idle]\nstop_after = \"10ms\"", &["idle.stop_after: 10ms is too short, at least 1s"]),
     ("[idle]\nstop_after = \"nevr\"", &["idle.stop_after: \"nevr\" is no duration"]),
     ("[daemon]\nsocket = \"run.sock\"", &["daemon.socket: \"run.sock\" is no absolute path"]),
     ("[daemon]\nstate_dir = \"/var/../etc\"", &["daemon.state_dir"]),
@@ -280,6 +280,15 @@ fn a_missing_key_file_is_a_warning_and_no_fault() {
     let text = SMALLEST.replace("host_keys", "key = \"/nonexistent/key\"\nhost_keys");
     let warnings = parse(&text, env(&[])).unwrap().warnings();
     assert!(warnings[0].contains("/nonexistent/key cannot be read"), "{warnings:?}");
+}
+
+#[test]
+fn an_idle_time_under_a_minute_is_a_warning() {
+    let text = format!("{SMALLEST}[idle]\nstop_after = \"59s\"\npower_off_after = \"1m\"\n");
+    let warnings = parse(&text, env(&[])).unwrap().warnings();
+    let idle: Vec<_> = warnings.iter().filter(|w| w.starts_with("idle")).collect();
+    assert_eq!(idle.len(), 2, "{warnings:?}");
+    assert!(idle[0].contains("stop_after is 59s") && idle[1].contains("by hand"));
 }
 
 #[test]

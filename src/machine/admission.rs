@@ -182,7 +182,8 @@ fn slots(core: &Core, save: bool, options: Options) -> Verdict {
     if !look.restorable {
         return Refuse(Refusal::NothingSaved);
     }
-    if !look.unused {
+    // Only what is known to be used is refused; the restore itself looks again before it sends anything.
+    if look.holds_tokens && !look.unused {
         return Refuse(Refusal::InUse);
     }
     guarded(core, Goal::Restore(backend), options)

@@ -8,9 +8,11 @@ use super::explore::Edge;
 
 /// A law's verdict.
 pub type Verdict = Result<(), String>;
+/// What checks a law.
+pub type Law = fn(&Edge) -> Verdict;
 
 /// All laws, in the order of `states.md`: name, and what checks it.
-pub const LAWS: &[(&str, fn(&Edge) -> Verdict)] = &[
+pub const LAWS: &[(&str, Law)] = &[
     ("every command is answered exactly once, at once", answered_once),
     ("every operation has one beginning and one end", ops_accounted),
     ("an operation under way will have ended in time", op_bounded),
