@@ -58,6 +58,8 @@ enum KeptHeld {
 /// The content of both files; `None` was never written in this life.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Content {
+    /// Counts up with each change.
+    generation: u64,
     holds: Option<Vec<u8>>,
     durations: Option<Vec<u8>>,
 }
@@ -66,6 +68,8 @@ struct Content {
 #[derive(Debug)]
 pub(super) struct Keeper {
     content: watch::Sender<Content>,
+    /// The generation last written, well or badly.
+    written: watch::Receiver<u64>,
     writer: JoinHandle<()>,
 }
 
@@ -74,8 +78,9 @@ impl Keeper {
     #[must_use]
     pub(super) fn start(dir: Option<PathBuf>) -> Self {
         let (content, changed) = watch::channel(Content::default());
-        let writer = tokio::spawn(write_changes(dir, changed));
-        Self { content, writer }
+        let (done, written) = watch::channel(0);
+        let writer = tokio::spawn(write_changes(dir, changed, done));
+        Self { content, written, writer }
     }
 
     /// Keeps the holds.
@@ -98,13 +103,31 @@ impl Keeper {
                 .collect(),
         };
         let bytes = to_bytes(&file);
-        self.content.send_modify(|content| content.holds = bytes);
+        self.content.send_modify(|content| {
+            content.generation += 1;
+            content.holds = bytes;
+        });
+    }
+
+    /// Ends when what was handed over so far is on disk, or `within` is over: nobody is told that something is kept before.
+    pub(super) fn kept(&self, within: Duration) -> impl Future<Output = ()> + Send + use<> {
+        let wanted = self.content.borrow().generation;
+        let mut written = self.written.clone();
+        async move {
+            let on_disk = written.wait_for(|generation| *generation >= wanted);
+            if tokio::time::timeout(within, on_disk).await.is_err() {
+                warn!("the state directory is slow; a hold may not outlive a crash just now");
+            }
+        }
     }
 
     /// Keeps the history of durations.
     pub(super) fn durations(&self, history: &History) {
         let bytes = to_bytes(history);
-        self.content.send_modify(|content| content.durations = bytes);
+        self.content.send_modify(|content| {
+            content.generation += 1;
+            content.durations = bytes;
+        });
     }
 
     /// Writes what is not written yet and ends; gives up after `within`.
@@ -122,12 +145,16 @@ fn to_bytes(value: &impl Serialize) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-async fn write_changes(dir: Option<PathBuf>, mut changed: watch::Receiver<Content>) {
+async fn write_changes(dir: Option<PathBuf>, mut changed: watch::Receiver<Content>, done: watch::Sender<u64>) {
     let mut written = Content::default();
     // A sender that is gone ends the loop only after its last content was seen.
     while changed.changed().await.is_ok() {
         let wanted = changed.borrow_and_update().clone();
-        let Some(dir) = dir.clone() else { continue };
+        let generation = wanted.generation;
+        let Some(dir) = dir.clone() else {
+            done.send_replace(generation);
+            continue;
+        };
         let old = std::mem::replace(&mut written, wanted.clone());
         let write = move || {
             for (name, old, new) in [(HOLDS, old.holds, wanted.holds), (DURATIONS, old.durations, wanted.durations)] {
@@ -141,6 +168,7 @@ async fn write_changes(dir: Option<PathBuf>, mut changed: watch::Receiver<Conten
         if tokio::task::spawn_blocking(write).await.is_err() {
             warn!("writing the state directory broke off");
         }
+        done.send_replace(generation);
     }
 }
 

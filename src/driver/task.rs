@@ -32,6 +32,8 @@ use crate::machine::{
     reading::{BackendReading, Reading},
 };
 
+/// A hold is answered when it is on disk, or after this long.
+const KEPT_WITHIN: Duration = Duration::from_secs(1);
 /// A look that has not ended after so long is given up. The adapters' own deadlines are shorter.
 pub const LOOK_AT_MOST: Duration = Duration::from_secs(30);
 /// An order is given up so long before its time is over, and the world is told to end as long before that: its own word
@@ -367,6 +369,7 @@ impl<W: World> Driver<W> {
             self.keeper.durations(&self.history);
         }
         let (mut began, mut ended, mut answers) = (vec![], vec![], vec![]);
+        let mut to_keep = false;
         for effect in effects {
             match effect {
                 // Answers leave last: who is told of an operation finds it on record.
@@ -382,6 +385,7 @@ impl<W: World> Driver<W> {
                 }
                 Effect::Ended { op, end } => ended.extend(self.operation_ended(op, end, now)),
                 Effect::HoldsChanged => {
+                    to_keep = true;
                     let holds = &self.view.holds;
                     self.keeper.holds(holds, &self.clock, &self.setup.policy);
                 }
@@ -395,7 +399,15 @@ impl<W: World> Driver<W> {
             };
             info!(%request, ?answer, "answer");
             // Who does not listen any more does not mind.
-            let _ = waiting.send(answer);
+            if to_keep {
+                let kept = self.keeper.kept(KEPT_WITHIN);
+                tokio::spawn(async move {
+                    kept.await;
+                    let _ = waiting.send(answer);
+                });
+            } else {
+                let _ = waiting.send(answer);
+            }
         }
     }
 

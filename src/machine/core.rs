@@ -249,11 +249,15 @@ impl Core {
         let new = !self.look.says_same_as(look);
         let silence_before = self.is_off();
         let misses = self.policy.misses;
+        // The same questions' answers told again (with another source's news) are not another look.
+        let newer = look.at > self.look.at;
         match look.server {
             Server::NotLooked => {}
             Server::Silent | Server::Booting(_) => {
                 let s = self.silence.get_or_insert(Silence { since: now, misses: 0 });
-                s.misses = s.misses.saturating_add(1).min(self.policy.misses);
+                if newer {
+                    s.misses = s.misses.saturating_add(1).min(self.policy.misses);
+                }
             }
             Server::On { boot, .. } => {
                 self.silence = None;
@@ -279,7 +283,7 @@ impl Core {
                     }
                 }
                 Seen::Loading | Seen::Sick => {
-                    memory.unwell = memory.unwell.saturating_add(1).min(misses);
+                    memory.unwell = memory.unwell.saturating_add(u32::from(newer)).min(misses);
                 }
                 Seen::Stopped | Seen::Missing | Seen::CrashLoop => {
                     memory.ready = None;
