@@ -235,10 +235,7 @@ impl Storm {
     /// Lets `span` pass.
     fn pass(&mut self, span: Duration) -> Result<(), String> {
         let until = self.now + span;
-        loop {
-            let Some((at, due)) = self.next(until) else {
-                break;
-            };
+        while let Some((at, due)) = self.next(until) {
             self.now = self.now.max(at);
             self.sim.advance(self.now);
             match due {
@@ -331,12 +328,12 @@ impl Storm {
     fn order(&mut self, verb: VerbId, what: Verb, within: Duration) {
         let answered = self.sim.order(what, self.now);
         let given_up = self.now + within.saturating_sub(Duration::from_millis(100));
-        let (at, outcome, lost) = match answered.at.filter(|at| *at <= given_up) {
-            Some(at) => (at, answered.outcome, false),
-            None => {
-                let lost = Warning::new("no_answer", "lost");
-                (given_up, Outcome::Unknown(lost), true)
-            }
+        let in_time = answered.at.filter(|at| *at <= given_up);
+        let (at, outcome, lost) = if let Some(at) = in_time {
+            (at, answered.outcome, false)
+        } else {
+            let lost = Warning::new("no_answer", "lost");
+            (given_up, Outcome::Unknown(lost), true)
         };
         self.answers.push((at, verb, outcome, lost));
     }

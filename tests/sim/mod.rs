@@ -1,6 +1,6 @@
 //! A simulated GPU server. [`Sim`] is pure: it has facts, is told the time, takes orders and shows what could be read of it.
 //! [`World`] puts it behind the driver's seam, on tokio's (paused) clock.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of it")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses its part of it")]
 
 mod eyes;
 mod world;
@@ -8,8 +8,8 @@ mod world;
 use std::time::Duration;
 
 use wechsler::machine::{
-    BackendId, BackendKind, BackendPolicy, BootId, Instant, Invocation, OnStartTimeout, Outcome, Policy, RestorePolicy,
-    Verb, WakeCheck, Warning,
+    BackendId, BackendKind, BackendPolicy, Instant, Invocation, OnStartTimeout, Outcome, Policy, RestorePolicy, Verb,
+    WakeCheck, Warning,
     reading::{GpuProcess, SavedSlot},
 };
 
