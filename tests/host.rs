@@ -284,7 +284,7 @@ async fn an_inhibited_power_off_names_the_inhibitor() {
 #[tokio::test]
 async fn a_failed_unit_says_why() {
     let lab = lab(nowhere()).await;
-    let lines = lab.host.post_mortem(BackendId(1)).await;
+    let lines = lab.host.post_mortem(BackendId(1)).await.lines;
     assert_eq!(
         lines,
         [
@@ -322,7 +322,7 @@ async fn a_server_that_is_off_says_so_in_every_source_and_orders_fail_at_once() 
         panic!("nothing was sent, so it surely failed");
     };
     assert_eq!(why.code, "control_unreachable");
-    assert!(!host.post_mortem(BackendId(0)).await.is_empty());
+    assert!(!host.post_mortem(BackendId(0)).await.lines.is_empty());
 }
 
 #[tokio::test]

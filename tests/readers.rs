@@ -88,7 +88,7 @@ proptest! {
         for what in [systemd::Ended::Unit, systemd::Ended::Harmless, systemd::Ended::PowerOff] {
             let _ = systemd::judge_verb(what, status, &stderr);
         }
-        let lines = systemd::parse_post_mortem(&text, &units[0], 80);
+        let lines = systemd::parse_post_mortem(&text, &units[0], 80).lines;
         prop_assert!(lines.len() <= 12 && lines.iter().all(|line| !line.chars().any(char::is_control)));
         if let People::Read { logins, inhibitors } = people::parse(&text, "us") {
             prop_assert!(logins.len() <= 32 && inhibitors.len() <= 32);

@@ -24,7 +24,7 @@ pub mod world;
 pub use handle::{Change, Handle, OperationRecord, Request};
 pub use setup::{BackendFacts, Pulse, Setup};
 pub use task::{LOOK_AT_MOST, POST_MORTEM_AT_MOST, SHUTDOWN_AT_MOST, VERB_SLACK, spawn};
-pub use world::World;
+pub use world::{PostMortem, World};
 
 #[cfg(test)]
 pub(crate) fn tests_policy() -> crate::machine::Policy {

@@ -444,14 +444,14 @@ mod tests {
         schedule.began(Source::People, at(0));
         schedule.ended(Source::People, at(0), false, at(5));
         let due = schedule.due(Source::People, &rest, &reading);
-        assert_eq!(due, Some(at(60_000)));
-        rest.next_action = Some(NextAction { goal: Goal::Off, cause: Cause::IdlePowerOff, at: at(30_000) });
+        assert_eq!(due, Some(at(10_000)));
+        rest.next_action = Some(NextAction { goal: Goal::Off, cause: Cause::IdlePowerOff, at: at(15_000) });
         let due = schedule.due(Source::People, &rest, &reading);
-        assert_eq!(due, Some(at(20_000)));
-        schedule.began(Source::People, at(20_000));
-        schedule.ended(Source::People, at(20_000), false, at(20_005));
+        assert_eq!(due, Some(at(5000)));
+        schedule.began(Source::People, at(5000));
+        schedule.ended(Source::People, at(5000), false, at(5005));
         let due = schedule.due(Source::People, &rest, &reading);
-        assert_eq!(due, Some(at(24_000)), "and stays so");
+        assert_eq!(due, Some(at(6500)), "and stays so");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::{
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use super::{
-    World, changes,
+    PostMortem, World, changes,
     clock::Clock,
     handle::{CHANGES_KEPT, COMMANDS_WAITING, Change, Handle, OperationRecord, Request},
     history::{History, Stopwatch},
@@ -26,10 +26,10 @@ use super::{
     status::Status,
 };
 use crate::machine::{
-    Answer, Command, Effect, End, Event, Goal, Instant, Kind, Machine, OpId, Outcome, PowerChoice, Refusal, RequestId,
-    Server, Verb, VerbId, View, WakeCheck, Warning,
+    Answer, Command, Effect, End, Event, Failure, Goal, Instant, Kind, Machine, OpId, Outcome, PowerChoice, Refusal,
+    RequestId, Server, Verb, VerbId, View, WakeCheck, Warning,
     evidence::judge,
-    reading::{BackendReading, Reading},
+    reading::{BackendReading, Http, Reading},
 };
 
 /// A hold is answered when it is on disk, or after this long.
@@ -117,7 +117,7 @@ enum Done {
     },
     PostMortem {
         op: OpId,
-        lines: Vec<String>,
+        told: PostMortem,
     },
 }
 
@@ -231,9 +231,10 @@ impl<W: World> Driver<W> {
         match done {
             Done::Look { source, began, reading } => self.looked(source, began, reading),
             Done::Order { verb, what, outcome } => self.order_ended(verb, what, outcome),
-            Done::PostMortem { op, lines } => {
+            Done::PostMortem { op, told } => {
                 if let Some((end, at)) = self.ending.remove(&op) {
-                    let record = self.operations.ended(op, &end, at, lines, &self.clock);
+                    let end = named_better(end, &told);
+                    let record = self.operations.ended(op, &end, at, told.lines, &self.clock);
                     self.publish(vec![], record.into_iter().collect());
                 }
             }
@@ -451,10 +452,15 @@ impl<W: World> Driver<W> {
             return self.operations.ended(op, &end, now, vec![], &self.clock);
         };
         self.ending.insert(op, (end, now));
+        let http = self.reading.backends.get(usize::from(backend.0)).and_then(|b| b.http.as_ref()).map(|h| &h.value);
+        let unanswered = matches!(http, Some(Http::Refused | Http::TimedOut | Http::Unreachable(_)));
         let world = Arc::clone(&self.world);
         self.tasks.spawn(async move {
             let told = tokio::time::timeout(POST_MORTEM_AT_MOST, world.post_mortem(backend)).await;
-            Done::PostMortem { op, lines: told.unwrap_or_default() }
+            let mut told = told.unwrap_or_default();
+            // One that answers from here, if only that it is loading, can be reached.
+            told.port_listens &= unanswered;
+            Done::PostMortem { op, told }
         });
         None
     }
@@ -495,6 +501,17 @@ impl<W: World> Driver<W> {
             // Nobody may be listening.
             let _ = self.changes.send(Arc::new(change));
         }
+    }
+}
+
+/// A backend that never answered although it listens on its own server has not been slow: its URL is wrong, or a firewall
+/// is in the way.
+fn named_better(end: End, told: &PostMortem) -> End {
+    match end {
+        End::Failed { failure: Failure::HealthTimeout, warnings } if told.port_listens => {
+            End::Failed { failure: Failure::HttpUnreachable, warnings }
+        }
+        other => other,
     }
 }
 

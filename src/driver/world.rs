@@ -19,5 +19,14 @@ pub trait World: Send + Sync + 'static {
     fn carry_out(&self, verb: Verb, within: std::time::Duration) -> impl Future<Output = Outcome> + Send;
 
     /// Why a backend's unit did not come up: its result, exit status and last journal lines, for people. Bounded.
-    fn post_mortem(&self, backend: BackendId) -> impl Future<Output = Vec<String>> + Send;
+    fn post_mortem(&self, backend: BackendId) -> impl Future<Output = PostMortem> + Send;
+}
+
+/// Why a backend did not come up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PostMortem {
+    /// Lines for people: the unit's result, the last words of its journal.
+    pub lines: Vec<String>,
+    /// Something listens on its port on the server itself, whether or not it can be reached from here.
+    pub port_listens: bool,
 }

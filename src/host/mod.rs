@@ -29,7 +29,7 @@ use tokio::time::{Instant as Clock, timeout, timeout_at};
 
 use crate::{
     config::{self, Config},
-    driver::World,
+    driver::world::{PostMortem, World},
     machine::{
         BackendId, BackendPolicy, BootId, Instant, Outcome, Verb, Warning,
         reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, SavedSlot, Unit, WakeArmed},
@@ -464,14 +464,16 @@ impl World for Host {
         }
     }
 
-    async fn post_mortem(&self, backend: BackendId) -> Vec<String> {
+    async fn post_mortem(&self, backend: BackendId) -> PostMortem {
         let Some(backend) = self.backend(backend) else {
-            return vec![];
+            return PostMortem::default();
         };
         let line = remote::post_mortem(&backend.unit, backend.port);
         match backend.ssh.ask(&line, backend.ssh.command_timeout()).await {
             Ok(reply) => systemd::parse_post_mortem(&reply.stdout, &backend.unit, backend.port),
-            Err(trouble) => vec![format!("the server could not be asked why: {trouble}")],
+            Err(trouble) => {
+                PostMortem { lines: vec![format!("the server could not be asked why: {trouble}")], port_listens: false }
+            }
         }
     }
 }

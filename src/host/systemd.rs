@@ -7,9 +7,12 @@
 use std::time::Duration;
 
 use super::remote::{self, UnitName, plain_text};
-use crate::machine::{
-    BootId, Outcome, Warning,
-    reading::{ActiveState, Unit, UnitState},
+use crate::{
+    driver::world::PostMortem,
+    machine::{
+        BootId, Outcome, Warning,
+        reading::{ActiveState, Unit, UnitState},
+    },
 };
 
 /// systemd's own default of `TimeoutStopSec`, taken where its text cannot be read.
@@ -222,7 +225,7 @@ pub fn judge_verb(what: Ended, status: u32, stderr: &str) -> Outcome {
 
 /// Reads the answer to [`remote::post_mortem`]: lines for people, at most 4 KiB.
 #[must_use]
-pub fn parse_post_mortem(stdout: &str, unit: &UnitName, port: u16) -> Vec<String> {
+pub fn parse_post_mortem(stdout: &str, unit: &UnitName, port: u16) -> PostMortem {
     /// Longest journal line kept, characters: ten of them and the rest stay within 4 KiB.
     const MOST: usize = 300;
     let parts = remote::parts(stdout);
@@ -246,7 +249,8 @@ pub fn parse_post_mortem(stdout: &str, unit: &UnitName, port: u16) -> Vec<String
         value("NRestarts")
     );
     let mut lines = vec![plain_text(&state, MOST)];
-    if !section("listens").trim().is_empty() {
+    let port_listens = !section("listens").trim().is_empty();
+    if port_listens {
         lines.push(format!("port {port} listens on the host"));
     } else if parts.iter().any(|(mark, _)| *mark == "asked") {
         lines.push(format!("port {port} does not listen on the host"));
@@ -257,7 +261,7 @@ pub fn parse_post_mortem(stdout: &str, unit: &UnitName, port: u16) -> Vec<String
     let last = journal.lines().map(|line| plain_text(line, MOST));
     let mut last: Vec<String> = last.filter(|line| !line.is_empty()).collect();
     lines.extend(last.split_off(last.len().saturating_sub(10)));
-    lines
+    PostMortem { lines, port_listens }
 }
 
 #[cfg(test)]
@@ -457,7 +461,8 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
             "@@unit\nActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=203\nNRestarts=5\n@@listens\nLISTEN 0 512 127.0.0.1:8080 0.0.0.0:*\n@@asked\n@@journal\n{journal}@@odd {}\n@@end\n",
             "x".repeat(5000)
         );
-        let lines = parse_post_mortem(&answer, &units()[0], 8080);
+        let PostMortem { lines, port_listens } = parse_post_mortem(&answer, &units()[0], 8080);
+        assert!(port_listens);
         assert_eq!(
             lines[0],
             "llama-cpp.service is failed (failed), result exit-code, exit status 203, 5 automatic restarts"

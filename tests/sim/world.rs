@@ -78,10 +78,10 @@ impl driver::World for World {
         answered.outcome
     }
 
-    async fn post_mortem(&self, backend: BackendId) -> Vec<String> {
+    async fn post_mortem(&self, backend: BackendId) -> driver::PostMortem {
         let trip = self.sim().times.trip;
         tokio::time::sleep(trip).await;
-        vec![format!("journal of backend {backend}")]
+        driver::PostMortem { lines: vec![format!("journal of backend {backend}")], port_listens: false }
     }
 }
 
