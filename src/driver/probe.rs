@@ -30,9 +30,7 @@ const SOON: Duration = Duration::from_secs(5);
 const PEOPLE_REST: Duration = Duration::from_secs(10);
 /// Between two looks at the network card's Wake-on setting at rest.
 const WAKE_ARMED_REST: Duration = Duration::from_mins(10);
-/// Before a power-off is decided on, people and Wake-on are not older than this.
-pub(super) const FRESH: Duration = Duration::from_secs(2);
-/// ... and so are asked again after this.
+/// Before a power-off is decided on, people and Wake-on are asked again after this.
 const AGAIN: Duration = Duration::from_millis(1500);
 /// A power-off that a policy plans is prepared for so long before.
 const POWER_OFF_NEAR: Duration = Duration::from_secs(10);

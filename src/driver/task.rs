@@ -20,7 +20,7 @@ use super::{
     journal::Journal,
     keep::{self, Keeper},
     operations::{Operations, end_name, who_can_tell},
-    probe::{self, FRESH, Schedule, Source},
+    probe::{self, Schedule, Source},
     publish,
     setup::Setup,
     status::Status,
@@ -138,7 +138,7 @@ struct Driver<W> {
     commands: mpsc::Receiver<Request>,
     commands_closed: bool,
     /// A wish to power off that waits for a fresh look, and until when. Nothing overtakes it.
-    deferred: Option<(Request, Instant)>,
+    deferred: Option<Deferred>,
     /// Who waits for an answer.
     answers: HashMap<RequestId, oneshot::Sender<Answer>>,
     requests: u64,
@@ -155,6 +155,13 @@ struct Driver<W> {
     status: watch::Sender<Arc<Status>>,
     changes: broadcast::Sender<Arc<Change>>,
     tick_not_before: Instant,
+}
+
+/// A command that waits for a look.
+struct Deferred {
+    request: Request,
+    since: Instant,
+    until: Instant,
 }
 
 impl<W: World> Driver<W> {
@@ -174,7 +181,7 @@ impl<W: World> Driver<W> {
             let wake = [
                 deadline,
                 self.schedule.next(&self.view, &self.reading),
-                self.deferred.as_ref().map(|(_, until)| *until),
+                self.deferred.as_ref().map(|waiting| waiting.until),
                 next_beat,
             ];
             let wake = wake.into_iter().flatten().min();
@@ -292,32 +299,34 @@ impl<W: World> Driver<W> {
         self.step(&Event::Finished { verb, outcome });
     }
 
-    /// A wish to power off is judged by who uses the server now, not a minute ago.
+    /// A wish to power off is judged by who uses the server now: it waits for a look that was asked after it.
     fn request(&mut self, request: Request) {
         let now = self.clock.now();
         let powers_off = matches!(request.command, Command::Shutdown(PowerChoice::PowerOff, _));
-        if powers_off && !self.fresh_for_power_off(now) {
+        if powers_off && !self.looked_for_power_off(now) {
             self.schedule.want(Source::People);
             self.schedule.want(Source::WakeArmed);
-            self.deferred = Some((request, now + POWER_OFF_LOOKS_FIRST));
+            self.deferred = Some(Deferred { request, since: now, until: now + POWER_OFF_LOOKS_FIRST });
         } else {
             self.command(request);
         }
     }
 
     fn take_deferred(&mut self, now: Instant) {
-        let fresh = self.fresh_for_power_off(now);
-        let ready = self.deferred.take_if(|(_, until)| fresh || *until <= now);
-        if let Some((request, _)) = ready {
+        let Some(waiting) = &self.deferred else { return };
+        if (self.looked_for_power_off(waiting.since) || waiting.until <= now)
+            && let Some(Deferred { request, .. }) = self.deferred.take()
+        {
             self.command(request);
         }
     }
 
-    fn fresh_for_power_off(&self, now: Instant) -> bool {
+    /// Who uses the server, and whether it can be woken again, was asked since then.
+    fn looked_for_power_off(&self, since: Instant) -> bool {
         let answers = matches!(self.view.look.server, Server::On { .. });
-        let fresh = |at: Option<Instant>| at.is_some_and(|at| now.since(at) <= FRESH);
-        let people = fresh(self.reading.people.as_ref().map(|p| p.at));
-        let armed = fresh(self.reading.wake_armed.as_ref().map(|w| w.at));
+        let asked = |at: Option<Instant>| at.is_some_and(|at| at >= since);
+        let people = asked(self.reading.people.as_ref().map(|p| p.at));
+        let armed = asked(self.reading.wake_armed.as_ref().map(|w| w.at));
         !answers || (people && (armed || self.setup.policy.wake_check == WakeCheck::Off))
     }
 

@@ -317,7 +317,7 @@ impl Core {
     }
 
     /// Keeps the list of what needs a person: new worries begin now, old ones keep their beginning, gone ones go.
-    fn worry(&mut self) {
+    pub(super) fn worry(&mut self) {
         let mut found: Vec<(WorryKind, Option<BackendId>)> = Vec::new();
         match self.look.server {
             Server::Booting(BootPhase::WrongHostKey) => {

@@ -74,13 +74,15 @@ pub fn judge(reading: &Reading, policy: &Policy, now: Instant) -> Look {
         .collect();
     let server = server(reading, &views, now);
     let gpu = of_boot(reading, reading.gpu.as_ref());
+    // When its memory was last read; a tool that is absent or broken is waited for by nobody.
+    let gpu_at = reading.gpu.as_ref().filter(|_| matches!(gpu, Some(Gpu::Read { .. }))).map(|gpu| gpu.at);
     let memory_left = !views.iter().any(View::is_up) && memory_is_left(gpu, policy);
     let on = matches!(server, Server::On { .. });
     let told = on || server == Server::Uncontrolled;
     Look {
         at: reading.ssh.as_ref().map_or(Instant::START, |ssh| ssh.at),
         server,
-        backends: views.iter().map(|view| view.look(told, gpu, memory_left)).collect(),
+        backends: views.iter().map(|view| view.look(told, gpu, gpu_at, memory_left)).collect(),
         foreign_gpu: processes(gpu).any(|p| p.backend.is_none() && !p.ignored),
         people: of_boot(reading, reading.people.as_ref()).filter(|_| on).and_then(|people| match people {
             People::Unread(_) => None,
@@ -175,8 +177,9 @@ impl<'a> View<'a> {
         run.is_some() && run == self.reading.served
     }
 
-    fn look(&self, server_told: bool, gpu: Option<&Gpu>, memory_left: bool) -> BackendLook {
-        let seen = if server_told { self.seen(gpu, memory_left) } else { Seen::Unknown };
+    fn look(&self, server_told: bool, gpu: Option<&Gpu>, gpu_at: Option<Instant>, memory_left: bool) -> BackendLook {
+        let untold = matches!((gpu_at, self.reading.down_since), (Some(gpu), Some(down)) if gpu < down);
+        let seen = if server_told { self.seen(gpu, memory_left || untold) } else { Seen::Unknown };
         // A process that is no more has no activity.
         let activity = self.activity.filter(|_| seen.is_up());
         let young = activity.filter(|_| self.use_is_known);

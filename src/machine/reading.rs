@@ -79,6 +79,13 @@ pub struct BackendReading {
     /// The last run that answered as itself; kept by [`Reading::absorb`].
     #[serde(default)]
     pub served: Option<Invocation>,
+    /// When its unit was first seen down again after it had been up; kept by [`Reading::absorb`]. What was read of the GPU
+    /// before says nothing of the memory it has given back.
+    #[serde(default)]
+    pub down_since: Option<Instant>,
+    /// Its unit was up when it was last seen; kept by [`Reading::absorb`].
+    #[serde(default)]
+    pub was_up: bool,
 }
 
 impl Reading {
@@ -126,6 +133,13 @@ impl BackendReading {
         let Some(Dated { at, value: Unit::Loaded(unit) }) = &self.unit else {
             return;
         };
+        let up = !matches!(unit.active, ActiveState::Inactive | ActiveState::Failed);
+        if up {
+            self.down_since = None;
+        } else if self.was_up {
+            self.down_since = Some(*at);
+        }
+        self.was_up = up;
         let Some(invocation) = unit.invocation else {
             return;
         };

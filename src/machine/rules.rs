@@ -122,6 +122,7 @@ impl blocking::State<Core> for State {
             Signal::Begin(now) => {
                 core.now = *now;
                 step.ignored = Some(Ignored::NothingDue);
+                core.worry();
                 core.expire_holds(step);
                 core.expire_order(step);
                 Handled

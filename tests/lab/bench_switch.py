@@ -9,6 +9,7 @@ restores; the time it measures itself. Prints median and 95th percentile of both
 import argparse
 import json
 import pathlib
+import shutil
 import statistics
 import sys
 import time
@@ -32,6 +33,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--switches", type=int, default=48, help="of each kind")
     options.add_argument("--json", action="store_true", help="the single times as JSON at the end")
+    options.add_argument("--log", help="copy the daemon's log to this file")
     options = options.parse_args()
 
     gpu = machine.GpuServer()
@@ -71,21 +73,24 @@ ExecStart=/usr/bin/python3 /opt/lab/bin/llama_server.py --model /opt/lab/model.g
         times = {by_daemon: [], by_hand: []}
         current, other = NAMES
         talks[current].say()
-        for warm in (by_daemon, by_hand):
+        for warm in (by_daemon, by_daemon, by_hand, by_hand):  # both have saved both before it counts
             warm(current, other)
             current, other = other, current
             talks[current].say()
-        misses = 0
+        misses = {by_daemon: 0, by_hand: 0}
         order = [by_daemon, by_hand, by_hand, by_daemon]
         for number in range(options.switches * 2):
             method = order[number % 4]
             times[method].append(method(current, other))
             current, other = other, current
-            misses += talks[current].say().reused < 0.9
+            misses[method] += talks[current].say().reused < 0.9
             if number % 8 == 7:
                 print(f"{number + 1} of {options.switches * 2}", file=sys.stderr, flush=True)
         a, b = times[by_daemon], times[by_hand]
-        print(f"switches of each kind: {len(a)}; conversations lost: {misses}")
+        print(f"switches of each kind: {len(a)}; conversations lost: {misses[by_daemon]} by wechsler, "
+              f"{misses[by_hand]} by the script")
+        if misses[by_daemon]:
+            print(wechsler.log_tail(400), file=sys.stderr)
         print(f"{'':24}{'p50':>9}{'p95':>9}{'mean':>9}  ms")
         for label, values in (("wechsler switch", a), ("script on the server", b)):
             print(f"{label:24}{percentile(values, .5):9.1f}{percentile(values, .95):9.1f}{statistics.mean(values):9.1f}")
@@ -100,6 +105,8 @@ ExecStart=/usr/bin/python3 /opt/lab/bin/llama_server.py --model /opt/lab/model.g
     finally:
         if wechsler is not None:
             wechsler.stop()
+            if options.log:
+                shutil.copy(wechsler.log, options.log)
         gpu.close()
 
 
