@@ -36,6 +36,10 @@ const AGAIN: Duration = Duration::from_millis(1500);
 const POWER_OFF_NEAR: Duration = Duration::from_secs(10);
 /// Between two looks at the saved slots.
 const SAVED_REST: Duration = Duration::from_mins(1);
+/// Between two questions for the health of a backend that loads.
+const HEALTH: Duration = Duration::from_millis(10);
+/// While one loads, its unit is asked so many times more seldom than its health.
+const UNITS_WHILE_LOADING: u32 = 8;
 /// After a look that did not end in time, its source is left alone for so long.
 const AFTER_HANG: Duration = Duration::from_secs(10);
 
@@ -44,6 +48,8 @@ const AFTER_HANG: Duration = Duration::from_secs(10);
 pub(super) enum Source {
     /// Units over SSH and health over HTTP: what states are made of. Asked together, so that they tell of one moment.
     Core,
+    /// Health over HTTP alone, while a backend loads: the moment it is up is caught without troubling the server's SSH.
+    Health,
     /// Requests in flight and slots.
     Activity,
     /// GPU memory and processes.
@@ -58,8 +64,8 @@ pub(super) enum Source {
 
 impl Source {
     /// All sources, the ones that decide first.
-    pub(super) const ALL: [Self; 6] =
-        [Self::Core, Self::Activity, Self::Gpu, Self::People, Self::WakeArmed, Self::Saved];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Core, Self::Health, Self::Activity, Self::Gpu, Self::People, Self::WakeArmed, Self::Saved];
 
     /// The question.
     #[must_use]
@@ -67,6 +73,7 @@ impl Source {
         let mut ask = Ask::default();
         match self {
             Self::Core => (ask.units, ask.http) = (true, true),
+            Self::Health => ask.http = true,
             Self::Activity => ask.activity = true,
             Self::Gpu => ask.gpu = true,
             Self::People => ask.people = true,
@@ -198,12 +205,15 @@ impl Schedule {
     fn every(&self, source: Source, view: &View, reading: &Reading) -> Option<Duration> {
         let answers = matches!(reading.ssh.as_ref().map(|s| &s.value), Some(Ssh::Answered { .. }));
         let busy = view.pace == Pace::Busy;
+        let loads = busy && view.place.kind == Kind::Starting && view.order.is_none();
         match source {
             Source::Core => Some(match view.pace {
                 Pace::Rest => self.probe.rest,
+                Pace::Busy if loads => self.probe.busy * UNITS_WHILE_LOADING,
                 Pace::Busy => self.probe.busy,
                 Pace::Waiting => self.probe.waiting,
             }),
+            Source::Health => loads.then_some(self.probe.busy.min(HEALTH)),
             Source::Activity => {
                 let up = view.look.backends.iter().any(|b| b.seen == Seen::Running);
                 let pace = if busy { ACTIVITY } else { self.probe.rest.clamp(ACTIVITY, ACTIVITY_REST) };
@@ -281,6 +291,11 @@ pub(super) fn given_up(source: Source, at: Instant, backends: usize) -> Reading 
                 http: Some(Dated { at, value: Http::TimedOut }),
                 ..BackendReading::default()
             };
+            reading.backends = vec![silent; backends];
+        }
+        Source::Health => {
+            let silent =
+                BackendReading { http: Some(Dated { at, value: Http::TimedOut }), ..BackendReading::default() };
             reading.backends = vec![silent; backends];
         }
         Source::Gpu => {

@@ -364,7 +364,10 @@ impl Core {
         let Some(order) = self.order.take_if(|o| o.verb == verb) else {
             return false;
         };
-        self.order_ended = self.now;
+        // Saves and restores leave the units as they were: what was seen of those still holds.
+        if !matches!(order.what, Verb::SaveSlots(_) | Verb::RestoreSlots(_)) {
+            self.order_ended = self.now;
+        }
         let (warnings, failed) = match outcome {
             Outcome::Succeeded(warnings) => (warnings.clone(), None),
             Outcome::Failed(warning) => (vec![warning.clone()], Some(warning.code.as_str())),

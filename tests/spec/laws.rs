@@ -162,15 +162,20 @@ fn failed(e: &Edge, of: fn(&Verb) -> bool) -> bool {
     e.before.view().order.is_some_and(|(v, what)| v == *verb && of(&what))
 }
 
+/// The operation was ended by the slots, not by what else has become of the backend meanwhile.
+fn ended_by_slots(end: &End) -> bool {
+    matches!(end, End::Failed { failure: Failure::SaveFailed | Failure::RestoreFailed, .. })
+}
+
 fn failed_save_goes_on(e: &Edge) -> Verdict {
     let wanted = e.before.view().operation.is_some_and(|o| matches!(o.goal, Goal::Save(_)));
-    let blocked = ended(e).any(|end| matches!(end, End::Failed { .. }));
+    let blocked = ended(e).any(ended_by_slots);
     ensure(!failed(e, |v| matches!(v, Verb::SaveSlots(_))) || wanted || !blocked, || "a failed save ended it".into())
 }
 
 fn failed_restore_goes_on(e: &Edge) -> Verdict {
     let wanted = e.before.view().operation.is_some_and(|o| matches!(o.goal, Goal::Restore(_)));
-    let blocked = ended(e).any(|end| matches!(end, End::Failed { .. }));
+    let blocked = ended(e).any(ended_by_slots);
     ensure(!failed(e, |v| matches!(v, Verb::RestoreSlots(_))) || wanted || !blocked, || {
         "a failed restore ended it".into()
     })

@@ -23,6 +23,9 @@ struct Round<'a, F> {
     at: u64,
 }
 
+/// Slots that are used while they are saved are saved again so many times at most.
+const MOST_AGAIN: u64 = 2;
+
 impl SlotStore {
     pub(super) async fn save_each(
         &self,
@@ -40,41 +43,62 @@ impl SlotStore {
         };
         let notes = self.notes();
         let newest = notes.notes.first();
-        let round = Round {
-            probe,
-            files,
-            deadline,
-            awake: &awake,
-            notes: &notes,
-            number: newest.map_or(1, |n| n.round.saturating_add(1)),
-            at: now(),
-        };
-        // What holds most comes first: if time runs out, the least is lost.
-        let mut slots = awake.slots.clone();
-        slots.sort_by_key(|slot| Reverse(slot.tokens));
+        let first = newest.map_or(1, |n| n.round.saturating_add(1));
+        let mut known = awake.slots.clone();
+        let mut slots = known.clone();
         let mut holds = false;
-        for slot in &slots {
-            let name = name::of_slot(&self.slots.name, slot.id);
-            if slot.is_processing {
-                let why = format!("{name}: slot {} is processing a request", slot.id);
-                said.push(Reason::SlotBusy.say(why));
-            } else if slot.tokens.unwrap_or(0) > 0 {
-                match self.save_one(&round, slot, &name).await {
-                    Ok(note) => {
-                        let (tokens, bytes) = (note.tokens, note.bytes);
-                        said.push(Reason::Saved.say(format!("{name}: {tokens} tokens, {bytes} bytes")));
-                        self.prune(files, &name).await;
-                    }
-                    Err(why) => said.push(why),
-                }
-            } else {
-                continue;
+        for again in 0..=MOST_AGAIN {
+            let round = Round {
+                probe,
+                files,
+                deadline,
+                awake: &awake,
+                notes: &notes,
+                number: first.saturating_add(again),
+                at: now(),
+            };
+            // What holds most comes first: if time runs out, the least is lost.
+            slots.sort_by_key(|slot| Reverse(slot.tokens));
+            for slot in &slots {
+                holds |= self.save_if_worth(&round, slot, said).await;
             }
-            holds = true;
+            // What was used meanwhile is not what was saved.
+            let Ok(after) = look_in(probe).await else { break };
+            slots = after.slots.iter().filter(|slot| !known.contains(slot)).cloned().collect();
+            if slots.is_empty() {
+                break;
+            }
+            known = after.slots;
         }
         if !holds {
             said.push(Reason::SlotEmpty.say("no slot holds tokens that are not saved already"));
         }
+    }
+
+    /// Saves a slot that holds tokens, or says why not. False if there is nothing in it.
+    async fn save_if_worth<F: SlotFiles>(
+        &self,
+        round: &Round<'_, F>,
+        slot: &SlotReading,
+        said: &mut Vec<Said>,
+    ) -> bool {
+        let name = name::of_slot(&self.slots.name, slot.id);
+        if slot.is_processing {
+            let why = format!("{name}: slot {} is processing a request", slot.id);
+            said.push(Reason::SlotBusy.say(why));
+        } else if slot.tokens.unwrap_or(0) > 0 {
+            match self.save_one(round, slot, &name).await {
+                Ok(note) => {
+                    let (tokens, bytes) = (note.tokens, note.bytes);
+                    said.push(Reason::Saved.say(format!("{name}: {tokens} tokens, {bytes} bytes")));
+                    self.prune(round.files, &name).await;
+                }
+                Err(why) => said.push(why),
+            }
+        } else {
+            return false;
+        }
+        true
     }
 
     /// Saves one slot. Whatever goes wrong, its file is removed again (or swept later) and older generations stay as they are.
