@@ -20,6 +20,6 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         let _ = judge_verb(ended, u32::from(data.first().copied().unwrap_or(0)), stderr);
     }
     if let Some(unit) = units.first() {
-        assert!(parse_post_mortem(stdout, unit, 8080).len() < 1000, "bounded");
+        assert!(parse_post_mortem(stdout, unit, 8080).lines.len() < 1000, "bounded");
     }
 });
