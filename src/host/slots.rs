@@ -188,6 +188,10 @@ impl SlotStore {
                 return 0;
             }
         };
+        // Without a single note the state directory may be new, lost or another daemon's: then everything looks left over.
+        if noted.is_empty() {
+            return 0;
+        }
         let old = now().saturating_sub(LEFTOVER_AFTER.as_secs());
         let mut swept = 0;
         for file in listed.into_iter().map(|f| f.name) {
