@@ -55,10 +55,6 @@ pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
 /// The leaf for the one backend that is up, whoever started it.
 fn by_itself(core: &Core, backend: BackendId, leaf: State) -> State {
     let running = State::Running { backend };
-    let starting = match leaf {
-        State::Starting { backend: b, .. } if b == backend => State::Starting { backend, order: None, until: None },
-        _ => State::Starting { backend, order: None, until: None },
-    };
     let memory = core.memory(backend);
     let same_run = memory.ready.is_some() && memory.ready == core.look.backend(backend).invocation;
     match core.seen(backend) {
@@ -67,7 +63,7 @@ fn by_itself(core: &Core, backend: BackendId, leaf: State) -> State {
         Seen::Loading if leaf == running && same_run && memory.unwell < core.policy.misses => running,
         // A broken engine stays where it is, with health "failing": it is up and holds the GPU.
         Seen::Sick if leaf == running => running,
-        _ => starting,
+        _ => State::Starting { backend, order: None, until: None },
     }
 }
 

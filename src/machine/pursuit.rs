@@ -121,8 +121,8 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
             Some(pursued) => pursued,
             None => power_off(core, leaf, cause, step),
         },
-        Goal::Save(backend) => slots(core, leaf, backend, true, step),
-        Goal::Restore(backend) => slots(core, leaf, backend, false, step),
+        Goal::Save(backend) => slots(core, backend, true, step),
+        Goal::Restore(backend) => slots(core, backend, false, step),
     }
 }
 
@@ -482,7 +482,7 @@ fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut Step) -> Pur
 }
 
 /// Saves or restores while the backend goes on running.
-fn slots(core: &mut Core, leaf: State, backend: BackendId, save: bool, step: &mut Step) -> Pursued {
+fn slots(core: &mut Core, backend: BackendId, save: bool, step: &mut Step) -> Pursued {
     let Some(work) = &core.work else { return Ended };
     if work.slots_done {
         core.done(step);
@@ -494,7 +494,6 @@ fn slots(core: &mut Core, leaf: State, backend: BackendId, save: bool, step: &mu
         _ if save => return fail(core, Failure::SaveFailed, step),
         _ => return fail(core, Failure::RestoreFailed, step),
     }
-    let _ = leaf;
     if save {
         let order = core.order(Verb::SaveSlots(backend), core.within(Verb::SaveSlots(backend)));
         Leaf(Some(State::Saving { backend, order }))
