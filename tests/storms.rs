@@ -5,7 +5,10 @@
 mod sim;
 mod spec;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use proptest::{
     prelude::*,
@@ -39,6 +42,7 @@ enum Fault {
     RestoreCrashes,
     Deaf,
     GpuHangs,
+    HttpOdd,
 }
 
 /// One thing that happens.
@@ -98,6 +102,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         RestoreCrashes,
         Deaf,
         GpuHangs,
+        HttpOdd,
     ])
 }
 
@@ -142,6 +147,8 @@ struct Storm {
     /// Somebody else moves units or power.
     stranger: bool,
     deeds: usize,
+    /// Backends that hold a conversation which nobody has tried to save since.
+    unsaved: BTreeSet<BackendId>,
 }
 
 impl Storm {
@@ -160,6 +167,7 @@ impl Storm {
             answered: None,
             stranger: false,
             deeds: 0,
+            unsaved: BTreeSet::new(),
         }
     }
 
@@ -179,6 +187,7 @@ impl Storm {
             Fault::RestoreCrashes => &mut f.restore_crashes,
             Fault::Deaf => &mut f.deaf,
             Fault::GpuHangs => &mut f.gpu_hangs,
+            Fault::HttpOdd => &mut f.http_odd,
         } = on;
     }
 
@@ -206,7 +215,14 @@ impl Storm {
                 self.stranger = true;
                 self.sim.start_by_hand(*id);
             }
-            Act::Converse(id) => self.sim.converse(*id, 300),
+            Act::Converse(id) => {
+                self.sim.converse(*id, 300);
+                // What comes while a save is under way may be too late for it.
+                let saving = self.machine.view().order.is_some_and(|(_, what)| what == Verb::SaveSlots(*id));
+                if !saving && self.sim.backend(*id).slots.iter().flatten().any(|tokens| *tokens > 0) {
+                    self.unsaved.insert(*id);
+                }
+            }
             Act::Busy(id, requests) => self.sim.busy(*id, *requests),
             Act::Login(here) => {
                 self.sim.logins.clear();
@@ -326,6 +342,9 @@ impl Storm {
     }
 
     fn order(&mut self, verb: VerbId, what: Verb, within: Duration) {
+        if let Verb::SaveSlots(id) = what {
+            self.unsaved.remove(&id);
+        }
         let answered = self.sim.order(what, self.now);
         let given_up = self.now + within.saturating_sub(Duration::from_millis(100));
         let in_time = answered.at.filter(|at| *at <= given_up);
@@ -349,7 +368,17 @@ impl Storm {
                 return Err(format!("{id} was started at {at} although {held:?} held the GPU"));
             }
         }
+        for (at, deed) in &self.sim.deeds[self.deeds..] {
+            if let Deed::Stopped(id) = deed
+                && self.unsaved.contains(id)
+            {
+                return Err(format!("{id} was stopped at {at} with a conversation that nobody tried to save"));
+            }
+        }
         self.deeds = self.sim.deeds.len();
+        // Gone by itself, or by somebody else's hand.
+        let sim = &self.sim;
+        self.unsaved.retain(|id| sim.backend(*id).slots.iter().flatten().any(|tokens| *tokens > 0));
         Ok(())
     }
 }
@@ -405,7 +434,8 @@ fn weather(acts: &[(u64, Act)], on: bool) -> Result<(), String> {
 
 proptest! {
     #![proptest_config(Config {
-        cases: 128,
+        // 128 of them, or half of what PROPTEST_CASES says.
+        cases: Config::default().cases / 2,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
         ..Config::default()
     })]

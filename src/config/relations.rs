@@ -41,6 +41,11 @@ fn orders(config: &Config) -> Vec<(Timed, Timed, &'static str)> {
             "one lost question must not look like a server that is off",
         ),
         (
+            key("probe.http_timeout", probe.http_timeout),
+            command(),
+            "health and units are asked together, and a look that takes longer is too old to act on",
+        ),
+        (
             key("gpu_server.ssh.connect_timeout", config.server.ssh.connect_timeout),
             silence(),
             "one lost connection must not look like a server that is off",

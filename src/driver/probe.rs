@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::{
     config::Probe,
     machine::{
-        Goal, Instant, Kind, Look, Pace, Seen, Server, Verb, View,
+        Instant, Kind, Look, Pace, Seen, Server, Verb, View,
         reading::{ActiveState, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed},
     },
 };
@@ -30,10 +30,6 @@ const SOON: Duration = Duration::from_secs(5);
 const PEOPLE_REST: Duration = Duration::from_secs(10);
 /// Between two looks at the network card's Wake-on setting at rest.
 const WAKE_ARMED_REST: Duration = Duration::from_mins(10);
-/// Before a power-off is decided on, people and Wake-on are asked again after this.
-const AGAIN: Duration = Duration::from_millis(1500);
-/// A power-off that a policy plans is prepared for so long before.
-const POWER_OFF_NEAR: Duration = Duration::from_secs(10);
 /// Between two looks at the saved slots.
 const SAVED_REST: Duration = Duration::from_mins(1);
 /// Between two questions for the health of a backend that loads.
@@ -66,6 +62,11 @@ impl Source {
     /// All sources, the ones that decide first.
     pub(super) const ALL: [Self; 7] =
         [Self::Core, Self::Health, Self::Activity, Self::Gpu, Self::People, Self::WakeArmed, Self::Saved];
+
+    /// Asked rarely, and once more before a start or a power-off.
+    const fn is_looked_at_last(self) -> bool {
+        matches!(self, Self::Gpu | Self::People | Self::WakeArmed)
+    }
 
     /// The question.
     #[must_use]
@@ -127,8 +128,9 @@ impl Schedule {
         let every = self.every(source, view, reading)?;
         let due = match line.began {
             Some(_) if line.wanted => Instant::START,
-            Some(began) if matches!(source, Source::People | Source::WakeArmed) => {
-                (began + every).min(before_power_off(began, view))
+            // Somebody is about to act on it.
+            Some(began) if source.is_looked_at_last() && view.last_look.is_some_and(|since| began < since) => {
+                Instant::START
             }
             Some(began) => began + every,
             None => Instant::START,
@@ -248,17 +250,6 @@ impl Schedule {
     }
 }
 
-/// When a source that was asked at `asked` must be asked again to be fresh for a power-off; far away if none is near.
-fn before_power_off(asked: Instant, view: &View) -> Instant {
-    let wanted = view.operation.as_ref().is_some_and(|op| op.goal == Goal::Off && view.place.kind != Kind::PoweringOff);
-    let planned = view.next_action.filter(|next| next.goal == Goal::Off);
-    match planned {
-        _ if wanted => asked + AGAIN,
-        Some(next) => (asked + AGAIN).max(next.at - POWER_OFF_NEAR),
-        None => asked + WAKE_ARMED_REST,
-    }
-}
-
 /// The server answered, and it is another boot than before, or nothing had answered before.
 #[must_use]
 pub(super) fn is_new(before: &Server, after: &Server) -> bool {
@@ -320,7 +311,7 @@ mod tests {
     use super::*;
     use crate::{
         driver::tests_policy,
-        machine::{BackendId, BootId, Cause, Machine, NextAction, reading::UnitState},
+        machine::{BackendId, BootId, Machine, reading::UnitState},
     };
 
     const PROBE: Probe = Probe {
@@ -450,21 +441,22 @@ mod tests {
     }
 
     #[test]
-    fn who_uses_the_server_is_fresh_before_a_policy_powers_it_off() {
+    fn what_is_asked_rarely_is_asked_once_more_before_somebody_acts_on_it() {
         let mut schedule = Schedule::new(PROBE);
         let mut rest = view(Pace::Rest);
         let reading = answers(&[], at(0));
-        schedule.began(Source::People, at(0));
-        schedule.ended(Source::People, at(0), false, at(5));
-        let due = schedule.due(Source::People, &rest, &reading);
-        assert_eq!(due, Some(at(10_000)));
-        rest.next_action = Some(NextAction { goal: Goal::Off, cause: Cause::IdlePowerOff, at: at(15_000) });
-        let due = schedule.due(Source::People, &rest, &reading);
-        assert_eq!(due, Some(at(5000)));
-        schedule.began(Source::People, at(5000));
-        schedule.ended(Source::People, at(5000), false, at(5005));
-        let due = schedule.due(Source::People, &rest, &reading);
-        assert_eq!(due, Some(at(6500)), "and stays so");
+        for source in [Source::Gpu, Source::People, Source::WakeArmed] {
+            schedule.began(source, at(1000));
+            schedule.ended(source, at(1000), false, at(1005));
+        }
+        assert_eq!(schedule.due(Source::People, &rest, &reading), Some(at(11_000)));
+        rest.last_look = Some(at(4000));
+        for source in [Source::Gpu, Source::People, Source::WakeArmed] {
+            assert_eq!(schedule.due(source, &rest, &reading), Some(Instant::START), "{source:?}: at once");
+            schedule.began(source, at(4000));
+            schedule.ended(source, at(4000), false, at(4005));
+            assert!(schedule.due(source, &rest, &reading) > Some(at(4005)), "{source:?}: once");
+        }
     }
 
     #[test]

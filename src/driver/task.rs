@@ -43,8 +43,8 @@ pub const VERB_SLACK: Duration = Duration::from_millis(100);
 pub const POST_MORTEM_AT_MOST: Duration = Duration::from_secs(3);
 /// A daemon that is told to end has written its files after so long, or goes without.
 pub const SHUTDOWN_AT_MOST: Duration = Duration::from_secs(2);
-/// A wish to power off waits so long for a fresh look at who uses the server.
-const POWER_OFF_LOOKS_FIRST: Duration = Duration::from_secs(3);
+/// A command that an old look would answer wrongly waits so long for a new one.
+const LOOKS_FIRST: Duration = Duration::from_secs(3);
 /// A machine whose deadline does not move on is ticked no more often than this.
 const TICK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -137,7 +137,7 @@ struct Driver<W> {
     tasks: JoinSet<Done>,
     commands: mpsc::Receiver<Request>,
     commands_closed: bool,
-    /// A wish to power off that waits for a fresh look, and until when. Nothing overtakes it.
+    /// A command that waits for a fresh look, and until when. Nothing overtakes it.
     deferred: Option<Deferred>,
     /// Who waits for an answer.
     answers: HashMap<RequestId, oneshot::Sender<Answer>>,
@@ -299,35 +299,54 @@ impl<W: World> Driver<W> {
         self.step(&Event::Finished { verb, outcome });
     }
 
-    /// A wish to power off is judged by who uses the server now: it waits for a look that was asked after it.
+    /// Whether a command is refused is judged by what is so now: where the answer hangs on what is asked rarely, it waits
+    /// for a look that was asked after it.
     fn request(&mut self, request: Request) {
         let now = self.clock.now();
-        let powers_off = matches!(request.command, Command::Shutdown(PowerChoice::PowerOff, _));
-        if powers_off && !self.looked_for_power_off(now) {
-            self.schedule.want(Source::People);
-            self.schedule.want(Source::WakeArmed);
-            self.deferred = Some(Deferred { request, since: now, until: now + POWER_OFF_LOOKS_FIRST });
-        } else {
+        let missing: Vec<Source> = self.looks_first(&request.command, now).collect();
+        if missing.is_empty() {
             self.command(request);
+        } else {
+            for source in missing {
+                self.schedule.want(source);
+            }
+            self.deferred = Some(Deferred { request, since: now, until: now + LOOKS_FIRST });
         }
     }
 
     fn take_deferred(&mut self, now: Instant) {
         let Some(waiting) = &self.deferred else { return };
-        if (self.looked_for_power_off(waiting.since) || waiting.until <= now)
+        let told = self.looks_first(&waiting.request.command, waiting.since).next().is_none();
+        if (told || waiting.until <= now)
             && let Some(Deferred { request, .. }) = self.deferred.take()
         {
             self.command(request);
         }
     }
 
-    /// Who uses the server, and whether it can be woken again, was asked since then.
-    fn looked_for_power_off(&self, since: Instant) -> bool {
+    /// What must be asked before `command` can be judged, and was not since then.
+    fn looks_first(&self, command: &Command, since: Instant) -> impl Iterator<Item = Source> {
+        let reading = &self.reading;
+        let asked = [
+            (Source::Gpu, reading.gpu.as_ref().map(|g| g.at)),
+            (Source::People, reading.people.as_ref().map(|p| p.at)),
+            (Source::WakeArmed, reading.wake_armed.as_ref().map(|w| w.at)),
+        ];
+        let powers_off = matches!(command, Command::Shutdown(PowerChoice::PowerOff, _));
+        let starts = matches!(command, Command::Start(..) | Command::Switch(..) | Command::Restart(..));
+        let occupied = self.view.look.foreign_gpu;
+        let checks_wake = self.setup.policy.wake_check != WakeCheck::Off;
         let answers = matches!(self.view.look.server, Server::On { .. });
-        let asked = |at: Option<Instant>| at.is_some_and(|at| at >= since);
-        let people = asked(self.reading.people.as_ref().map(|p| p.at));
-        let armed = asked(self.reading.wake_armed.as_ref().map(|w| w.at));
-        !answers || (people && (armed || self.setup.policy.wake_check == WakeCheck::Off))
+        asked
+            .into_iter()
+            .filter(move |(_, at)| answers && at.is_none_or(|at| at < since))
+            .map(|(source, _)| source)
+            .filter(move |source| match source {
+                // Where nobody was seen, the start itself looks once more.
+                Source::Gpu => powers_off || (starts && occupied),
+                Source::WakeArmed => powers_off && checks_wake,
+                _ => powers_off,
+            })
     }
 
     fn command(&mut self, request: Request) {

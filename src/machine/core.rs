@@ -1,18 +1,14 @@
 //! What the machine remembers beside its leaf: the newest look, the operation, the order under way, the holds.
 
 use super::{
-    BackendId, BootId, BootPhase, Cause, Effect, End, Failure, Goal, Hold, HoldId, Instant, Invocation, Look, OpId,
-    Operation, Outcome, Policy, Seen, Server, Use, Verb, VerbId, Warning, ignored::Ignored,
+    BackendId, BootId, BootPhase, Effect, Failure, Hold, HoldId, Instant, Invocation, Look, OpId, Policy, Seen, Server,
+    Use, Verb, VerbId, ignored::Ignored, work::Work,
 };
 
 /// Holds in force at most: more are a program gone wild.
 pub(super) const MOST_HOLDS: usize = 64;
 /// Evidence older than this starts nothing.
 pub(super) const FRESH: std::time::Duration = std::time::Duration::from_secs(5);
-/// Warnings kept for one operation.
-const MOST_WARNINGS: usize = 16;
-/// A policy that keeps failing is tried at least this often.
-const LONGEST_BACKOFF: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// One step: the time, what is asked for, and why nothing was.
 #[derive(Debug)]
@@ -38,6 +34,8 @@ pub(super) struct Core {
     pub(super) policy: Policy,
     pub(super) now: Instant,
     pub(super) look: Look,
+    /// When that look came.
+    pub(super) looked: Instant,
     /// The boot last seen, kept through silence.
     pub(super) boot: Option<BootId>,
     /// Looks in a row that found no server that is up; `None`: the last one did.
@@ -79,6 +77,8 @@ pub(super) struct Backoff {
 pub(super) struct Order {
     pub(super) verb: VerbId,
     pub(super) what: Verb,
+    /// Who gave it: its end decides nothing for an operation that has taken that one's place.
+    pub(super) op: OpId,
     pub(super) until: Instant,
 }
 
@@ -116,58 +116,8 @@ pub(super) struct Memory {
     pub(super) unwell: u32,
     /// The run seen healthy.
     pub(super) ready: Option<Invocation>,
-}
-
-/// An operation and how far it has come.
-#[derive(Clone, Debug)]
-pub(super) struct Work {
-    pub(super) op: Operation,
-    pub(super) no_drain: bool,
-    /// The run it wants to be rid of (restart).
-    pub(super) rid_of: Option<Invocation>,
-    /// We ordered the start of the wanted backend, at this count of automatic restarts.
-    pub(super) launched: bool,
-    /// The run that came of it.
-    pub(super) launch: Option<(Invocation, u32)>,
-    /// Do not restore (again).
-    pub(super) no_restore: bool,
-    /// How far leaving has come.
-    pub(super) leaving: Option<Leaving>,
-    /// It has failed, and stops the backend first.
-    pub(super) failing: Option<Failure>,
-    /// Waits for a last look at people and network card before a power-off, until then.
-    pub(super) power_check_until: Option<Instant>,
-    /// The order to power off was given.
-    pub(super) powered_off: Option<BootId>,
-    /// Goals `Save` and `Restore`: the order was given and has ended.
-    pub(super) slots_done: bool,
-    pub(super) warnings: Vec<Warning>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Leaving {
-    pub(super) backend: BackendId,
-    pub(super) invocation: Option<Invocation>,
-    pub(super) drained: bool,
-    pub(super) saved: bool,
-}
-
-impl Work {
-    pub(super) fn warn(&mut self, warning: Warning) {
-        if self.warnings.len() < MOST_WARNINGS && !self.warnings.contains(&warning) {
-            self.warnings.push(warning);
-        }
-    }
-
-    /// The progress of leaving `backend`, begun anew for another run.
-    pub(super) fn leaving(&mut self, backend: BackendId, invocation: Option<Invocation>) -> &mut Leaving {
-        let fits = self.leaving.is_some_and(|l| l.backend == backend && l.invocation == invocation);
-        if !fits {
-            self.leaving = None;
-        }
-        let no_drain = self.no_drain;
-        self.leaving.get_or_insert(Leaving { backend, invocation, drained: no_drain, saved: false })
-    }
+    /// The run in which a restore went wrong: what it holds is worth nothing, and it may answer nonsense.
+    pub(super) spoilt: Option<Invocation>,
 }
 
 impl Core {
@@ -179,6 +129,7 @@ impl Core {
             backends: vec![Memory::default(); backends],
             policy,
             now: Instant::START,
+            looked: Instant::START,
             boot: None,
             silence: None,
             crowded_since: None,
@@ -211,6 +162,11 @@ impl Core {
         })
     }
 
+    /// When a silence that was met often enough will have lasted long enough.
+    pub(super) fn silence_proves_at(&self) -> Option<Instant> {
+        self.silence.filter(|s| s.misses >= self.policy.misses).map(|s| s.since + self.policy.silence)
+    }
+
     pub(super) fn seen(&self, id: BackendId) -> Seen {
         self.look.backend(id).seen
     }
@@ -237,8 +193,28 @@ impl Core {
         self.order.is_none() && self.doubt.is_none() && self.look.at >= self.order_ended
     }
 
+    /// The newest look tells what became of a stop whose time is over: also one still under way in systemd, which would
+    /// keep a lost answer in doubt for ever.
+    pub(super) fn shows_end_of_stop(&self, id: BackendId) -> bool {
+        let under_way = self.seen(id) == Seen::Lingering && self.order.is_none() && self.look.at >= self.order_ended;
+        under_way || self.is_settled()
+    }
+
+    /// The newest look may be acted on: it has just come. One that took long to come is older, but none can be younger.
     pub(super) fn is_fresh(&self) -> bool {
-        self.now.since(self.look.at) <= FRESH
+        self.now.since(self.looked) <= FRESH && self.now.since(self.look.at) <= FRESH + self.policy.command_timeout
+    }
+
+    /// This run has been healthy: requests may be in flight and slots may hold something, whatever it says just now.
+    pub(super) fn has_served(&self, id: BackendId) -> bool {
+        let run = self.look.backend(id).invocation;
+        run.is_some() && run == self.memory(id).ready
+    }
+
+    /// A restore has gone wrong in this run.
+    pub(super) fn is_spoilt(&self, id: BackendId) -> bool {
+        let run = self.look.backend(id).invocation;
+        run.is_some() && run == self.memory(id).spoilt
     }
 
     // ---- what is told -------------------------------------------------------------------------------------------
@@ -296,6 +272,7 @@ impl Core {
             }
         }
         self.look = look.clone();
+        self.looked = now;
         let crowd = self.up().count() > 1;
         self.crowded_since = if crowd { self.crowded_since.or(Some(now)) } else { None };
         let vacant = self.is_on() && self.policy.ids().all(|id| self.seen(id).is_stopped());
@@ -304,7 +281,8 @@ impl Core {
             let settled = match look.server {
                 Server::On { boot, session } => {
                     doubt.boot != Some(boot)
-                        || (doubt.session.is_none_or(|s| session > s) && self.seen(doubt.backend) != Seen::Lingering)
+                        || (doubt.session.is_none_or(|s| session > s)
+                            && !matches!(self.seen(doubt.backend), Seen::Lingering | Seen::Unknown))
                 }
                 _ => self.is_off(),
             };
@@ -357,199 +335,6 @@ impl Core {
                 Worry { what, backend, since }
             })
             .collect();
-    }
-
-    /// Takes in the end of an order. False if it is not the one under way.
-    pub(super) fn order_ended(&mut self, verb: VerbId, outcome: &Outcome, step: &mut Step) -> bool {
-        let Some(order) = self.order.take_if(|o| o.verb == verb) else {
-            return false;
-        };
-        // Saves and restores leave the units as they were: what was seen of those still holds.
-        if !matches!(order.what, Verb::SaveSlots(_) | Verb::RestoreSlots(_)) {
-            self.order_ended = self.now;
-        }
-        let (warnings, failed) = match outcome {
-            Outcome::Succeeded(warnings) => (warnings.clone(), None),
-            Outcome::Failed(warning) => (vec![warning.clone()], Some(warning.code.as_str())),
-            Outcome::Unknown(warning) => (vec![warning.clone()], None),
-        };
-        let unknown = matches!(outcome, Outcome::Unknown(_));
-        if let (true, Verb::StartUnit(backend) | Verb::StopUnit(backend) | Verb::KillUnit(backend)) =
-            (unknown, order.what)
-        {
-            let session = match self.look.server {
-                Server::On { session, .. } => Some(session),
-                _ => None,
-            };
-            self.doubt = Some(Doubt { session, boot: self.boot, backend });
-        }
-        if let (Outcome::Succeeded(_), Verb::SaveSlots(backend)) = (outcome, order.what) {
-            // What it holds now is on record: nothing older belongs into this run.
-            self.memory_mut(backend).restored = self.look.backend(backend).invocation;
-        }
-        let Some(work) = &mut self.work else {
-            return true;
-        };
-        // A power-off cuts off its own answer: that is no warning.
-        let warnings = if unknown && order.what == Verb::PowerOff { Vec::new() } else { warnings };
-        for warning in warnings {
-            work.warn(warning);
-        }
-        match order.what {
-            Verb::SaveSlots(_) => {
-                work.slots_done = true;
-                if let Some(leaving) = &mut work.leaving {
-                    leaving.saved = true;
-                }
-                if matches!(work.op.goal, Goal::Save(_)) && (failed.is_some() || unknown) {
-                    self.fail(Failure::SaveFailed, step);
-                }
-            }
-            Verb::RestoreSlots(backend) => {
-                work.slots_done = true;
-                work.no_restore = true;
-                // A restore that was sent and rejected may have spoilt the process; one that killed it surely has.
-                if matches!(failed, Some("restore_rejected" | "restore_killed_process")) {
-                    let invocation = self.look.backend(backend).invocation;
-                    let work = self.work.as_mut().expect("there is work, looked at just above");
-                    work.rid_of = invocation;
-                    work.launched = false;
-                    work.launch = None;
-                    *work.leaving(backend, invocation) = Leaving { backend, invocation, drained: true, saved: true };
-                    if let Goal::Restore(b) = work.op.goal {
-                        work.op.goal = Goal::Restart(b);
-                    }
-                } else if matches!(work.op.goal, Goal::Restore(_)) && (failed.is_some() || unknown) {
-                    self.fail(Failure::RestoreFailed, step);
-                }
-            }
-            Verb::StartUnit(_) | Verb::StopUnit(_) | Verb::KillUnit(_) | Verb::PowerOff => {
-                let failure = match (failed, order.what) {
-                    (None, _) => return true,
-                    (Some("not_permitted"), _) => Failure::NotPermitted,
-                    (Some("unit_missing"), _) => Failure::UnitMissing,
-                    // Nothing was sent: SSH was down, and says why.
-                    (Some("wrong_host_key"), _) => Failure::WrongHostKey,
-                    (Some("preboot"), _) => Failure::Preboot,
-                    (Some("auth_refused"), _) => Failure::AuthRefused,
-                    (Some("control_unreachable"), _) => Failure::ControlUnreachable,
-                    (Some(_), Verb::StartUnit(_)) => Failure::StartFailed,
-                    (Some(_), Verb::PowerOff) => Failure::Blocked,
-                    // A stop that says it failed has often worked (backends.md 5.3): the look decides.
-                    (Some(_), _) => return true,
-                };
-                self.fail(failure, step);
-            }
-            Verb::Wake => {}
-        }
-        true
-    }
-
-    // ---- orders and ends ----------------------------------------------------------------------------------------
-
-    /// Gives a new order its name and makes it the one under way. The entry action of the new leaf sends it.
-    pub(super) fn order(&mut self, what: Verb, within: std::time::Duration) -> VerbId {
-        let verb = VerbId(self.next_verb);
-        self.next_verb += 1;
-        if what != Verb::Wake {
-            self.order = Some(Order { verb, what, until: self.now + within });
-        }
-        verb
-    }
-
-    pub(super) fn begin(&mut self, goal: Goal, cause: Cause, no_drain: bool, step: &mut Step) -> OpId {
-        let id = OpId(self.next_op);
-        self.next_op += 1;
-        if self.work.is_some() {
-            self.end(End::Replaced { by: id }, step);
-        }
-        let op = Operation { id, goal, cause, started: self.now, until: self.now + self.bound(goal) };
-        let rid_of = match goal {
-            Goal::Restart(b) => self.look.backend(b).invocation,
-            _ => None,
-        };
-        step.emit(Effect::Began(op.clone()));
-        self.work = Some(Work {
-            op,
-            no_drain,
-            rid_of,
-            launched: false,
-            launch: None,
-            no_restore: false,
-            leaving: None,
-            failing: None,
-            power_check_until: None,
-            powered_off: None,
-            slots_done: false,
-            warnings: Vec::new(),
-        });
-        id
-    }
-
-    /// The longest an operation can take: the sum of the longest its parts can.
-    fn bound(&self, goal: Goal) -> std::time::Duration {
-        let p = &self.policy;
-        let slack = p.command_timeout * 4 + p.silence * 2;
-        let leave: std::time::Duration = p
-            .backends
-            .iter()
-            .map(|b| b.drain_timeout + b.save_timeout + b.stop_timeout + b.kill_timeout + p.command_timeout * 2)
-            .sum();
-        let run = |b: BackendId| {
-            let b = p.backend(b);
-            // Twice: once more without the slots if restoring them fails.
-            (b.start_timeout + b.restore_timeout + b.stop_timeout + b.kill_timeout + p.command_timeout * 2) * 2
-        };
-        let on = p.boot_timeout + p.power_off_timeout;
-        slack
-            + match goal {
-                Goal::Run(b) | Goal::Restart(b) => on + leave + run(b),
-                Goal::Stop => leave,
-                Goal::Awake => on,
-                Goal::Off => leave + p.power_off_timeout,
-                Goal::Save(b) => p.backend(b).save_timeout,
-                Goal::Restore(b) => p.backend(b).restore_timeout + leave + run(b),
-            }
-    }
-
-    pub(super) fn end(&mut self, end: End, step: &mut Step) {
-        let Some(work) = self.work.take() else { return };
-        // A restore by itself is tried once in a run, whatever comes of it: it needs no pause, and causes none.
-        if work.op.cause.is_policy() && work.op.cause != Cause::AutoRestore {
-            self.backoff = match end {
-                End::Failed { .. } => {
-                    let wait = self.backoff.map_or(self.policy.policy_backoff, |b| (b.wait * 2).min(LONGEST_BACKOFF));
-                    Some(Backoff { until: self.now + wait, wait })
-                }
-                End::Done { .. } => None,
-                End::Cancelled | End::Replaced { .. } => self.backoff,
-            };
-        }
-        step.emit(Effect::Ended { op: work.op.id, end });
-    }
-
-    pub(super) fn done(&mut self, step: &mut Step) {
-        let warnings = self.work.as_mut().map_or_else(Vec::new, |w| std::mem::take(&mut w.warnings));
-        self.end(End::Done { warnings }, step);
-    }
-
-    pub(super) fn fail(&mut self, failure: Failure, step: &mut Step) {
-        let warnings = self.work.as_mut().map_or_else(Vec::new, |w| std::mem::take(&mut w.warnings));
-        self.end(End::Failed { failure, warnings }, step);
-    }
-
-    pub(super) fn warn(&mut self, code: &str, message: &str) {
-        if let Some(work) = &mut self.work {
-            work.warn(Warning::new(code, message));
-        }
-    }
-
-    /// Ends an order whose answer is overdue: nobody knows.
-    pub(super) fn expire_order(&mut self, step: &mut Step) {
-        if let Some(order) = self.order.filter(|o| o.until <= self.now) {
-            let lost = Warning::new("no_answer", "the order's answer did not come in time");
-            self.order_ended(order.verb, &Outcome::Unknown(lost), step);
-        }
     }
 
     // ---- holds --------------------------------------------------------------------------------------------------

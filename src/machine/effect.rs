@@ -156,6 +156,8 @@ codes! {
         AuthRefused = "auth_refused", "The server refuses our SSH user or key.", "check `gpu_server.ssh.user` and its authorized_keys";
         SaveFailed = "save_failed", "The slots could not be saved.", "see the warnings";
         RestoreFailed = "restore_failed", "The slots could not be restored; the context is empty.", "see the warnings";
+        Held = "held", "A hold forbids it.", "see `wechsler holds`; `wechsler release ID` ends one";
+        UnitUnread = "unit_unread", "The state of a backend's unit cannot be read.", "see `reason` and `backends` in `wechsler status`; check its SSH target";
         BoundExceeded = "bound_exceeded", "The operation outlasted the sum of its parts.", "see `wechsler status`; try again";
         Conflict = "conflict", "More than one backend came up.", "use `wechsler resolve --keep NAME`, or `wechsler stop`";
         Unavailable = "backend_sick", "The backend is up but says it is broken, or somebody else answers at its URL.", "restart it; read its journal";

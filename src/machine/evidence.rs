@@ -5,8 +5,8 @@
 //! * A unit's state counts if it was asked in the same look as the newest word of SSH, or later.
 //! * An answer over HTTP counts if it is not older than that word. For a unit that is up it must be of this run: not older
 //!   than the first sight of its `InvocationID`.
-//! * GPU, logins and Wake-on-LAN count if they were read in this boot. They are asked rarely, so their age does not matter;
-//!   whoever acts on them asks anew first.
+//! * GPU, logins and Wake-on-LAN count if they were read in this boot. They are asked rarely, and tell when: whoever acts
+//!   on them asks anew first. An old word on who is there is none ([`OLDEST_PEOPLE`]).
 //! * Nothing that is older than [`OLDEST`] counts as a word of the server, its units or HTTP.
 //!
 //! # The server
@@ -59,6 +59,9 @@ pub const OLDEST: Duration = Duration::from_mins(2);
 /// Requests in flight come and go: an older word of them says nothing. Fifteen times the 2 s between two questions.
 pub const OLDEST_USE: Duration = Duration::from_secs(30);
 
+/// People come and go: an older word of who is logged in says nothing. Three times the 10 s between two questions at rest.
+pub const OLDEST_PEOPLE: Duration = Duration::from_secs(30);
+
 /// Judges the newest readings.
 #[must_use]
 pub fn judge(reading: &Reading, policy: &Policy, now: Instant) -> Look {
@@ -78,21 +81,29 @@ pub fn judge(reading: &Reading, policy: &Policy, now: Instant) -> Look {
     let gpu_at = reading.gpu.as_ref().filter(|_| matches!(gpu, Some(Gpu::Read { .. }))).map(|gpu| gpu.at);
     let memory_left = !views.iter().any(View::is_up) && memory_is_left(gpu, policy);
     let on = matches!(server, Server::On { .. });
+    let asked = |at: Option<Instant>| at.filter(|at| on && is_of_boot(reading, *at)).unwrap_or(Instant::START);
     let told = on || server == Server::Uncontrolled;
     Look {
         at: reading.ssh.as_ref().map_or(Instant::START, |ssh| ssh.at),
         server,
         backends: views.iter().map(|view| view.look(told, gpu, gpu_at, memory_left)).collect(),
         foreign_gpu: processes(gpu).any(|p| p.backend.is_none() && !p.ignored),
-        people: of_boot(reading, reading.people.as_ref()).filter(|_| on).and_then(|people| match people {
-            People::Unread(_) => None,
-            People::Read { logins, inhibitors } => Some(!logins.is_empty() || !inhibitors.is_empty()),
-        }),
+        gpu_at: asked(reading.gpu.as_ref().map(|gpu| gpu.at)),
+        people: reading
+            .people
+            .as_ref()
+            .filter(|people| on && is_of_boot(reading, people.at) && now.since(people.at) <= OLDEST_PEOPLE)
+            .and_then(|people| match &people.value {
+                People::Unread(_) => None,
+                People::Read { logins, inhibitors } => Some(!logins.is_empty() || !inhibitors.is_empty()),
+            }),
+        people_at: asked(reading.people.as_ref().map(|people| people.at)),
         wake_armed: of_boot(reading, reading.wake_armed.as_ref()).filter(|_| on).and_then(|armed| match armed {
             WakeArmed::Armed => Some(true),
             WakeArmed::NotArmed(_) => Some(false),
             WakeArmed::Unknown(_) => None,
         }),
+        wake_armed_at: asked(reading.wake_armed.as_ref().map(|armed| armed.at)),
     }
 }
 
@@ -318,8 +329,12 @@ fn processes(gpu: Option<&Gpu>) -> impl Iterator<Item = &super::reading::GpuProc
 
 /// The value, unless it is of an earlier boot.
 fn of_boot<'a, T>(reading: &Reading, dated: Option<&'a Dated<T>>) -> Option<&'a T> {
-    let booted = reading.boot.as_ref().map(|boot| boot.at);
-    dated.filter(|dated| booted.is_none_or(|booted| dated.at >= booted)).map(|dated| &dated.value)
+    dated.filter(|dated| is_of_boot(reading, dated.at)).map(|dated| &dated.value)
+}
+
+/// Read at `at`, not in an earlier boot.
+fn is_of_boot(reading: &Reading, at: Instant) -> bool {
+    reading.boot.as_ref().is_none_or(|boot| at >= boot.at)
 }
 
 /// The value, unless it is too old to be evidence.

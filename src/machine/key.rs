@@ -9,8 +9,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::{
     Instant, Machine, Server,
-    core::{Core, Leaving, Memory, Work},
+    core::{Core, Memory},
     rules::State,
+    work::{Leaving, Work},
 };
 
 /// Renames things by the order in which they are met.
@@ -36,6 +37,7 @@ impl Machine {
         let Core {
             policy: _,
             now,
+            looked: _,
             look,
             boot,
             silence,
@@ -71,6 +73,8 @@ impl Machine {
         leaf.place().hash(h);
         leaf.deadline().map(rank).hash(h);
         matches!(leaf, State::Stopping { killed: true, .. }).hash(h);
+        let going_down = if let State::PoweringOff { boot, .. } = leaf { Some(boot.0) } else { None };
+        boots.of(going_down).hash(h);
         matches!(leaf, State::Stopping { until: Some(_), .. }).hash(h);
 
         match look.server {
@@ -78,17 +82,22 @@ impl Machine {
             other => (0, other).hash(h),
         }
         boots.of(boot.map(|b| b.0)).hash(h);
-        for (b, Memory { last_use: _, calm, restored, unwell, ready }) in look.backends.iter().zip(backends) {
+        for (b, Memory { last_use: _, calm, restored, unwell, ready, spoilt }) in look.backends.iter().zip(backends) {
             (b.seen, b.use_, b.mark, b.holds_tokens, b.unused, b.restorable, b.sleeping, b.restarts).hash(h);
             runs.of(b.invocation.map(|i| i.0)).hash(h);
             (calm, unwell).hash(h);
             runs.of(restored.map(|i| i.0)).hash(h);
             runs.of(ready.map(|i| i.0)).hash(h);
+            runs.of(spoilt.map(|i| i.0)).hash(h);
         }
         (look.foreign_gpu, look.people, look.wake_armed).hash(h);
         (self.chart.is_off(), silence.map(|s| s.misses)).hash(h);
         (crowded_since.is_some(), vacant_since.is_some()).hash(h);
-        (self.chart.is_settled(), order.map(|o| (o.what, rank(o.until)))).hash(h);
+        (
+            self.chart.is_settled(),
+            order.map(|o| (o.what, rank(o.until), work.as_ref().is_some_and(|w| w.op.id == o.op))),
+        )
+            .hash(h);
         doubt.map(|d| (d.session.is_some(), d.backend)).hash(h);
         for hold in holds {
             (hold.what, hold.until.map(rank)).hash(h);
@@ -104,8 +113,8 @@ impl Machine {
                 no_restore,
                 leaving,
                 failing,
-                power_check_until,
-                powered_off,
+                last_look,
+                unread_until,
                 slots_done,
                 warnings: _,
             } = w;
@@ -113,11 +122,12 @@ impl Machine {
             (no_drain, launched, no_restore, failing, slots_done).hash(h);
             runs.of(rid_of.map(|i| i.0)).hash(h);
             (runs.of(launch.map(|l| l.0.0)), launch.map(|l| l.1)).hash(h);
-            if let Some(Leaving { backend, invocation, drained, saved }) = leaving {
-                (backend, drained, saved, runs.of(invocation.map(|i| i.0))).hash(h);
+            if let Some(Leaving { backend, invocation, drained, saved, drain_until, stops }) = leaving {
+                (backend, drained, saved, drain_until.map(|at| at > *now), stops, runs.of(invocation.map(|i| i.0)))
+                    .hash(h);
             }
-            power_check_until.map(|at| at > *now).hash(h);
-            boots.of(powered_off.map(|b| b.0)).hash(h);
+            last_look.map(|l| l.until > *now).hash(h);
+            unread_until.map(|at| at > *now).hash(h);
         }
         h.finish()
     }

@@ -16,10 +16,16 @@ pub struct Look {
     pub backends: Vec<BackendLook>,
     /// Somebody else's process holds GPU memory (not counting known residents).
     pub foreign_gpu: bool,
+    /// When the GPU was asked; [`Instant::START`] if not in this boot. A tool that is absent or broken has been asked too.
+    pub gpu_at: Instant,
     /// Logins other than our own, or a blocking inhibitor; `None` when nobody could tell.
     pub people: Option<bool>,
+    /// When that was asked; [`Instant::START`] if not in this boot.
+    pub people_at: Instant,
     /// The NIC is armed for the next wake; `None` when nobody could tell.
     pub wake_armed: Option<bool>,
+    /// When that was asked; [`Instant::START`] if not in this boot.
+    pub wake_armed_at: Instant,
 }
 
 /// The server, by evidence.
@@ -166,8 +172,11 @@ impl Look {
             server: Server::NotLooked,
             backends: vec![unknown; backends],
             foreign_gpu: false,
+            gpu_at: Instant::START,
             people: None,
+            people_at: Instant::START,
             wake_armed: None,
+            wake_armed_at: Instant::START,
         }
     }
 

@@ -5,8 +5,8 @@
 //! [`Machine::view`] is what others may know of it.
 //!
 //! Reading order: [`event`] and [`look`] (what it is told), [`effect`] (what it asks for), [`state`] (where it can be),
-//! then `rules` (the statechart), `pursuit` (from goal and observation to the next leaf) and `admission` (which commands
-//! are taken).
+//! then `rules` (the statechart), `pursuit` and `leaving` (from goal and observation to the next leaf), `work` (the
+//! operation) and `admission` (which commands are taken).
 
 mod admission;
 mod core;
@@ -17,6 +17,7 @@ pub mod hold;
 pub mod ids;
 pub mod ignored;
 mod key;
+mod leaving;
 pub mod look;
 mod observed;
 pub mod policy;
@@ -26,6 +27,7 @@ mod rules;
 pub mod state;
 pub mod time;
 pub mod view;
+mod work;
 
 use statig::blocking::{InitializedStateMachine, IntoStateMachineExt};
 
@@ -108,10 +110,12 @@ impl Machine {
         [
             leaf.deadline(),
             core.work.as_ref().map(|w| w.op.until),
-            core.work.as_ref().and_then(|w| w.power_check_until),
+            core.work.as_ref().and_then(|w| w.last_look).map(|l| l.until),
+            core.work.as_ref().and_then(|w| w.unread_until),
             core.order.map(|o| o.until),
             core.holds.iter().filter_map(|h| h.until).min(),
             crowd.map(|since| since + core.policy.conflict_after),
+            core.silence_proves_at(),
             observed::next_policy(core, leaf).map(|(_, _, at)| at),
         ]
         .into_iter()
@@ -149,6 +153,7 @@ impl Machine {
             since: self.since,
             operation: core.work.as_ref().map(|w| w.op.clone()),
             order: core.order.map(|o| (o.verb, o.what)),
+            order_op: core.order.map(|o| o.op),
             save_ended: core.work.as_ref().and_then(|w| w.leaving).is_some_and(|l| l.saved),
             restored: core.backends.iter().map(|m| m.restored).collect(),
             look: core.look.clone(),
@@ -156,6 +161,9 @@ impl Machine {
             is_off: core.is_off(),
             last_use: core.backends.iter().map(|m| m.last_use).collect(),
             holds: core.holds.clone(),
+            last_look: core.work.as_ref().and_then(|w| w.last_look).map(|l| l.since),
+            ready: core.backends.iter().map(|m| m.ready).collect(),
+            spoilt: core.backends.iter().map(|m| m.spoilt).collect(),
             next_action: observed::next_policy(core, leaf).map(|(goal, cause, at)| NextAction { goal, cause, at }),
             attention: core
                 .attention

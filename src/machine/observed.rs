@@ -14,7 +14,8 @@ pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
         Server::Silent | Server::Booting(_) => return core.is_off().then_some(State::Offline),
         Server::On { .. } | Server::Uncontrolled => {}
     }
-    let going_down = matches!(leaf, State::PoweringOff { until, .. } if until > core.now);
+    let going_down = matches!(leaf, State::PoweringOff { until, boot, .. }
+        if until > core.now && core.look.boot().is_none_or(|now| now == boot));
     if going_down && core.work.is_none() {
         // Cancelled or failed operations do not call a shutdown back.
         return None;

@@ -9,10 +9,10 @@ use statig::blocking::{self, IntoStateMachine};
 use statig::prelude::*;
 
 use super::{
-    BackendId, Effect, Event, Instant, Kind, Place, Region, Verb, VerbId, admission,
+    BackendId, BootId, Effect, Event, Instant, Kind, Place, Region, Verb, VerbId, admission,
     core::{Core, Step},
     ignored::Ignored,
-    pursuit,
+    leaving, pursuit,
 };
 
 /// The leaves, with what each waits for. `order` is what its entry action sends; `until` its deadline.
@@ -58,6 +58,8 @@ pub(super) enum State {
     },
     PoweringOff {
         order: VerbId,
+        /// The boot that was told to.
+        boot: BootId,
         until: Instant,
     },
     Conflict,
@@ -87,7 +89,7 @@ impl State {
         match self {
             Self::Waking { until, resend, .. } => Some(until.min(resend)),
             Self::Starting { until, .. } | Self::Stopping { until, .. } => until,
-            Self::Draining { since, until, .. } => Some(until.min(since + pursuit::UNKNOWN_USE_GRACE)),
+            Self::Draining { since, until, .. } => Some(until.min(since + leaving::UNKNOWN_USE_GRACE)),
             Self::PoweringOff { until, .. } => Some(until),
             // Their order has a deadline of its own.
             Self::Restoring { .. } | Self::Saving { .. } => None,

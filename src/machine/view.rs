@@ -1,6 +1,8 @@
 //! What the machine shows of itself: everything the status document needs, nothing it could be changed by.
 
-use super::{BackendId, BootId, Cause, Goal, Hold, Instant, Invocation, Look, Operation, Place, Verb, VerbId, Warning};
+use super::{
+    BackendId, BootId, Cause, Goal, Hold, Instant, Invocation, Look, OpId, Operation, Place, Verb, VerbId, Warning,
+};
 
 /// The machine as others see it.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +17,8 @@ pub struct View {
     pub operation: Option<Operation>,
     /// The order under way and its name; wake packets are not one.
     pub order: Option<(VerbId, Verb)>,
+    /// The operation that gave it; another may have taken its place since.
+    pub order_op: Option<OpId>,
     /// The backend being left has had its save, or it is recorded why not.
     pub save_ended: bool,
     /// For each backend, the run that a restore was last ordered for.
@@ -31,6 +35,13 @@ pub struct View {
     pub holds: Vec<Hold>,
     /// What the machine will do by itself next, if nothing changes.
     pub next_action: Option<NextAction>,
+    /// A start or a power-off waits for GPU, people and network card to be asked again; what was asked before this is too
+    /// old.
+    pub last_look: Option<Instant>,
+    /// The run of each backend that was seen healthy, while it lasts.
+    pub ready: Vec<Option<Invocation>>,
+    /// The run of each backend in which a restore went wrong.
+    pub spoilt: Vec<Option<Invocation>>,
     /// What needs a person. Clears itself.
     pub attention: Vec<Attention>,
     /// How fast the world should be looked at now.

@@ -38,10 +38,14 @@ impl Sim {
         };
         for (backend, kind) in self.backends.iter().zip(&self.kinds) {
             let talks = up && !self.faults.http_silent;
-            let ready = talks && backend.phase == Phase::Ready;
+            let odd = self.faults.http_odd;
+            let ready = talks && !odd && backend.phase == Phase::Ready;
             reading.backends.push(BackendReading {
                 unit: dated(ask.units && ssh, now, || Unit::Loaded(unit(backend))),
-                http: dated(ask.http, now, || http(backend, *kind, up, talks)),
+                http: dated(ask.http, now, || match http(backend, *kind, up, talks) {
+                    Http::Ready(_) if odd => Http::Status(500),
+                    http => http,
+                }),
                 activity: dated(ask.activity && ready, now, || activity(backend)),
                 saved: dated(ask.saved, now, || backend.saved.clone()),
                 ..BackendReading::default()

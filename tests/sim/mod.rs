@@ -123,6 +123,8 @@ pub struct Faults {
     pub ssh_silent: bool,
     /// HTTP does not answer.
     pub http_silent: bool,
+    /// HTTP answers 500.
+    pub http_odd: bool,
     /// Processes ignore SIGTERM.
     pub stop_hangs: bool,
     /// ... and SIGKILL.

@@ -222,6 +222,7 @@ fn looks(before: &Look, now: Instant) -> Vec<(&'static str, Look)> {
         ("sees llama-cpp linger", on(Lingering, Stopped)),
         ("sees llama-cpp crash", on(CrashLoop, Stopped)),
         ("sees llama-cpp sick", on(Sick, Stopped)),
+        ("sees llama-cpp gone mute", with(on(Loading, Stopped), |l| l.backends[0].use_ = Use::Unknown)),
         ("sees vllm load", on(Stopped, Loading)),
         ("sees vllm run", on(Stopped, Running)),
         ("sees vllm linger", on(Stopped, Lingering)),
@@ -266,6 +267,12 @@ fn looks(before: &Look, now: Instant) -> Vec<(&'static str, Look)> {
             with(on(Stopped, Stopped), |l| {
                 l.people = None;
                 l.wake_armed = None;
+            }),
+        ),
+        (
+            "sees all stopped, the rest long ago",
+            with(on(Stopped, Stopped), |l| {
+                (l.gpu_at, l.people_at, l.wake_armed_at) = (Instant::START, Instant::START, Instant::START);
             }),
         ),
         ("sees the card unarmed", with(on(Stopped, Stopped), |l| l.wake_armed = Some(false))),

@@ -1,7 +1,10 @@
 //! The laws: what holds on every edge. Each is a function with a sentence for a name.
 
+use std::time::Duration;
+
 use wechsler::machine::{
-    Answer, Command, Effect, End, Event, Failure, Goal, Held, Kind, Outcome, Refusal, Server, Use, Verb, WakeCheck,
+    Answer, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Outcome, Refusal, Seen, Server,
+    Use, Verb, WakeCheck,
 };
 
 use super::explore::Edge;
@@ -38,7 +41,12 @@ pub const LAWS: &[(&str, Law)] = &[
     ("a policy never stops a backend in use", policy_spares_users),
     ("a lost answer is never believed", unknown_not_believed),
     ("no failure is terminal: a failed operation leaves none behind", failure_is_not_terminal),
-    ("a held server is not powered off, a held GPU not started on, a held-off server not woken", holds_are_kept),
+    ("nothing is started and no power goes off by an old word of who else is there", last_look_is_taken),
+    ("an order of an operation that was replaced decides nothing for the one in its place", replaced_decides_nothing),
+    (
+        "a held server is not powered off, a held GPU not started on, a held-off server not woken, a held backend not stopped",
+        holds_are_kept,
+    ),
 ];
 
 fn orders<'a>(e: &'a Edge) -> impl Iterator<Item = Verb> + 'a {
@@ -131,7 +139,9 @@ fn start_is_safe(e: &Edge) -> Verdict {
         let Verb::StartUnit(b) = verb else { continue };
         let look = e.after.view().look;
         ensure(matches!(look.server, Server::On { .. }), || "started on a server that does not answer".into())?;
-        ensure(e.now.since(look.at).as_secs() <= 5, || "started on old evidence".into())?;
+        // A look that took long is older than five seconds when it comes, but none is younger.
+        let young = Duration::from_secs(5) + e.after.policy().command_timeout;
+        ensure(e.now.since(look.at) <= young, || "started on old evidence".into())?;
         for other in e.after.policy().ids() {
             let seen = look.backend(other).seen;
             ensure(other == b || seen.is_stopped(), || format!("started while the other is {seen:?}"))?;
@@ -149,7 +159,11 @@ fn saved_before_stop(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
         let view = e.after.view();
-        let saves = e.after.policy().backend(b).slots && view.look.backend(b).seen == wechsler::machine::Seen::Running;
+        let (look, run) = (view.look.backend(b), view.look.backend(b).invocation);
+        // One that has been healthy in this run may hold something, whatever it says now.
+        let served = run.is_some() && view.ready[usize::from(b.0)] == run && look.seen.is_up();
+        let spoilt = run.is_some() && view.spoilt[usize::from(b.0)] == run;
+        let saves = e.after.policy().backend(b).slots && (served || look.seen == Seen::Running) && !spoilt;
         ensure(!saves || view.save_ended, || "stopped without an ended save or a reason".into())?;
     }
     Ok(())
@@ -159,7 +173,9 @@ fn failed(e: &Edge, of: fn(&Verb) -> bool) -> bool {
     let Event::Finished { verb, outcome: Outcome::Failed(_) | Outcome::Unknown(_) } = e.event else {
         return false;
     };
-    e.before.view().order.is_some_and(|(v, what)| v == *verb && of(&what))
+    let view = e.before.view();
+    let own = view.operation.is_some_and(|o| view.order_op == Some(o.id));
+    own && view.order.is_some_and(|(v, what)| v == *verb && of(&what))
 }
 
 /// The operation was ended by the slots, not by what else has become of the backend meanwhile.
@@ -288,10 +304,10 @@ fn policy_spares_users(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
         let view = e.after.view();
-        let by_policy = view.operation.is_some_and(|o| o.cause == wechsler::machine::Cause::IdleStop);
-        let busy =
-            view.look.backend(b).use_ == Use::Busy && view.look.backend(b).seen == wechsler::machine::Seen::Running;
-        ensure(!by_policy || !busy || e.before.place().kind != Kind::Draining, || "stopped in use".into())?;
+        let by_policy = view.operation.is_some_and(|o| o.cause == Cause::IdleStop);
+        let busy = view.look.backend(b).use_ == Use::Busy && view.look.backend(b).seen.is_up();
+        // A stop that was lost is repeated.
+        ensure(!by_policy || !busy || e.before.place().kind == Kind::Stopping, || "stopped in use".into())?;
     }
     Ok(())
 }
@@ -313,7 +329,58 @@ fn failure_is_not_terminal(e: &Edge) -> Verdict {
     ensure(!failed || policy || e.after.view().operation.is_none(), || "a failed operation goes on".into())
 }
 
+fn last_look_is_taken(e: &Edge) -> Verdict {
+    let view = e.after.view();
+    let waited = view.last_look.is_some_and(|since| e.now.since(since) >= Duration::from_secs(5));
+    let young = |at: Instant| at > Instant::START && e.now.since(at) <= Duration::from_secs(5);
+    for verb in orders(e) {
+        let asked = match verb {
+            Verb::StartUnit(_) => view.look.gpu_at,
+            Verb::PowerOff => view.look.gpu_at.min(view.look.people_at),
+            _ => continue,
+        };
+        ensure(young(asked) || waited, || format!("{verb:?} by a word of {asked}"))?;
+    }
+    Ok(())
+}
+
+fn replaced_decides_nothing(e: &Edge) -> Verdict {
+    let (Event::Finished { .. }, Some(op)) = (e.event, e.before.view().operation) else {
+        return Ok(());
+    };
+    let of_another = e.before.view().order_op.is_some_and(|by| by != op.id);
+    let by_order = ended(e).any(|end| match end {
+        End::Done { .. } => matches!(op.goal, Goal::Save(_) | Goal::Restore(_)),
+        End::Failed { failure, .. } => match (failure, op.goal) {
+            // What is not there any more can be neither saved nor restored, whoever gave the order.
+            (Failure::SaveFailed | Failure::RestoreFailed, Goal::Save(b) | Goal::Restore(b)) => {
+                e.after.view().look.backend(b).seen == Seen::Running
+            }
+            (failure, _) => matches!(failure, Failure::StartFailed | Failure::NotPermitted),
+        },
+        End::Cancelled | End::Replaced { .. } => false,
+    });
+    ensure(!of_another || !by_order, || format!("{:?} was ended by an order that is not its own", op.goal))
+}
+
 fn holds_are_kept(e: &Edge) -> Verdict {
+    let (after, goal) = (e.after.view(), e.after.view().operation.map(|o| (o.goal, o.cause.is_policy())));
+    for verb in orders(e) {
+        let held = |what| after.holds.iter().any(|h| h.what == what);
+        let broken = match verb {
+            Verb::Wake => held(Held::Off),
+            Verb::StartUnit(_) => held(Held::Gpu),
+            Verb::PowerOff => held(Held::Awake),
+            Verb::StopUnit(b) => {
+                let by_person = goal == Some((Goal::Stop, false));
+                // One that failed to start is stopped for its own good; a stop that was lost is repeated.
+                let own = matches!(goal, Some((Goal::Run(g) | Goal::Restart(g), _)) if g == b);
+                held(Held::Backend(b)) && !by_person && !own && e.before.place().kind != Kind::Stopping
+            }
+            _ => false,
+        };
+        ensure(!broken, || format!("{verb:?} against a hold"))?;
+    }
     let Event::Commanded { command, .. } = e.event else {
         return Ok(());
     };

@@ -75,6 +75,7 @@ pub fn on(now: Instant, llama: Seen, vllm: Seen) -> Look {
     look.server = Server::On { boot: BootId(1), session: 1 };
     look.people = Some(false);
     look.wake_armed = Some(true);
+    (look.gpu_at, look.people_at, look.wake_armed_at) = (now, now, now);
     for (i, seen) in [llama, vllm].into_iter().enumerate() {
         let b = &mut look.backends[i];
         b.seen = seen;

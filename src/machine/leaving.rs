@@ -1,0 +1,222 @@
+//! The way down: drain, save, stop and prove, power off; and the last looks before what cannot be taken back.
+
+use std::time::Duration;
+
+use super::{
+    BackendId, Cause, Failure, Goal, Held, Instant, Seen, Use, Verb, WakeCheck,
+    core::{Core, FRESH, Step},
+    pursuit::{Ended, Leaf, Pursued, STAY, fail, starting_deadline},
+    rules::State,
+    work::LastLook,
+};
+
+/// A backend that never tells its use is not waited for longer than this when a person wants it stopped.
+pub(super) const UNKNOWN_USE_GRACE: Duration = Duration::from_secs(3);
+
+/// How long a start or a power-off waits for a last look at what is asked rarely: GPU, people, network card. Without
+/// persistence mode the GPU's driver takes 1 to 3 s to answer.
+const LAST_LOOK: Duration = Duration::from_secs(5);
+
+/// Stops ordered of one run at most: the second, where the first was lost without a trace.
+const MOST_STOPS: u8 = 2;
+
+/// Brings every backend but `keep` down; `None` when all are proven stopped.
+pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, step: &mut Step) -> Option<Pursued> {
+    let others = |id: &BackendId| Some(*id) != keep;
+    let left = core.work.as_ref().and_then(|w| w.leaving).is_some_and(|l| core.seen(l.backend).is_stopped());
+    if let (true, Some(work)) = (left, &mut core.work) {
+        work.leaving = None;
+    }
+    // One that is being left already goes first, so that leaving never alternates.
+    let current = core.work.as_ref().and_then(|w| w.leaving).map(|l| l.backend);
+    let up = core.up().filter(others).min_by_key(|id| (Some(*id) != current, *id));
+    if let Some(backend) = up {
+        return Some(leave(core, leaf, backend, step));
+    }
+    if let Some(backend) = core.policy.ids().filter(others).find(|id| core.seen(*id) == Seen::Lingering) {
+        return Some(linger(core, leaf, backend));
+    }
+    // A stop does not touch what is not ours; a start or a power-off needs proof that nothing is there.
+    let proof_needed = core.work.as_ref().is_some_and(|w| w.op.goal != Goal::Stop);
+    let stranger = core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Stranger);
+    if stranger && proof_needed {
+        core.fail(Failure::Unavailable, step);
+        return Some(Ended);
+    }
+    if core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Unknown) {
+        return Some(unread(core, leaf, step));
+    }
+    if let Some(work) = &mut core.work {
+        work.unread_until = None;
+    }
+    None
+}
+
+/// A unit that matters cannot be read: waits for it as long as for a server that is silent, and no longer than the leaf.
+pub(super) fn unread(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
+    let patience = core.now + core.policy.silence;
+    let Some(work) = &mut core.work else { return Ended };
+    if *work.unread_until.get_or_insert(patience) <= core.now {
+        return fail(core, Failure::UnitUnread, step);
+    }
+    starting_deadline(core, leaf, step)
+}
+
+/// What a last look before a start or a power-off has come to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum LastWord {
+    /// What was asked is young enough to act on.
+    Told,
+    /// It is being asked.
+    Awaited,
+    /// Nobody could tell in time.
+    Untold,
+}
+
+/// Sees to it that what was last asked at `asked` is young enough to act on: [`super::View::last_look`] makes the driver
+/// ask again, and is waited for within bounds.
+pub(super) fn last_look(core: &mut Core, asked: Instant) -> LastWord {
+    let now = core.now;
+    let Some(work) = &mut core.work else { return LastWord::Untold };
+    if now.since(asked) <= FRESH && asked > Instant::START {
+        work.last_look = None;
+        return LastWord::Told;
+    }
+    let until = work.last_look.get_or_insert(LastLook { since: now, until: now + LAST_LOOK }).until;
+    if until > now { LastWord::Awaited } else { LastWord::Untold }
+}
+
+/// The next step of bringing `backend` down: drain, save, stop.
+pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pursued {
+    let look = core.look.backend(backend).clone();
+    let policy = core.policy.backend(backend).clone();
+    let calm = core.memory(backend).calm;
+    let (held, served, spoilt) =
+        (core.is_held(Held::Backend(backend)), core.has_served(backend), core.is_spoilt(backend));
+    let now = core.now;
+    let Some(work) = &mut core.work else {
+        return Ended;
+    };
+    let by_policy = work.op.cause.is_policy();
+    let stopping = matches!(leaf, State::Stopping { backend: b, until: Some(_), .. } if b == backend);
+    if held && !stopping && (by_policy || work.op.goal != Goal::Stop) {
+        return fail(core, Failure::Held, step);
+    }
+    // A policy gives way to whoever uses it again.
+    if by_policy && !stopping && look.use_ == Use::Busy {
+        return fail(core, Failure::InUse, step);
+    }
+    // An odd answer of one that has served proves nothing: requests may be in flight, and its slots hold what they held.
+    let in_service = !spoilt && (look.seen == Seen::Running || (served && look.seen != Seen::CrashLoop));
+    if in_service && !work.leaving(backend, look.invocation).drained {
+        let leaving = work.leaving(backend, look.invocation);
+        let until = *leaving.drain_until.get_or_insert(now + policy.drain_timeout);
+        let since = match leaf {
+            State::Draining { backend: b, since, .. } if b == backend => since,
+            _ => return Leaf(Some(State::Draining { backend, since: now, until })),
+        };
+        let idle = look.use_ == Use::Idle && calm >= 2 && look.use_at >= since;
+        let untold = look.use_ == Use::Unknown && now.since(since) >= UNKNOWN_USE_GRACE && !by_policy;
+        if idle {
+        } else if untold {
+            core.warn("use_unknown", "the backend does not tell whether it is in use; it was not waited for");
+        } else if until <= now && by_policy {
+            return fail(core, Failure::InUse, step);
+        } else if until <= now {
+            core.warn("drain_timeout", "requests were still in flight when the backend was stopped");
+        } else {
+            return STAY;
+        }
+        if let Some(work) = &mut core.work {
+            work.leaving(backend, look.invocation).drained = true;
+        }
+    }
+    let Some(work) = &mut core.work else {
+        return Ended;
+    };
+    if in_service && policy.slots && !work.leaving(backend, look.invocation).saved {
+        if look.sleeping {
+            work.leaving(backend, look.invocation).saved = true;
+            core.warn("slot_asleep", "the backend sleeps and has dropped its slots; nothing was saved");
+        } else {
+            let order = core.order(Verb::SaveSlots(backend));
+            return Leaf(Some(State::Saving { backend, order }));
+        }
+    }
+    stop(core, leaf, backend)
+}
+
+/// Orders the stop, or waits for the one that was ordered.
+pub(super) fn stop(core: &mut Core, leaf: State, backend: BackendId) -> Pursued {
+    let under_way = matches!(leaf, State::Stopping { backend: b, until: Some(_), .. } if b == backend);
+    let look = core.look.backend(backend);
+    let (invocation, is_up) = (look.invocation, look.seen.is_up());
+    let Some(work) = &mut core.work else { return Ended };
+    let stops = &mut work.leaving(backend, invocation).stops;
+    // Ordered already: the deadline decides, unless it is up as if nothing had been ordered.
+    if under_way && (!is_up || *stops >= MOST_STOPS) {
+        return STAY;
+    }
+    *stops = stops.saturating_add(1);
+    let policy = core.policy.backend(backend);
+    let until = Some(core.now + core.policy.command_timeout + policy.stop_timeout);
+    let order = Some(core.order(Verb::StopUnit(backend)));
+    Leaf(Some(State::Stopping { backend, order, until, killed: false }))
+}
+
+/// Waits for what is left of a backend that is down by its unit.
+pub(super) fn linger(core: &Core, leaf: State, backend: BackendId) -> Pursued {
+    match leaf {
+        State::Stopping { backend: b, until: Some(_), .. } if b == backend => STAY,
+        _ => {
+            let policy = core.policy.backend(backend);
+            let until = Some(core.now + core.policy.command_timeout + policy.stop_timeout);
+            Leaf(Some(State::Stopping { backend, order: None, until, killed: false }))
+        }
+    }
+}
+
+/// All backends are proven stopped: power off, if nothing blocks.
+pub(super) fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut Step) -> Pursued {
+    let now = core.now;
+    if let State::PoweringOff { .. } = leaf {
+        // Another boot answers: it went down and came back.
+        core.warn("came_back", "the server went down and was up again at once");
+        core.done(step);
+        return Ended;
+    }
+    if core.look.foreign_gpu || core.look.people == Some(true) || core.is_held(Held::Awake) {
+        return fail(core, Failure::Blocked, step);
+    }
+    let (people, armed, check) = (core.look.people, core.look.wake_armed, core.policy.wake_check);
+    if check != WakeCheck::Off && armed == Some(false) {
+        return fail(core, Failure::WakeUnarmed, step);
+    }
+    let asked = core.look.gpu_at.min(core.look.people_at);
+    let asked = if check == WakeCheck::Off { asked } else { asked.min(core.look.wake_armed_at) };
+    if !core.is_fresh() {
+        return STAY;
+    }
+    match last_look(core, asked) {
+        LastWord::Told => {}
+        LastWord::Awaited => return STAY,
+        LastWord::Untold if cause.is_policy() => return fail(core, Failure::Blocked, step),
+        LastWord::Untold => core.warn("use_unknown", "nobody could tell in time whether somebody else uses the server"),
+    }
+    let people = people.filter(|_| now.since(core.look.people_at) <= FRESH);
+    if people.is_none() {
+        if cause.is_policy() {
+            return fail(core, Failure::Blocked, step);
+        }
+        core.warn("use_unknown", "nobody could tell whether somebody else uses the server");
+    }
+    if check == WakeCheck::Require && armed.is_none() {
+        return fail(core, Failure::WakeUnarmed, step);
+    }
+    if check == WakeCheck::Warn && armed.is_none() {
+        core.warn("wake_unknown", "nobody could tell whether the network card is armed for the next wake");
+    }
+    let Some(boot) = core.look.boot() else { return STAY };
+    let order = core.order(Verb::PowerOff);
+    Leaf(Some(State::PoweringOff { order, boot, until: now + core.policy.power_off_timeout }))
+}

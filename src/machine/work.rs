@@ -1,0 +1,291 @@
+//! An operation: how far it has come, the orders it gives, and how it ends.
+
+use std::time::Duration;
+
+use super::{
+    BackendId, Cause, Effect, End, Failure, Goal, Instant, Invocation, OpId, Operation, Outcome, Server, Verb, VerbId,
+    Warning,
+    core::{Backoff, Core, Doubt, Order, Step},
+};
+
+/// Warnings kept for one operation.
+const MOST_WARNINGS: usize = 16;
+/// A policy that keeps failing is tried at least this often.
+const LONGEST_BACKOFF: Duration = Duration::from_hours(1);
+
+/// An operation and how far it has come.
+#[derive(Clone, Debug)]
+pub(super) struct Work {
+    pub(super) op: Operation,
+    pub(super) no_drain: bool,
+    /// The run it wants to be rid of (restart).
+    pub(super) rid_of: Option<Invocation>,
+    /// We ordered the start of the wanted backend, at this count of automatic restarts.
+    pub(super) launched: bool,
+    /// The run that came of it.
+    pub(super) launch: Option<(Invocation, u32)>,
+    /// Do not restore (again).
+    pub(super) no_restore: bool,
+    /// How far leaving has come.
+    pub(super) leaving: Option<Leaving>,
+    /// It has failed, and stops the backend first.
+    pub(super) failing: Option<Failure>,
+    /// A last look before a start or a power-off is waited for.
+    pub(super) last_look: Option<LastLook>,
+    /// Some unit that matters cannot be read; until then it is waited for.
+    pub(super) unread_until: Option<Instant>,
+    /// Goals `Save` and `Restore`: the order was given and has ended.
+    pub(super) slots_done: bool,
+    pub(super) warnings: Vec<Warning>,
+}
+
+/// What was asked before `since` is too old to act on; after `until` it is gone without.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LastLook {
+    pub(super) since: Instant,
+    pub(super) until: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leaving {
+    pub(super) backend: BackendId,
+    pub(super) invocation: Option<Invocation>,
+    pub(super) drained: bool,
+    pub(super) saved: bool,
+    /// Requests may end until then, however often it is drained.
+    pub(super) drain_until: Option<Instant>,
+    /// Stops ordered so far.
+    pub(super) stops: u8,
+}
+
+impl Work {
+    pub(super) fn warn(&mut self, warning: Warning) {
+        if self.warnings.len() < MOST_WARNINGS && !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+
+    /// The progress of leaving `backend`, begun anew for another run.
+    pub(super) fn leaving(&mut self, backend: BackendId, invocation: Option<Invocation>) -> &mut Leaving {
+        let fits = self.leaving.is_some_and(|l| l.backend == backend && l.invocation == invocation);
+        if !fits {
+            self.leaving = None;
+        }
+        let drained = self.no_drain;
+        self.leaving.get_or_insert(Leaving { backend, invocation, drained, saved: false, drain_until: None, stops: 0 })
+    }
+}
+
+impl Core {
+    /// Gives a new order its name and makes it the one under way. The entry action of the new leaf sends it.
+    pub(super) fn order(&mut self, what: Verb) -> VerbId {
+        let verb = VerbId(self.next_verb);
+        self.next_verb += 1;
+        if let (true, Some(work)) = (what != Verb::Wake, &self.work) {
+            self.order = Some(Order { verb, what, op: work.op.id, until: self.now + self.within(what) });
+        }
+        verb
+    }
+
+    pub(super) fn begin(&mut self, goal: Goal, cause: Cause, no_drain: bool, step: &mut Step) -> OpId {
+        let id = OpId(self.next_op);
+        self.next_op += 1;
+        if self.work.is_some() {
+            self.end(End::Replaced { by: id }, step);
+        }
+        let op = Operation { id, goal, cause, started: self.now, until: self.now + self.bound(goal) };
+        let rid_of = match goal {
+            Goal::Restart(b) => self.look.backend(b).invocation,
+            _ => None,
+        };
+        step.emit(Effect::Began(op.clone()));
+        self.work = Some(Work {
+            op,
+            no_drain,
+            rid_of,
+            launched: false,
+            launch: None,
+            no_restore: false,
+            leaving: None,
+            failing: None,
+            last_look: None,
+            unread_until: None,
+            slots_done: false,
+            warnings: Vec::new(),
+        });
+        id
+    }
+
+    /// The longest an operation can take: the sum of the longest its parts can.
+    fn bound(&self, goal: Goal) -> Duration {
+        let p = &self.policy;
+        let slack = p.command_timeout * 4 + p.silence * 2;
+        let leave: Duration = p
+            .backends
+            .iter()
+            .map(|b| b.drain_timeout + b.save_timeout * 2 + (b.stop_timeout + p.command_timeout) * 2 + b.kill_timeout)
+            .sum();
+        let run = |b: BackendId| {
+            let b = p.backend(b);
+            // Twice: once more without the slots if restoring them fails.
+            (b.start_timeout + b.restore_timeout + (b.stop_timeout + p.command_timeout) * 2 + b.kill_timeout) * 2
+        };
+        let on = p.boot_timeout + p.power_off_timeout;
+        slack
+            + match goal {
+                Goal::Run(b) | Goal::Restart(b) => on + leave + run(b),
+                Goal::Stop => leave,
+                Goal::Awake => on,
+                Goal::Off => leave + p.power_off_timeout,
+                Goal::Save(b) => p.backend(b).save_timeout,
+                Goal::Restore(b) => p.backend(b).restore_timeout + leave + run(b),
+            }
+    }
+
+    pub(super) fn end(&mut self, end: End, step: &mut Step) {
+        let Some(work) = self.work.take() else { return };
+        // A restore by itself is tried once in a run, whatever comes of it: it needs no pause, and causes none.
+        if work.op.cause.is_policy() && work.op.cause != Cause::AutoRestore {
+            self.backoff = match end {
+                End::Failed { .. } => {
+                    let wait = self.backoff.map_or(self.policy.policy_backoff, |b| (b.wait * 2).min(LONGEST_BACKOFF));
+                    Some(Backoff { until: self.now + wait, wait })
+                }
+                End::Done { .. } => None,
+                End::Cancelled | End::Replaced { .. } => self.backoff,
+            };
+        }
+        step.emit(Effect::Ended { op: work.op.id, end });
+    }
+
+    pub(super) fn done(&mut self, step: &mut Step) {
+        let warnings = self.work.as_mut().map_or_else(Vec::new, |w| std::mem::take(&mut w.warnings));
+        self.end(End::Done { warnings }, step);
+    }
+
+    pub(super) fn fail(&mut self, failure: Failure, step: &mut Step) {
+        let warnings = self.work.as_mut().map_or_else(Vec::new, |w| std::mem::take(&mut w.warnings));
+        self.end(End::Failed { failure, warnings }, step);
+    }
+
+    pub(super) fn warn(&mut self, code: &str, message: &str) {
+        if let Some(work) = &mut self.work {
+            work.warn(Warning::new(code, message));
+        }
+    }
+
+    /// Ends an order whose answer is overdue: nobody knows.
+    pub(super) fn expire_order(&mut self, step: &mut Step) {
+        if let Some(order) = self.order.filter(|o| o.until <= self.now) {
+            let lost = Warning::new("no_answer", "the order's answer did not come in time");
+            self.order_ended(order.verb, &Outcome::Unknown(lost), step);
+        }
+    }
+
+    /// How long an order may take.
+    pub(super) fn within(&self, what: Verb) -> Duration {
+        let p = &self.policy;
+        match what {
+            Verb::Wake | Verb::StartUnit(_) | Verb::KillUnit(_) | Verb::PowerOff => p.command_timeout,
+            Verb::StopUnit(b) => p.backend(b).stop_timeout,
+            Verb::SaveSlots(b) => p.backend(b).save_timeout,
+            Verb::RestoreSlots(b) => p.backend(b).restore_timeout,
+        }
+    }
+
+    /// Takes in the end of an order. False if it is not the one under way.
+    pub(super) fn order_ended(&mut self, verb: VerbId, outcome: &Outcome, step: &mut Step) -> bool {
+        let Some(order) = self.order.take_if(|o| o.verb == verb) else {
+            return false;
+        };
+        // Saves and restores leave the units as they were: what was seen of those still holds.
+        if !matches!(order.what, Verb::SaveSlots(_) | Verb::RestoreSlots(_)) {
+            self.order_ended = self.now;
+        }
+        let (warnings, failed) = match outcome {
+            Outcome::Succeeded(warnings) => (warnings.clone(), None),
+            Outcome::Failed(warning) => (vec![warning.clone()], Some(warning.code.as_str())),
+            Outcome::Unknown(warning) => (vec![warning.clone()], None),
+        };
+        let unknown = matches!(outcome, Outcome::Unknown(_));
+        if let (true, Verb::StartUnit(backend) | Verb::StopUnit(backend) | Verb::KillUnit(backend)) =
+            (unknown, order.what)
+        {
+            let session = match self.look.server {
+                Server::On { session, .. } => Some(session),
+                _ => None,
+            };
+            self.doubt = Some(Doubt { session, boot: self.boot, backend });
+        }
+        if let (Outcome::Succeeded(_), Verb::SaveSlots(backend)) = (outcome, order.what) {
+            // What it holds now is on record: nothing older belongs into this run.
+            self.memory_mut(backend).restored = self.look.backend(backend).invocation;
+        }
+        if matches!(failed, Some("restore_rejected" | "restore_killed_process"))
+            && let Verb::RestoreSlots(backend) = order.what
+        {
+            // One that was sent and rejected may have spoilt the process; one that killed it surely has.
+            let memory = self.memory_mut(backend);
+            memory.spoilt = memory.restored;
+        }
+        let restored_run = |backend: BackendId| self.backends[usize::from(backend.0)].restored;
+        let rid_of = if let Verb::RestoreSlots(backend) = order.what { restored_run(backend) } else { None };
+        let Some(work) = self.work.as_mut().filter(|w| w.op.id == order.op) else {
+            return true;
+        };
+        // A power-off cuts off its own answer: that is no warning.
+        let warnings = if unknown && order.what == Verb::PowerOff { Vec::new() } else { warnings };
+        let used = warnings.iter().any(|w| w.code == "slot_busy");
+        for warning in warnings {
+            work.warn(warning);
+        }
+        match order.what {
+            Verb::SaveSlots(_) => {
+                work.slots_done = true;
+                let (now, no_drain) = (self.now, work.no_drain);
+                if let Some(leaving) = &mut work.leaving {
+                    // A request came between the drain and the save: it may end too, as long as requests may.
+                    let again = used && !no_drain && leaving.drain_until.is_some_and(|until| until > now);
+                    leaving.drained &= !again;
+                    leaving.saved = !again;
+                }
+                if matches!(work.op.goal, Goal::Save(_)) && (failed.is_some() || unknown) {
+                    self.fail(Failure::SaveFailed, step);
+                }
+            }
+            Verb::RestoreSlots(_) => {
+                work.slots_done = true;
+                work.no_restore = true;
+                if matches!(failed, Some("restore_rejected" | "restore_killed_process")) {
+                    work.rid_of = rid_of;
+                    work.launched = false;
+                    work.launch = None;
+                    if let Goal::Restore(b) = work.op.goal {
+                        work.op.goal = Goal::Restart(b);
+                    }
+                } else if matches!(work.op.goal, Goal::Restore(_)) && (failed.is_some() || unknown) {
+                    self.fail(Failure::RestoreFailed, step);
+                }
+            }
+            Verb::StartUnit(_) | Verb::StopUnit(_) | Verb::KillUnit(_) | Verb::PowerOff => {
+                let failure = match (failed, order.what) {
+                    (None, _) => return true,
+                    (Some("not_permitted"), _) => Failure::NotPermitted,
+                    (Some("unit_missing"), _) => Failure::UnitMissing,
+                    // Nothing was sent: SSH was down, and says why.
+                    (Some("wrong_host_key"), _) => Failure::WrongHostKey,
+                    (Some("preboot"), _) => Failure::Preboot,
+                    (Some("auth_refused"), _) => Failure::AuthRefused,
+                    (Some("control_unreachable"), _) => Failure::ControlUnreachable,
+                    (Some(_), Verb::StartUnit(_)) => Failure::StartFailed,
+                    (Some(_), Verb::PowerOff) => Failure::Blocked,
+                    // A stop that says it failed has often worked (backends.md 5.3): the look decides.
+                    (Some(_), _) => return true,
+                };
+                self.fail(failure, step);
+            }
+            Verb::Wake => {}
+        }
+        true
+    }
+}

@@ -1,0 +1,347 @@
+//! Timelines: what the machine does when, told one event at a time. Each was once done wrong.
+
+mod spec;
+
+use std::time::Duration;
+
+use spec::sample::{self, LLAMA, VLLM};
+use wechsler::machine::{
+    Answer, BootId, Command, Effect, End, Event, Failure, Goal, Held, HoldSpec, Instant, Invocation, Kind, Look,
+    Machine, Options, Outcome, Policy, PowerChoice, RequestId, Seen, Server, Use, Verb, VerbId, Warning,
+};
+
+const PLAIN: Options = Options { replace: false, no_drain: false };
+const REPLACE: Options = Options { replace: true, no_drain: false };
+
+/// A machine and its time.
+struct Line {
+    machine: Machine,
+    now: Instant,
+}
+
+impl Line {
+    fn new(policy: Policy) -> Self {
+        Self { machine: Machine::new(policy, vec![]), now: Instant::START }
+    }
+
+    /// A quiet server that is on, as `look` shows it.
+    fn on(policy: Policy, llama: Seen, vllm: Seen) -> Self {
+        let mut line = Self::new(policy);
+        line.after(10);
+        line.sees(llama, vllm);
+        line
+    }
+
+    fn after(&mut self, seconds: u64) -> &mut Self {
+        self.now = self.now + Duration::from_secs(seconds);
+        self
+    }
+
+    fn take(&mut self, event: Event) -> Vec<Effect> {
+        self.machine.step(self.now, event)
+    }
+
+    fn looked(&mut self, look: Look) -> Vec<Effect> {
+        self.take(Event::Looked(look))
+    }
+
+    /// A look asked and answered now.
+    fn sees(&mut self, llama: Seen, vllm: Seen) -> Vec<Effect> {
+        self.looked(sample::on(self.now, llama, vllm))
+    }
+
+    /// Such a look, changed.
+    fn sees_with(&mut self, llama: Seen, vllm: Seen, change: impl FnOnce(&mut Look)) -> Vec<Effect> {
+        let mut look = sample::on(self.now, llama, vllm);
+        change(&mut look);
+        self.looked(look)
+    }
+
+    fn told(&mut self, command: Command) -> Vec<Effect> {
+        self.take(Event::Commanded { request: RequestId(1), command })
+    }
+
+    fn ends(&mut self, verb: VerbId, outcome: Outcome) -> Vec<Effect> {
+        self.take(Event::Finished { verb, outcome })
+    }
+
+    fn tick(&mut self) -> Vec<Effect> {
+        self.take(Event::Tick)
+    }
+
+    /// The two looks two seconds apart that show nobody using llama.cpp, whatever they lead to.
+    fn drains(&mut self) -> Vec<Effect> {
+        let mut effects = self.after(2).sees(Seen::Running, Seen::Stopped);
+        effects.extend(self.after(2).sees(Seen::Running, Seen::Stopped));
+        effects
+    }
+
+    fn kind(&self) -> Kind {
+        self.machine.place().kind
+    }
+}
+
+/// The orders in `effects`.
+fn orders(effects: &[Effect]) -> Vec<(VerbId, Verb)> {
+    effects
+        .iter()
+        .filter_map(|e| if let Effect::Do { verb, what, .. } = e { Some((*verb, *what)) } else { None })
+        .collect()
+}
+
+/// The one order in `effects`.
+fn order(effects: &[Effect]) -> (VerbId, Verb) {
+    let all = orders(effects);
+    assert_eq!(all.len(), 1, "{effects:?}");
+    all[0]
+}
+
+fn failure(effects: &[Effect]) -> Option<Failure> {
+    effects.iter().find_map(|e| match e {
+        Effect::Ended { end: End::Failed { failure, .. }, .. } => Some(*failure),
+        _ => None,
+    })
+}
+
+fn fine() -> Outcome {
+    Outcome::Succeeded(vec![])
+}
+
+fn failed(code: &str) -> Outcome {
+    Outcome::Failed(Warning::new(code, ""))
+}
+
+fn lost() -> Outcome {
+    Outcome::Unknown(Warning::new("verb_lost", ""))
+}
+
+#[test]
+fn a_stop_given_while_a_start_is_under_way_is_not_ended_by_the_starts_end() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (start, what) = order(&line.told(Command::Start(Some(VLLM), PLAIN)));
+    assert_eq!(what, Verb::StartUnit(VLLM));
+    line.told(Command::Stop(PLAIN));
+    let effects = line.after(1).ends(start, failed("verb_failed"));
+    assert_eq!(failure(&effects), None);
+    let effects = line.after(1).sees(Seen::Stopped, Seen::Loading);
+    assert_eq!(order(&effects).1, Verb::StopUnit(VLLM));
+}
+
+#[test]
+fn a_save_asked_for_during_an_automatic_restore_is_a_save_of_its_own() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let fresh = |look: &mut Look| {
+        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
+    };
+    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, fresh);
+    let (restore, what) = order(&effects);
+    assert_eq!(what, Verb::RestoreSlots(LLAMA));
+    line.told(Command::SaveSlots(PLAIN));
+    let effects = line.after(1).ends(restore, fine());
+    assert_eq!(order(&effects).1, Verb::SaveSlots(LLAMA), "the restore's end is not the save's: {effects:?}");
+}
+
+#[test]
+fn one_odd_answer_of_a_backend_that_serves_skips_neither_drain_nor_save() {
+    for odd in [Seen::Sick, Seen::Loading] {
+        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+        line.told(Command::Switch(VLLM, PLAIN));
+        assert_eq!(line.kind(), Kind::Draining);
+        assert_eq!(orders(&line.after(1).sees(odd, Seen::Stopped)), [], "{odd:?}");
+        assert_eq!(line.kind(), Kind::Draining);
+        let (save, what) = order(&line.drains());
+        assert_eq!(what, Verb::SaveSlots(LLAMA));
+        line.sees(odd, Seen::Stopped);
+        assert_eq!(order(&line.ends(save, fine())).1, Verb::StopUnit(LLAMA));
+    }
+}
+
+#[test]
+fn a_start_waits_for_a_last_look_at_the_gpu_and_is_refused_by_what_it_shows() {
+    let old = |look: &mut Look| look.gpu_at = sample::at(1);
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    line.after(60).sees_with(Seen::Stopped, Seen::Stopped, old);
+    let asked = line.now;
+    assert_eq!(orders(&line.told(Command::Start(Some(LLAMA), PLAIN))), []);
+    assert_eq!(line.machine.view().last_look, Some(asked), "the driver is told to ask");
+    let mut told = line.machine.clone();
+    let effects = line.after(1).sees_with(Seen::Stopped, Seen::Stopped, |look| look.foreign_gpu = true);
+    assert_eq!(failure(&effects), Some(Failure::Occupied));
+    // Told in time that nobody is there, it starts.
+    let effects = told.step(line.now, Event::Looked(sample::on(line.now, Seen::Stopped, Seen::Stopped)));
+    assert_eq!(order(&effects).1, Verb::StartUnit(LLAMA));
+}
+
+#[test]
+fn a_gpu_that_cannot_be_asked_in_time_does_not_keep_a_start_waiting() {
+    let old = |look: &mut Look| look.gpu_at = Instant::START;
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    line.after(60).sees_with(Seen::Stopped, Seen::Stopped, old);
+    line.told(Command::Start(Some(LLAMA), PLAIN));
+    for _ in 0..4 {
+        assert_eq!(orders(&line.after(1).sees_with(Seen::Stopped, Seen::Stopped, old)), []);
+    }
+    assert_eq!(line.machine.deadline(), Some(line.now + Duration::from_secs(1)));
+    assert_eq!(order(&line.after(1).tick()).1, Verb::StartUnit(LLAMA));
+}
+
+#[test]
+fn a_look_that_took_long_to_come_may_be_acted_on_when_it_comes() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    line.told(Command::Start(Some(LLAMA), PLAIN));
+    let mut line = Line::new(sample::quiet());
+    line.after(10).sees_with(Seen::Stopped, Seen::Stopped, |look| look.server = Server::NotLooked);
+    line.told(Command::Start(Some(LLAMA), PLAIN));
+    let asked = line.now;
+    line.after(9);
+    let mut look = sample::on(asked, Seen::Stopped, Seen::Stopped);
+    look.gpu_at = line.now;
+    assert_eq!(order(&line.looked(look)).1, Verb::StartUnit(LLAMA));
+}
+
+#[test]
+fn a_stop_that_was_lost_is_ordered_again_and_what_is_up_is_never_killed() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+    line.told(Command::Stop(Options { no_drain: true, ..PLAIN }));
+    let mut session = 1;
+    let mut again = |line: &mut Line, stop: VerbId| {
+        line.after(5).ends(stop, lost());
+        session += 1;
+        line.after(1).sees_with(Seen::Stopped, Seen::Running, |look| {
+            look.server = Server::On { boot: BootId(1), session };
+        })
+    };
+    let first = line.machine.view().order.expect("a stop").0;
+    let (second, what) = order(&again(&mut line, first));
+    assert_eq!(what, Verb::StopUnit(VLLM), "the new session shows it untouched");
+    assert_eq!(orders(&again(&mut line, second)), [], "twice is enough");
+    let deadline = line.machine.deadline().expect("it is waited for");
+    line.now = deadline;
+    let effects = line.sees_with(Seen::Stopped, Seen::Running, |look| {
+        look.server = Server::On { boot: BootId(1), session: 9 };
+    });
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::StopStuck)));
+}
+
+#[test]
+fn a_lost_answer_is_not_cleared_up_by_a_unit_that_cannot_be_read() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+    line.told(Command::Stop(Options { no_drain: true, ..PLAIN }));
+    let stop = line.machine.view().order.expect("a stop").0;
+    line.after(1).ends(stop, lost());
+    let next = Server::On { boot: BootId(1), session: 2 };
+    line.after(1).sees_with(Seen::Stopped, Seen::Unknown, |look| look.server = next);
+    let effects = line.after(1).told(Command::Start(Some(LLAMA), REPLACE));
+    assert_eq!(orders(&effects), []);
+    let effects = line.after(1).sees_with(Seen::Stopped, Seen::Stopped, |look| look.server = next);
+    assert_eq!(order(&effects).1, Verb::StartUnit(LLAMA));
+}
+
+#[test]
+fn an_idle_stop_gives_up_when_a_request_came_during_the_save() {
+    let mut line = Line::on(sample::eager(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    let mut effects = line.sees(Seen::Running, Seen::Stopped);
+    effects.extend(line.drains());
+    let (save, what) = order(&effects);
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| {
+        (look.backends[0].use_, look.backends[0].mark) = (Use::Busy, Some(7));
+    });
+    let effects = line.ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)));
+    assert_eq!(line.kind(), Kind::Running);
+}
+
+#[test]
+fn a_request_that_came_during_the_save_of_a_persons_stop_may_end_and_is_saved_too() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.told(Command::Stop(PLAIN));
+    let (save, _) = order(&line.drains());
+    let effects = line.after(1).ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
+    assert_eq!((orders(&effects), line.kind()), (vec![], Kind::Draining));
+    let (again, what) = order(&line.drains());
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    assert_eq!(order(&line.ends(again, fine())).1, Verb::StopUnit(LLAMA));
+}
+
+#[test]
+fn holds_made_on_the_way_are_kept() {
+    let hold = |what| Command::Hold(HoldSpec { what, lasts: None, reason: String::new(), by: String::new() });
+    // No packet more once the server is to stay off.
+    let mut line = Line::new(sample::quiet());
+    for _ in 0..3 {
+        let look = sample::off(line.after(1).now, Server::Silent);
+        line.looked(look);
+    }
+    assert_eq!(order(&line.told(Command::Wake(PLAIN))).1, Verb::Wake);
+    assert_eq!(failure(&line.told(hold(Held::Off))), Some(Failure::Held));
+    assert_eq!(orders(&line.after(3).tick()), []);
+    // Nothing is started once the GPU is to stay free.
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.told(Command::Switch(VLLM, Options { no_drain: true, ..PLAIN }));
+    let save = line.machine.view().order.expect("a save").0;
+    line.ends(save, fine());
+    line.told(hold(Held::Gpu));
+    let stop = line.machine.view().order.expect("a stop").0;
+    line.after(1).ends(stop, fine());
+    let effects = line.after(1).sees(Seen::Stopped, Seen::Stopped);
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::Held)));
+}
+
+#[test]
+fn a_unit_that_cannot_be_read_is_waited_for_as_long_as_a_silent_server() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Unknown);
+    assert!(
+        line.told(Command::Start(Some(LLAMA), PLAIN))
+            .iter()
+            .any(|e| { matches!(e, Effect::Answer { answer: Answer::Accepted { .. }, .. }) })
+    );
+    for _ in 0..29 {
+        let effects = line.after(1).sees(Seen::Stopped, Seen::Unknown);
+        assert_eq!((orders(&effects), failure(&effects)), (vec![], None));
+    }
+    let effects = line.after(1).tick();
+    assert_eq!(failure(&effects), Some(Failure::UnitUnread));
+}
+
+#[test]
+fn a_start_wished_for_during_a_power_off_goes_on_when_the_server_reboots_instead() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (off, what) = order(&line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN)));
+    assert_eq!(what, Verb::PowerOff);
+    line.ends(off, fine());
+    line.told(Command::Start(Some(LLAMA), PLAIN));
+    assert_eq!(orders(&line.after(1).sees(Seen::Stopped, Seen::Stopped)), [], "still going down");
+    let effects = line.after(20).sees_with(Seen::Stopped, Seen::Stopped, |look| {
+        look.server = Server::On { boot: BootId(2), session: 2 };
+    });
+    assert_eq!(order(&effects).1, Verb::StartUnit(LLAMA));
+    assert!(matches!(line.machine.view().operation.map(|o| o.goal), Some(Goal::Run(LLAMA))));
+}
+
+#[test]
+fn a_run_that_had_no_name_yet_at_the_first_look_is_no_crash_loop() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (start, _) = order(&line.told(Command::Start(Some(LLAMA), PLAIN)));
+    line.after(1).ends(start, fine());
+    line.after(1).sees_with(Seen::Loading, Seen::Stopped, |look| look.backends[0].invocation = None);
+    let effects = line.after(1).sees(Seen::Loading, Seen::Stopped);
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], None));
+    let effects = line.after(1).sees_with(Seen::Loading, Seen::Stopped, |look| {
+        look.backends[0].invocation = Some(Invocation(99));
+    });
+    assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA), "another name is one");
+}
+
+#[test]
+fn a_run_in_which_a_restore_was_rejected_is_worth_no_save_to_whoever_stops_it() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
+        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
+    });
+    let (restore, _) = order(&effects);
+    line.told(Command::Switch(VLLM, PLAIN));
+    let effects = line.after(1).ends(restore, failed("restore_rejected"));
+    assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA));
+}
