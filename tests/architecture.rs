@@ -92,6 +92,23 @@ const ROOMS: &[Room] = &[
         ],
         never: STD_CLOCK,
     },
+    Room {
+        name: "virtual_server",
+        ours: &["machine", "host::remote", "host::slot_files"],
+        crates: &[
+            "axum",
+            "futures_util",
+            "humantime",
+            "hyper",
+            "hyper_util",
+            "russh",
+            "serde",
+            "serde_json",
+            "thiserror",
+            "tokio",
+        ],
+        never: STD_CLOCK,
+    },
 ];
 
 /// Files that put the rooms together, and may use all of them.
