@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use tokio::{
     net::UdpSocket,
     time::{Instant, sleep, sleep_until, timeout_at},
@@ -9,6 +10,7 @@ use tokio::{
 
 use super::{
     faults::BootFault,
+    ports::Port,
     shared::Shared,
     truth::{By, Power, What},
     units::{self, Answer},
@@ -52,6 +54,11 @@ pub(super) fn go_down(shared: &Arc<Shared>, again: bool) {
             }
         }
         sleep_until(over).await;
+        if server.state().turn != turn {
+            return;
+        }
+        // Everything has ended: nothing of it refuses once it counts as off.
+        silence(&server).await;
         if server.state().turn != turn {
             return;
         }
@@ -142,13 +149,9 @@ fn lose(shared: &Arc<Shared>) {
 /// Makes the ports of the units silent for as long as there is no network. The SSH port's is made so by its own task.
 pub(super) async fn silence(shared: &Shared) {
     let mut silent = shared.silent.lock().await;
-    for port in &shared.ports {
-        if !matches!(shared.power(), Power::Off | Power::PoweringUp) {
-            break;
-        }
-        if let Ok(listener) = port.silence().await {
-            silent.push(listener);
-        }
+    if silent.is_empty() && !matches!(shared.power(), Power::Booting | Power::On) {
+        let all = join_all(shared.ports.iter().map(Port::silence)).await;
+        silent.extend(all.into_iter().flatten());
     }
 }
 
