@@ -3,6 +3,8 @@
 
 pub mod config;
 pub mod daemon;
+#[cfg(feature = "virtual-server")]
+pub mod demo;
 pub mod driver;
 pub mod front;
 pub mod host;
