@@ -3,7 +3,11 @@
 
 pub mod config;
 pub mod daemon;
+#[cfg(feature = "virtual-server")]
+pub mod demo;
 pub mod driver;
 pub mod front;
 pub mod host;
 pub mod machine;
+#[cfg(feature = "virtual-server")]
+pub mod virtual_server;

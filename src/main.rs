@@ -12,11 +12,13 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    if !matches!(args.verb, Verb::Daemon) {
-        return cli::run(&args);
-    }
-    match cli::configuration(&args) {
-        Ok(config) => daemon::process(config),
-        Err(code) => code,
+    match args.verb {
+        Verb::Daemon => match cli::configuration(&args) {
+            Ok(config) => daemon::process(config),
+            Err(code) => code,
+        },
+        #[cfg(feature = "virtual-server")]
+        Verb::Demo { fast, stay } => wechsler::demo::process(fast, stay),
+        _ => cli::run(&args),
     }
 }

@@ -347,7 +347,10 @@ fn help_completions_and_man_page_come_from_the_same_definitions() {
         "daemon",
         "completions",
         "man",
-    ] {
+    ]
+    .into_iter()
+    .chain(cfg!(feature = "virtual-server").then_some("demo"))
+    {
         assert!(out(&help).contains(&format!("\n  {verb}  ")), "{verb}: {}", out(&help));
         assert_eq!(code(&run(socket, &[verb, "--help"])), 0, "{verb}");
     }

@@ -135,6 +135,16 @@ pub enum Verb {
     },
     /// Run the daemon.
     Daemon,
+    /// See it all at work on a virtual server in this process; needs nothing and leaves nothing.
+    #[cfg(feature = "virtual-server")]
+    Demo {
+        /// A quarter of a minute instead of a whole one.
+        #[arg(long)]
+        fast: bool,
+        /// Keep the server and its daemon running at the end, to be tried from another terminal, until Ctrl-C.
+        #[arg(long)]
+        stay: bool,
+    },
     /// Print shell completions.
     Completions {
         /// For which shell.

@@ -71,7 +71,7 @@ pub fn configuration(args: &Args) -> Result<Config, ExitCode> {
     load(&config_path(args)).map_err(|trouble| report(&trouble, args.json))
 }
 
-/// Does what the command line says. Everything but `daemon`.
+/// Does what the command line says. Everything but `daemon` and `demo`.
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
     let begun = Cell::new(None);
@@ -169,6 +169,9 @@ async fn go(args: &Args, begun: &Cell<Option<u64>>) -> Result<Exit, Trouble> {
         Verb::Man { dir } => return pages::man(dir.as_deref()),
         // The daemon is not run from here.
         Verb::Daemon => return Ok(Exit::Usage),
+        // Nor is the demo.
+        #[cfg(feature = "virtual-server")]
+        Verb::Demo { .. } => return Ok(Exit::Usage),
         Verb::Start { name, way } => {
             (CommandRequest { backend: name.clone(), ..CommandRequest::new(CommandWord::Start) }, *way)
         }

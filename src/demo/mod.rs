@@ -1,0 +1,84 @@
+//! `wechsler demo`: the real daemon and the real client at work on a virtual server, for a newcomer to watch.
+//!
+//! The virtual server lives in this process, the daemon and each client are children of it, and everything they write lies
+//! in one temporary folder. However it ends, nothing is left.
+
+mod stage;
+mod tour;
+
+use std::{io, process::ExitCode};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use stage::Stage;
+
+/// Why the tour broke off.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    /// This machine does not let us.
+    #[error("{0}: {1}")]
+    System(&'static str, #[source] io::Error),
+    /// Something did not come out as told.
+    #[error("{0}")]
+    NotAsTold(String),
+}
+
+/// The process of `wechsler demo`. Exit code 0 only if every step came out as told.
+#[must_use]
+pub fn process(fast: bool, stay: bool) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            stage::complain(&format!("no runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(fast, stay)) {
+        Ok(code) => ExitCode::from(code),
+        Err(broken) => {
+            stage::complain(&broken.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(fast: bool, stay: bool) -> Result<u8, Broken> {
+    // Before there is anything to leave behind.
+    let mut signals = Signals::listen().map_err(|error| Broken::System("signals", error))?;
+    let mut stage = Stage::build(fast).await?;
+    let ended = tokio::select! {
+        biased;
+        code = signals.next() => Ok(code),
+        told = tour::all(&mut stage, stay) => told.map(|()| 0),
+    };
+    if ended.is_err() {
+        stage.show_log();
+    }
+    stage.end().await;
+    ended
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The exit code that goes with the next one.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 130,
+            _ = self.terminate.recv() => 143,
+            _ = self.hang_up.recv() => 129,
+        }
+    }
+}
