@@ -7,3 +7,5 @@ pub mod driver;
 pub mod front;
 pub mod host;
 pub mod machine;
+#[cfg(feature = "virtual-server")]
+pub mod virtual_server;
