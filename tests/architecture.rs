@@ -92,6 +92,7 @@ const ROOMS: &[Room] = &[
         ],
         never: STD_CLOCK,
     },
+    // A world of its own: of ours it knows the command lines, and nothing it could be wrong about in the same way.
     Room {
         name: "virtual_server",
         ours: &["machine", "host::remote", "host::slot_files"],

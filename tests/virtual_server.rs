@@ -4,7 +4,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,14 +25,16 @@ use wechsler::{
         reading::{ActiveState, Ask, Gpu, Http, People, Reading, Ssh, Unit, UnitState, WakeArmed},
     },
     virtual_server::{
-        By, CommandFault, Foreign, GpuFault, Inhibitor, Login, On, Places, Power, Refusal, Setup, SshFault, StopFault,
-        UnitFault, VirtualServer, What, programs::Signal,
+        By, CommandFault, Foreign, GpuFault, Inhibitor, Login, On, Places, Power, Refusal, Setup, SshFault, UnitFault,
+        VirtualServer, What,
+        programs::{Exit, Fault, ProgramFaults, Signal},
     },
 };
 
 const LLAMA: BackendId = BackendId(0);
 const VLLM: BackendId = BackendId(1);
 const LLAMA_UNIT: &str = "llama-cpp.service";
+const VLLM_UNIT: &str = "vllm.service";
 /// Longer than anything here may take.
 const LONG: Duration = Duration::from_secs(20);
 const UNITS: Ask =
@@ -138,6 +143,11 @@ impl Lab {
     async fn up(&self, backend: BackendId) {
         self.done(Verb::StartUnit(backend)).await;
         self.until("ready", |server| Self::is_ready(server, backend)).await;
+    }
+
+    /// What goes wrong inside a unit.
+    fn inside(&self, unit: &str) -> Arc<ProgramFaults> {
+        self.server.program_faults(unit).expect("a unit of the server")
     }
 
     async fn gpu(&self) -> Gpu {
@@ -389,7 +399,7 @@ async fn a_crash_is_restarted_and_a_crash_loop_given_up() {
 async fn a_process_that_ignores_its_end_is_killed_and_its_unit_has_failed() {
     let lab = lab(|setup| setup.times.timeout_stop = Duration::from_millis(200)).await;
     lab.up(LLAMA).await;
-    lab.server.faults().stop.times(StopFault::IgnoresTerm, 1);
+    lab.inside(LLAMA_UNIT).set_times(Fault::TermIgnored, 1);
     lab.done(Verb::StopUnit(LLAMA)).await;
     let unit = lab.unit(LLAMA).await;
     assert_eq!((unit.active, unit.result.as_str(), unit.exec_status), (ActiveState::Failed, "timeout", 9));
@@ -397,12 +407,13 @@ async fn a_process_that_ignores_its_end_is_killed_and_its_unit_has_failed() {
 
     // One that waits for its driver outlives even that.
     lab.up(LLAMA).await;
-    lab.server.faults().stop.always(StopFault::Unkillable);
+    lab.inside(LLAMA_UNIT).set(Fault::TermIgnored);
+    lab.inside(LLAMA_UNIT).set(Fault::KillIgnored);
     lab.done(Verb::StopUnit(LLAMA)).await;
     let unit = lab.unit(LLAMA).await;
     assert_eq!((unit.active, unit.processes_left), (ActiveState::Failed, true));
     assert!(lab.server.truth().gpu_used_mib > 0);
-    lab.server.faults().stop.clear();
+    lab.inside(LLAMA_UNIT).clear_all();
     lab.until("gone", |server| server.truth().units[0].pid.is_none()).await;
     assert!(!lab.unit(LLAMA).await.processes_left);
 }
@@ -411,7 +422,7 @@ async fn a_process_that_ignores_its_end_is_killed_and_its_unit_has_failed() {
 async fn a_start_during_a_stop_takes_its_place() {
     let lab = lab(|setup| setup.times.timeout_stop = Duration::from_millis(300)).await;
     lab.up(LLAMA).await;
-    lab.server.faults().stop.times(StopFault::IgnoresTerm, 1);
+    lab.inside(LLAMA_UNIT).set_times(Fault::TermIgnored, 1);
     let stop = lab.host.carry_out(Verb::StopUnit(LLAMA), LONG);
     let start = async {
         lab.until("stopping", |server| server.truth().units[0].active == "deactivating").await;
@@ -429,14 +440,14 @@ async fn a_start_during_a_stop_takes_its_place() {
 async fn workers_that_are_left_behind_hold_their_memory_until_they_are_killed() {
     let lab = on().await;
     lab.up(VLLM).await;
-    lab.server.faults().orphans.times((), 1);
+    lab.inside(VLLM_UNIT).set_times(Fault::OrphanStays, 1);
     lab.done(Verb::StopUnit(VLLM)).await;
     assert!(lab.unit(VLLM).await.processes_left);
     let Gpu::Read { processes, .. } = lab.gpu().await else { panic!("no GPU") };
     assert_eq!(processes.iter().map(|p| p.backend).collect::<Vec<_>>(), [Some(1)]);
     lab.done(Verb::KillUnit(VLLM)).await;
     lab.until("free", |server| server.truth().gpu_used_mib == 0).await;
-    assert_eq!(lab.server.faults().orphans.struck(), 1);
+    assert_eq!(lab.inside(VLLM_UNIT).fired("orphan-stays"), 1);
 }
 
 #[tokio::test]
@@ -467,4 +478,46 @@ async fn a_command_the_daemon_never_gives_is_not_found_and_counted() {
     assert_eq!(ssh.run(&unknown, LONG).await.expect("a reply").status, 127);
     assert_eq!(lab.server.violations().len(), 1);
     assert_eq!(lab.server.power(), Power::On);
+}
+
+#[tokio::test]
+async fn slots_are_saved_into_the_folder_and_restored_from_it() {
+    let lab = on().await;
+    lab.up(LLAMA).await;
+    let all = Ask { http: true, activity: true, ..UNITS };
+    let reading = lab.look(all).await;
+    assert!(matches!(reading.backends[0].http.as_ref().map(|h| &h.value), Some(Http::Ready(_))), "{reading:?}");
+    let address = lab.server.unit_address(LLAMA_UNIT).expect("its address");
+    let ask = || async {
+        let body = serde_json::json!({"prompt": "The cellar key hangs behind the third book.", "n_predict": 4});
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let answer = client.post(format!("http://{address}/completion")).json(&body).send().await.expect("an answer");
+        let answer: serde_json::Value = answer.json().await.expect("JSON");
+        answer["timings"]["cache_n"].as_u64()
+    };
+    assert_eq!(ask().await, Some(0));
+    lab.done(Verb::SaveSlots(LLAMA)).await;
+    assert_eq!(lab.server.truth().slot_files.len(), 1);
+    lab.done(Verb::StopUnit(LLAMA)).await;
+    lab.up(LLAMA).await;
+    lab.look(all).await;
+    lab.done(Verb::RestoreSlots(LLAMA)).await;
+    assert!(ask().await.is_some_and(|reused| reused > 30));
+
+    // A folder nothing can be written into, and one that is gone.
+    lab.inside(LLAMA_UNIT).set_times(Fault::DiskFull, 1);
+    let full = lab.order(Verb::SaveSlots(LLAMA)).await;
+    assert!(!matches!(&full, Outcome::Succeeded(warnings) if warnings.is_empty()), "{full:?}");
+    assert_eq!(lab.server.truth().slot_files.len(), 1, "the good one stays, the remains are swept");
+    lab.server.hide_slots(true);
+    lab.done(Verb::StopUnit(LLAMA)).await;
+    lab.order(Verb::StartUnit(LLAMA)).await;
+    lab.until("failed", |server| {
+        let exits =
+            server.deeds().into_iter().filter(|deed| matches!(deed.what, What::Exited { exit: Exit::Code(1), .. }));
+        exits.count() > 0
+    })
+    .await;
+    lab.server.hide_slots(false);
+    assert_eq!(lab.server.violations(), Vec::<String>::new());
 }

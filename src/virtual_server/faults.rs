@@ -1,8 +1,8 @@
 //! What can go wrong with the server, on demand.
 //!
 //! Each fault lasts until it is cleared, or for a number of times, or for a while; and each counts how often it really
-//! struck, so that a test can be sure that what it wanted to see has happened. What goes wrong *inside* llama.cpp and vLLM
-//! is in [`super::programs::ProgramFaults`].
+//! struck, so that a test can be sure that what it wanted to see has happened. What goes wrong with llama.cpp and vLLM, also
+//! when they shall end, is in [`super::programs::ProgramFaults`].
 
 use std::{
     fmt,
@@ -162,15 +162,6 @@ pub enum Refusal {
     WouldAsk,
 }
 
-/// How a stop goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopFault {
-    /// SIGTERM is not heard: it takes SIGKILL after `TimeoutStopSec`.
-    IgnoresTerm,
-    /// Not even SIGKILL ends it, until the fault is cleared: it waits for its driver.
-    Unkillable,
-}
-
 /// What is wrong with a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitFault {
@@ -222,10 +213,6 @@ pub struct Faults {
     pub command: Fault<(On, CommandFault)>,
     /// Verbs that polkit refuses.
     pub refusal: Fault<Refusal>,
-    /// Stops.
-    pub stop: Fault<StopFault>,
-    /// Processes of a unit whose workers stay behind with their memory.
-    pub orphans: Fault<()>,
     /// A unit that is not there.
     pub unit: Fault<UnitFault>,
     /// Boots.
@@ -248,8 +235,6 @@ impl Faults {
         self.ssh.clear();
         self.command.clear();
         self.refusal.clear();
-        self.stop.clear();
-        self.orphans.clear();
         self.unit.clear();
         self.boot.clear();
         self.packets.clear();
@@ -264,8 +249,6 @@ impl Faults {
         self.ssh.struck()
             + self.command.struck()
             + self.refusal.struck()
-            + self.stop.struck()
-            + self.orphans.struck()
             + self.unit.struck()
             + self.boot.struck()
             + self.packets.struck()
@@ -301,7 +284,7 @@ impl Faults {
             GpuFault::Hangs,
             GpuFault::Missing(1),
         ];
-        match dice.below(8) {
+        match dice.below(7) {
             0 | 1 => {
                 let fault = ssh[dice.below(ssh.len())];
                 self.ssh.lasting(fault, lasts);
@@ -321,11 +304,6 @@ impl Faults {
                 said
             }
             5 => {
-                let fault = [StopFault::IgnoresTerm, StopFault::Unkillable][dice.below(2)];
-                self.stop.lasting(fault, lasts);
-                format!("stop {fault:?}")
-            }
-            6 => {
                 let fault = [Refusal::Denied, Refusal::WouldAsk][dice.below(2)];
                 self.refusal.times(fault, 1);
                 format!("refusal {fault:?}")

@@ -43,7 +43,7 @@ use tokio::{
 
 pub use configuration::Places;
 pub use faults::{
-    BootFault, CommandFault, Dice, Fault, Faults, FolderFault, GpuFault, On, Refusal, SshFault, StopFault, UnitFault,
+    BootFault, CommandFault, Dice, Fault, Faults, FolderFault, GpuFault, On, Refusal, SshFault, UnitFault,
 };
 pub use people::{Foreign, Inhibitor, Login};
 pub use setup::{Engine, GpuSetup, Restart, Setup, Times, UnitSetup};
@@ -234,6 +234,14 @@ impl VirtualServer {
     /// A stranger's process ends.
     pub fn vacate(&self, pid: u32) {
         self.shared.state().people.on_gpu.retain(|p| p.pid != pid);
+    }
+
+    /// The disk with the slot folder is not mounted, or is again.
+    pub fn hide_slots(&self, hidden: bool) {
+        let folder = self.shared.setup.slot_dir();
+        let away = folder.with_extension("away");
+        let (from, to) = if hidden { (folder, away) } else { (away, folder) };
+        let _ = fs::rename(from, to);
     }
 
     /// GPU memory nobody uses.

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    faults::{StopFault, UnitFault},
+    faults::UnitFault,
     gpu::Lingering,
     programs::{Exit, Process, Program, ProgramFaults, Signal},
     setup::{Restart, UnitSetup},
@@ -59,10 +59,8 @@ pub(super) struct Unit {
     since: Option<Instant>,
     /// What the main process was last seen to hold on the GPU.
     vram_mib: u64,
-    /// Processes that systemd has given up on.
-    stuck: Vec<Arc<Process>>,
-    /// A worker that was left behind.
-    orphan: Option<(u32, u64)>,
+    /// Processes that systemd has given up on, and such that have left a worker behind.
+    left: Vec<Arc<Process>>,
     job: Option<u32>,
     stop_jobs: Vec<oneshot::Sender<Ran>>,
     start_jobs: Vec<oneshot::Sender<Ran>>,
@@ -126,8 +124,7 @@ impl Unit {
             process: None,
             since: None,
             vram_mib: 0,
-            stuck: vec![],
-            orphan: None,
+            left: vec![],
             job: None,
             stop_jobs: vec![],
             start_jobs: vec![],
@@ -140,8 +137,10 @@ impl Unit {
     /// Everything of it is gone at once, and forgotten. Its journal is on disk.
     pub(super) fn lose_power(&mut self) {
         self.collect_log();
-        for process in self.process.iter().chain(&self.stuck) {
-            process.signal(Signal::Kill);
+        for process in self.process.iter().chain(&self.left) {
+            // Without power nothing hangs on.
+            process.signal(Signal::Abort);
+            process.kill_orphan();
         }
         let journal = std::mem::take(&mut self.journal);
         let faults = Arc::clone(&self.faults);
@@ -156,7 +155,7 @@ impl Unit {
 
     /// Its process, or one that is stuck.
     pub(super) fn process(&self) -> Option<&Arc<Process>> {
-        self.process.as_ref().or(self.stuck.first())
+        self.process.as_ref().or_else(|| self.left.iter().find(|p| p.exited().borrow().is_none()))
     }
 
     pub(super) const fn since(&self) -> Option<Instant> {
@@ -165,8 +164,8 @@ impl Unit {
 
     /// Its processes on the GPU with what they hold.
     pub(super) fn on_gpu(&self) -> Vec<(u32, u64)> {
-        let living = self.process.iter().chain(&self.stuck).map(|p| (p.pid(), p.vram_mib()));
-        living.chain(self.orphan).filter(|(_, mib)| *mib > 0).collect()
+        let held = |p: &Arc<Process>| p.orphan().unwrap_or_else(|| (p.pid(), p.vram_mib()));
+        self.process.iter().chain(&self.left).map(held).filter(|(_, mib)| *mib > 0).collect()
     }
 
     /// The user it runs as, and the program as `nvidia-smi` names it.
@@ -179,7 +178,7 @@ impl Unit {
 
     /// Something of it is left in its control group.
     pub(super) fn is_populated(&self) -> bool {
-        self.process.is_some() || !self.stuck.is_empty() || self.orphan.is_some()
+        self.process.is_some() || !self.left.is_empty()
     }
 
     fn say(&mut self, line: String) {
@@ -388,8 +387,8 @@ fn ended(shared: &Arc<Shared>, at: usize, process: &Arc<Process>, exit: Exit) {
     let unit = &mut state.units[at];
     let pid = process.pid();
     let name = unit.setup.name.clone();
-    if let Some(stuck) = unit.stuck.iter().position(|p| p.pid() == pid) {
-        unit.stuck.remove(stuck);
+    if let Some(stuck) = unit.left.iter().position(|p| p.pid() == pid) {
+        unit.left.remove(stuck);
         let mib = unit.setup.vram_mib;
         shared.did(What::Exited { unit: name, pid, exit });
         state.lingering.push(Lingering { until, mib });
@@ -404,9 +403,9 @@ fn ended(shared: &Arc<Shared>, at: usize, process: &Arc<Process>, exit: Exit) {
     unit.process = None;
     unit.since = None;
     let held = std::mem::take(&mut unit.vram_mib);
-    let left_behind = held > 0 && shared.faults.orphans.strike().is_some();
+    let left_behind = process.orphan().is_some();
     if left_behind {
-        unit.orphan = Some((pid + 1, held));
+        unit.left.push(Arc::clone(process));
     }
     let clean = matches!(exit, Exit::Code(0) | Exit::Signal(15));
     let (result, code, status) = match exit {
@@ -497,9 +496,7 @@ pub(super) fn stop(shared: &Arc<Shared>, name: &str, by: By) -> Answer {
             unit.job = Some(job);
             unit.say(format!("Stopping {name}..."));
             if let Some(process) = &unit.process {
-                if shared.faults.stop.strike().is_none() {
-                    process.signal(Signal::Term);
-                }
+                process.signal(Signal::Term);
                 let (server, process) = (Arc::clone(shared), Arc::clone(process));
                 shared.spawn(async move { stop_timer(&server, at, &process).await });
             }
@@ -527,7 +524,7 @@ async fn stop_timer(shared: &Arc<Shared>, at: usize, process: &Arc<Process>) {
         unit.phase = Phase::Stopping(true);
         unit.say(format!("{}: State 'stop-sigterm' timed out. Killing.", unit.setup.name));
     }
-    kill_process(shared, process);
+    process.signal(Signal::Kill);
     sleep(shared.setup.times.timeout_stop).await;
     let mut state = shared.state();
     if !this_stop(&state) {
@@ -537,25 +534,8 @@ async fn stop_timer(shared: &Arc<Shared>, at: usize, process: &Arc<Process>) {
     unit.say(format!("{}: Processes still around after SIGKILL. Ignoring.", unit.setup.name));
     unit.phase = Phase::Failed;
     unit.shown.result = "timeout";
-    unit.stuck.extend(unit.process.take());
+    unit.left.extend(unit.process.take());
     finish_stop(shared, &mut state, at);
-}
-
-/// SIGKILL, which a process that waits for its driver hears only afterwards.
-fn kill_process(shared: &Arc<Shared>, process: &Arc<Process>) {
-    let stuck = |shared: &Shared| shared.faults.stop.now() == Some(StopFault::Unkillable);
-    if !stuck(shared) {
-        process.signal(Signal::Kill);
-        return;
-    }
-    shared.faults.stop.count();
-    let (server, process) = (Arc::clone(shared), Arc::clone(process));
-    shared.spawn(async move {
-        while stuck(&server) && process.exited().borrow().is_none() {
-            sleep(SAMPLE).await;
-        }
-        process.signal(Signal::Kill);
-    });
 }
 
 /// `systemctl kill --signal=KILL`.
@@ -566,20 +546,23 @@ pub(super) fn kill(shared: &Arc<Shared>, name: &str, by: By) -> Ran {
         Err(no) => return no,
     };
     let unit = &mut state.units[at];
-    let orphan = unit.orphan.take();
-    let processes: Vec<_> = unit.process.iter().chain(&unit.stuck).map(Arc::clone).collect();
-    if processes.is_empty() && orphan.is_none() {
+    if !unit.is_populated() {
         return Ran::failed(1, format!("Failed to kill unit {name}: No process to kill.\n"));
     }
-    if let Some((_, mib)) = orphan {
-        let until = Instant::now() + shared.setup.times.gpu_lag;
-        state.lingering.push(Lingering { until, mib });
+    for process in unit.process.iter().chain(&unit.left) {
+        process.signal(Signal::Kill);
     }
+    let until = Instant::now() + shared.setup.times.gpu_lag;
+    let mut given_back = vec![];
+    unit.left.retain(|process| {
+        let orphan = process.orphan();
+        process.kill_orphan();
+        given_back.extend(orphan.map(|(_, mib)| Lingering { until, mib }));
+        orphan.is_none()
+    });
+    state.lingering.extend(given_back);
     drop(state);
     shared.did(What::Killed { unit: name.into(), by });
-    for process in &processes {
-        kill_process(shared, process);
-    }
     Ran::default()
 }
 

@@ -1,76 +1,84 @@
-//! What runs in the units: a stub of the virtual llama.cpp and vLLM, which loads, holds memory and ends.
+//! The programs of a virtual GPU server: a llama.cpp and a vLLM without a model, answering real HTTP on loopback.
+//!
+//! They do what the real ones were seen doing, also the surprising things: a llama.cpp that aborts on a truncated slot file,
+//! that says 200 to the save of an empty slot, that waits for ever for a client at SIGTERM; a vLLM that refuses connections
+//! for its whole load and exits with 0 when its engine has died. A lab test holds the virtual llama.cpp against the real one.
+//! On top of that come faults, set from outside ([`ProgramFaults`]).
+//!
+//! One byte is one token. The text that comes out is a function of the model and of what the slot really holds, so that a
+//! slot with another model's contents says something else than [`right_text`].
 
-use std::{
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+mod alone;
+mod door;
+mod faults;
+mod life;
+mod llama;
+mod text;
+mod vllm;
 
-use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, sleep_until},
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+pub use self::{
+    alone::as_process,
+    faults::{Fault, ProgramFaults},
+    text::{chat_prompt, right_text},
 };
+use life::Life;
 
 /// What a unit runs.
 #[derive(Clone, Debug)]
 pub enum Program {
     /// llama.cpp's `llama-server`.
     LlamaCpp(LlamaSetup),
-    /// vLLM's server.
+    /// `vllm serve`.
     Vllm(VllmSetup),
 }
 
-/// A `llama-server`.
+/// The command line of a virtual `llama-server`, and how fast it is.
 #[derive(Clone, Debug)]
 pub struct LlamaSetup {
     /// Where it listens.
     pub address: SocketAddr,
-    /// `--alias`.
+    /// `--alias`; empty: none.
     pub alias: String,
-    /// `--model`.
+    /// `--model`. Another path is another model, of the same shape.
     pub model_path: String,
-    /// `--ctx-size`.
+    /// `--ctx-size`: shared evenly among the slots.
     pub n_ctx: u64,
-    /// `--parallel`.
+    /// `--parallel`: number of slots.
     pub parallel: u32,
-    /// `--slot-save-path`.
+    /// `--slot-save-path`; empty: none, and saving answers 501.
     pub slot_dir: PathBuf,
-    /// Its build.
+    /// As `b11434-abcdef`.
     pub build: String,
-    /// How long the model loads.
+    /// From the start to ready.
     pub load: Duration,
-    /// For one token.
+    /// To generate one token; a token of the prompt takes a tenth of it.
     pub per_token: Duration,
-    /// GPU memory once it is loaded.
+    /// GPU memory it holds once loaded.
     pub vram_mib: u64,
 }
 
-/// A vLLM server.
+/// The command line of a virtual `vllm serve`, and how fast it is.
 #[derive(Clone, Debug)]
 pub struct VllmSetup {
     /// Where it listens.
     pub address: SocketAddr,
-    /// The model.
+    /// `--served-model-name`.
     pub model: String,
     /// `--max-model-len`.
     pub max_model_len: u64,
-    /// How long until it is ready.
+    /// From the start to ready.
     pub load: Duration,
-    /// For one token.
+    /// To generate one token; a token of the prompt takes a tenth of it.
     pub per_token: Duration,
-    /// GPU memory once it is loaded.
+    /// GPU memory it holds once loaded.
     pub vram_mib: u64,
 }
 
-/// What goes wrong inside.
-#[derive(Debug, Default)]
-pub struct ProgramFaults {}
-
-/// A signal to a process.
+/// What can be sent to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM.
@@ -82,7 +90,7 @@ pub enum Signal {
 }
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
     /// With this code.
     Code(i32),
@@ -90,90 +98,93 @@ pub enum Exit {
     Signal(i32),
 }
 
-/// What is really so inside a process, for checkers.
+/// For checkers: what is really so inside a process, whatever it says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Truth {
-    /// It is ready.
+    /// The model is loaded and the process not ending.
     pub ready: bool,
-    /// Requests under way.
+    /// Inference requests running or waiting.
     pub in_flight: u32,
-    /// Requests served.
+    /// Inference requests answered to their end.
     pub served: u64,
-    /// Tokens in each slot.
+    /// llama.cpp: the tokens that each slot holds and can really use; `None`: never used since the start, nor restored.
     pub slots: Vec<Option<u64>>,
 }
 
-/// A running process.
+/// A running program. It is killed when dropped.
 #[derive(Debug)]
 pub struct Process {
-    pid: u32,
-    signals: mpsc::UnboundedSender<Signal>,
-    exited: watch::Receiver<Option<Exit>>,
-    ready: Arc<AtomicBool>,
-    vram_mib: u64,
+    life: Arc<Life>,
 }
 
 impl Program {
-    /// Starts it, in a tokio runtime.
-    pub fn start(&self, pid: u32, _: Arc<ProgramFaults>) -> Process {
-        let (load, vram_mib) = match self {
-            Self::LlamaCpp(setup) => (setup.load, setup.vram_mib),
-            Self::Vllm(setup) => (setup.load, setup.vram_mib),
+    /// Starts it, within a tokio runtime with time and IO. It binds its own port when the real one would: llama.cpp at once
+    /// (503 while it loads), vLLM when it is ready.
+    pub fn start(&self, pid: u32, faults: Arc<ProgramFaults>) -> Process {
+        let life = match self {
+            Self::LlamaCpp(setup) => llama::start(setup.clone(), pid, faults),
+            Self::Vllm(setup) => vllm::start(setup.clone(), pid, faults),
         };
-        let (signals, mut sent) = mpsc::unbounded_channel();
-        let (exit, exited) = watch::channel(None);
-        let ready = Arc::new(AtomicBool::new(false));
-        let is_ready = Arc::clone(&ready);
-        let loaded = Instant::now() + load;
-        tokio::spawn(async move {
-            let signal = tokio::select! {
-                signal = sent.recv() => signal,
-                () = sleep_until(loaded) => {
-                    is_ready.store(true, Ordering::Relaxed);
-                    sent.recv().await
-                }
-            };
-            let end = match signal {
-                Some(Signal::Term) if is_ready.load(Ordering::Relaxed) => Exit::Code(0),
-                Some(Signal::Term) => Exit::Signal(15),
-                Some(Signal::Abort) => Exit::Signal(6),
-                Some(Signal::Kill) | None => Exit::Signal(9),
-            };
-            let _ = exit.send(Some(end));
-        });
-        Process { pid, signals, exited, ready, vram_mib }
+        Process { life }
+    }
+
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        match self {
+            Self::LlamaCpp(setup) => setup.address,
+            Self::Vllm(setup) => setup.address,
+        }
     }
 }
 
 impl Process {
-    /// Its id.
+    /// Its number.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.life.pid()
     }
 
-    /// Sends a signal.
+    /// Sends it a signal. What comes of it shows in [`Process::exited`].
     pub fn signal(&self, signal: Signal) {
-        let _ = self.signals.send(signal);
+        match signal {
+            Signal::Term => self.life.term(),
+            Signal::Kill => self.life.kill(),
+            Signal::Abort => self.life.end(Exit::Signal(6)),
+        }
     }
 
-    /// How it ended, once it has.
+    /// How it ended. Its sockets are closed by then.
     pub fn exited(&self) -> watch::Receiver<Option<Exit>> {
-        self.exited.clone()
+        self.life.exited()
     }
 
-    /// What it said.
+    /// What it has printed.
     pub fn log(&self) -> Vec<String> {
-        vec![]
+        self.life.lines()
     }
 
-    /// MiB it holds on the GPU now.
+    /// MiB it holds on the GPU now; grows while it loads. After its end this is 0, or what an orphan still holds.
     pub fn vram_mib(&self) -> u64 {
-        let alive = self.exited.borrow().is_none();
-        if alive && self.ready.load(Ordering::Relaxed) { self.vram_mib } else { 0 }
+        self.life.vram_mib()
     }
 
-    /// What is really so.
+    /// A worker that outlived the process ([`Fault::OrphanStays`]): its pid, and the MiB it holds.
+    pub fn orphan(&self) -> Option<(u32, u64)> {
+        self.life.orphan()
+    }
+
+    /// Kills such a worker.
+    pub fn kill_orphan(&self) {
+        self.life.kill_orphan();
+    }
+
+    /// What is really so inside.
     pub fn truth(&self) -> Truth {
-        Truth { ready: self.ready.load(Ordering::Relaxed), ..Truth::default() }
+        self.life.truth()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.life.end(Exit::Signal(9));
     }
 }
