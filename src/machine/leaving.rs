@@ -73,12 +73,12 @@ pub(super) enum LastWord {
     Untold,
 }
 
-/// Sees to it that what was last asked at `asked` is young enough to act on: [`super::View::last_look`] makes the driver
-/// ask again, and is waited for within bounds.
-pub(super) fn last_look(core: &mut Core, asked: Instant) -> LastWord {
+/// Sees to it that what was last asked at `asked` is young enough to act on, and not older than `than`:
+/// [`super::View::last_look`] makes the driver ask again, and is waited for within bounds.
+pub(super) fn last_look(core: &mut Core, asked: Instant, than: Instant) -> LastWord {
     let now = core.now;
     let Some(work) = &mut core.work else { return LastWord::Untold };
-    if now.since(asked) <= FRESH && asked > Instant::START {
+    if now.since(asked) <= FRESH && asked > Instant::START && asked >= than {
         work.last_look = None;
         return LastWord::Told;
     }
@@ -197,7 +197,7 @@ pub(super) fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut S
     if !core.is_fresh() {
         return STAY;
     }
-    match last_look(core, asked) {
+    match last_look(core, asked, Instant::START) {
         LastWord::Told => {}
         LastWord::Awaited => return STAY,
         LastWord::Untold if cause.is_policy() => return fail(core, Failure::Blocked, step),

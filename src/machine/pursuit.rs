@@ -269,7 +269,9 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             if !core.is_fresh() {
                 return STAY;
             }
-            match last_look(core, core.look.gpu_at) {
+            // Somebody may have come since the operation began, and nobody asks at rest more than once a minute.
+            let began = core.work.as_ref().map_or(core.now, |w| w.op.started);
+            match last_look(core, core.look.gpu_at, began) {
                 LastWord::Told => {}
                 LastWord::Awaited => return STAY,
                 LastWord::Untold => core.warn("gpu_unread", "nobody could tell in time what else holds GPU memory"),

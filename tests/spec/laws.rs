@@ -334,12 +334,13 @@ fn last_look_is_taken(e: &Edge) -> Verdict {
     let waited = view.last_look.is_some_and(|since| e.now.since(since) >= Duration::from_secs(5));
     let young = |at: Instant| at > Instant::START && e.now.since(at) <= Duration::from_secs(5);
     for verb in orders(e) {
-        let asked = match verb {
-            Verb::StartUnit(_) => view.look.gpu_at,
-            Verb::PowerOff => view.look.gpu_at.min(view.look.people_at),
+        let began = view.operation.as_ref().map_or(Instant::START, |o| o.started);
+        let (asked, than) = match verb {
+            Verb::StartUnit(_) => (view.look.gpu_at, began),
+            Verb::PowerOff => (view.look.gpu_at.min(view.look.people_at), Instant::START),
             _ => continue,
         };
-        ensure(young(asked) || waited, || format!("{verb:?} by a word of {asked}"))?;
+        ensure((young(asked) && asked >= than) || waited, || format!("{verb:?} by a word of {asked}"))?;
     }
     Ok(())
 }

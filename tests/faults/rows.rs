@@ -1,0 +1,125 @@
+//! The cases: what users of comparable systems reported, or what stands in the code of such systems.
+
+/// One case.
+pub struct Row {
+    /// Its id, as in the names of its tests (in small letters).
+    pub id: &'static str,
+    /// What goes wrong.
+    pub fault: &'static str,
+    /// What Wechsler does.
+    pub expected: &'static str,
+}
+
+const fn row(id: &'static str, fault: &'static str, expected: &'static str) -> Row {
+    Row { id, fault, expected }
+}
+
+/// All cases.
+pub const ROWS: &[Row] = &[
+    // Swap, race, deadlock.
+    row(
+        "S1",
+        "a request arrives while an idle stop is under way",
+        "it is noticed, the stop gives way, nothing is wedged",
+    ),
+    row(
+        "S2",
+        "what was waited for never comes, because somebody else interfered",
+        "every wait has a deadline and looks again",
+    ),
+    row("S3", "a backend never finishes a request", "the drain is bounded; status answers at once meanwhile"),
+    row("S4", "two starts at the same moment", "never two starts in flight; the second is refused or joins"),
+    row(
+        "S5",
+        "two clients switch back and forth",
+        "one at a time, the other is refused as busy; the number of swaps is bounded",
+    ),
+    row("S7", "a unit stays `deactivating` for ever", "deadline, one kill, `stop_stuck`; a later command works"),
+    row("S8", "the first start fails", "failed is never terminal: the next start works"),
+    row("S9", "a request lasts longer than the idle time", "in use is never idle"),
+    row("S10", "a start fails each time", "it is stopped, said why, not retried in a storm; policies back off"),
+    row("S11", "a stop while a stream is open", "drained first, unless `--no-drain`"),
+    row("S12", "a stop during a load", "taken at once, escalated to a kill where it must be"),
+    row("S13", "monitoring", "its own questions never count as use"),
+    row("S14", "a backend dies behind the daemon's back", "observation wins over memory"),
+    row("S16", "slow questions", "the age of what is shown is part of it"),
+    row("S17", "a start hangs half-way", "its phase is shown, and its deadline comes"),
+    row("S18", "health says 503 for ever", "the start times out with a code"),
+    // Stop is not stop.
+    row(
+        "O1",
+        "a worker outlives the stopped unit with GPU memory",
+        "not stopped before its memory is back; `gpu_not_freed`",
+    ),
+    row("O2", "a stop during warm-up leaves workers", "the same"),
+    row("O3", "a foreign process holds the GPU", "no start into it; its pid and owner are named"),
+    row("O4", "GPU memory comes back late", "measured memory is waited for, with a deadline"),
+    row("O6", "the port is still in use", "the start fails with the reason, the next one works"),
+    row("O7", "a command's output stays open", "every command has a deadline"),
+    row("O9", "a foreign GPU user arrives after the start check", "it is watched for and named"),
+    row("O10", "a start is killed for lack of memory", "result and exit status are told, not guessed"),
+    row("O11", "the unit's file is not the one that was meant", "status tells the unit, the failure its file"),
+    // Health lies.
+    row("H1", "the GPU is missing at the start: silent fall-back to the processor", "said in attention"),
+    row("H2", "the engine is dead, its API answers 200", "seen once it says so, or when its counters stand still"),
+    row("H3", "healthy and wrong text", "a wrong model is a stranger; wrong text is nobody's to judge"),
+    row("H4", "health is silent during a long prompt", "busy is not dead: nothing is stopped for it"),
+    row("H5", "health is slower than the question's limit", "configurable, and one miss means nothing"),
+    row("H6", "the process is up and not ready", "phases: process, port, loading, ready"),
+    row("H7", "asleep, and health says 200", "asked for, and never woken by us"),
+    // Slots.
+    row("K1", "a restore says ok and does nothing", "the next request's cache tells"),
+    row(
+        "K2",
+        "a damaged file spoils the process",
+        "checked before it is sent; after a rejection the backend is restarted",
+    ),
+    row("K4", "a small conversation would replace the large one", "generations: the largest is kept"),
+    row("K5", "a request comes before the restore", "restored before it counts as ready; skipped once it was used"),
+    row("K6", "a save hangs", "deadline; the switch goes on without it and says so"),
+    row("K7", "model, context or build changed", "refused with the reason before it is sent"),
+    row("K9", "the server saves into another folder", "the file is looked for, and missed"),
+    row("K10", "the server cannot save", "found out, said, never in the way"),
+    row("K11", "a saved slot is a transcript", "closed to strangers"),
+    row("K12", "the vLLM cache layer hangs the first request", "its own layer's business"),
+    row("K13", "waking vLLM from sleep crashes it", "Wechsler stops and starts, it does not put to sleep"),
+    row("K14", "the level of sleep is ignored", "the same"),
+    row("K15", "sleep aborts requests", "the same"),
+    // Wake and boot.
+    row("W1", "the first packets are lost", "sent again until the first sign of life"),
+    row("W2", "only one of several targets works", "all are sent to"),
+    row("W3", "the card is not armed for the next wake", "no power-off"),
+    row("W4", "it does not wake", "`wake_timeout`, and what to check"),
+    row("W5", "a half-open connection", "a deadline ends it, the next is new"),
+    row("W7", "it is up without being asked", "seen, and the idle policy applies with its whole time"),
+    row("W8", "it takes long to go down", "its deadline is the configuration's; off is proven"),
+    row("W9", "clocks jump", "idle time is counted on a clock that does not"),
+    row("W10", "the initramfs answers with another key", "phase `preboot`, not an alarm"),
+    row("W12", "the model store is not mounted at boot", "the start fails with the unit's own words"),
+    row("W13", "the server's clock is wrong", "nothing depends on it"),
+    // GPU.
+    row("G1", "CUDA does not start after a suspend", "Wechsler powers off, it does not suspend"),
+    row("G2", "a GPU fell off the bus", "said, no restart loop"),
+    row("G4", "driver and library differ after an upgrade", "said by its code"),
+    row("G5", "the GPU appears late at boot", "nothing is started by an old word of it"),
+    // SSH and systemd.
+    row("X2", "the kept session is dead", "a deadline of our own, then a new one"),
+    row("X3", "a command never ends", "deadline on everything"),
+    row("X4", "quoting", "fixed verbs, plain words"),
+    row("X5", "the start limit is hit", "reset once, else the reason"),
+    row("X7", "somebody inhibits the power-off", "respected, and named"),
+    row("X8", "polkit would have to ask", "`not_permitted`, no retry"),
+    row("X9", "systemd brings the other one back", "conflict, or stopped in favour of what is wanted"),
+    row("X10", "another host key", "refused and named"),
+    row("X11", "SSH is slow while booting", "a budget for each phase"),
+];
+
+/// Not applicable, and why.
+pub const NOT_APPLICABLE: &[(&str, &str)] = &[
+    ("K13", "the daemon never puts a vLLM to sleep or wakes one: it stops and starts units"),
+    ("K14", "the daemon never puts a vLLM to sleep"),
+    ("K15", "the daemon never puts a vLLM to sleep"),
+];
+
+/// Wait for another part of the program, and which.
+pub const OWED: &[(&str, &str)] = &[];
