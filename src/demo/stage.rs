@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt as _;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -24,13 +25,15 @@ use super::Broken;
 use crate::virtual_server::{Engine, Places, Setup, Times, VirtualServer};
 
 /// A client, or anything that is waited for, that takes longer is stuck.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_mins(1);
 /// The daemon ends within five seconds once told to.
 const DAEMON_ENDS: Duration = Duration::from_secs(6);
 /// Between two looks while something is waited for.
 const LOOK: Duration = Duration::from_millis(50);
 /// The socket's path must fit into 107 bytes.
 const LONGEST_TEMPORARY: usize = 60;
+/// Bytes of an answer of the model.
+const MOST_ANSWER: usize = 64 * 1024;
 /// Lines of the daemon's log shown when something broke.
 const LAST_LOG: usize = 15;
 
@@ -232,7 +235,15 @@ impl Stage {
         let body = json!({"messages": self.conversation, "max_tokens": 40});
         let client = reqwest::Client::builder().no_proxy().timeout(STUCK).build().map_err(|e| no(e.to_string()))?;
         let sent = client.post(format!("http://{address}/v1/chat/completions")).json(&body).send().await;
-        let answer: Value = sent.map_err(|e| no(e.to_string()))?.json().await.map_err(|e| no(e.to_string()))?;
+        let mut pieces = sent.map_err(|e| no(e.to_string()))?.bytes_stream();
+        let mut bytes = vec![];
+        while let Some(piece) = pieces.next().await {
+            bytes.extend(piece.map_err(|e| no(e.to_string()))?);
+            if bytes.len() > MOST_ANSWER {
+                return Err(no("the answer has no end".into()));
+            }
+        }
+        let answer: Value = serde_json::from_slice(&bytes).map_err(|e| no(e.to_string()))?;
         let text = answer["choices"][0]["message"]["content"].as_str().ok_or_else(|| no(answer.to_string()))?;
         let reused = answer["timings"]["cache_n"].as_u64().ok_or_else(|| no("no cache_n".into()))?;
         let computed = answer["timings"]["prompt_n"].as_u64().ok_or_else(|| no("no prompt_n".into()))?;

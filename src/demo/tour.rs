@@ -112,16 +112,20 @@ async fn crash(stage: &mut Stage) -> Result<(), Broken> {
         .await;
     stage.types("slots save").await?;
     let before = unit(&stage.server, LLAMA).and_then(|unit| unit.pid);
-    say("(kill -9 of llama-server)");
+    let mut watch = stage.begin("watch").await?;
+    say("(on the server: kill -9 of llama-server)");
     check(stage.server.signal(LLAMA, Signal::Kill), || "there was nothing to kill".into())?;
-    stage
-        .until("restarted and restored", |server| {
-            let again = unit(server, LLAMA).filter(|unit| unit.pid != before);
-            let slots = again.and_then(|unit| unit.inside).map_or_else(Vec::new, |inside| inside.slots);
-            slots.iter().flatten().any(|tokens| *tokens > 0)
-        })
-        .await?;
-    stage.until_state("llama-cpp").await?;
+    let restored = stage.until("restarted and restored", |server| {
+        let again = unit(server, LLAMA).filter(|unit| unit.pid != before);
+        let slots = again.and_then(|unit| unit.inside).map_or_else(Vec::new, |inside| inside.slots);
+        slots.iter().flatten().any(|tokens| *tokens > 0)
+    });
+    let seen = match restored.await {
+        Ok(()) => stage.until_state("llama-cpp").await,
+        never => never,
+    };
+    let _ = watch.kill().await;
+    seen?;
     reuse(stage, "And where is the attic key?").await
 }
 

@@ -10,6 +10,7 @@ use tokio::{
 
 use super::{
     faults::BootFault,
+    people::People,
     ports::Port,
     shared::Shared,
     truth::{By, Power, What},
@@ -134,12 +135,13 @@ fn finish(shared: &Arc<Shared>, turn: u64) {
 fn lose(shared: &Arc<Shared>) {
     {
         let mut state = shared.state();
+        shared.collect_slot_deeds(&state);
         state.turn += 1;
         for unit in &mut state.units {
             unit.lose_power();
         }
         state.lingering.clear();
-        state.people = Default::default();
+        state.people = People::default();
         shared.power.send_replace(Power::Off);
     }
     let server = Arc::clone(shared);

@@ -72,13 +72,14 @@ pub(super) async fn serve(shared: Arc<Shared>, ready: watch::Sender<bool>) {
     loop {
         let on = shared.power() == Power::On;
         port = match (port, wanted(&shared)) {
-            (Port::Closed, Wanted::Open) => match shared.ssh_port.listen().await {
-                Ok(listener) => Port::Open(listener),
-                Err(_) => {
+            (Port::Closed, Wanted::Open) => {
+                if let Ok(listener) = shared.ssh_port.listen().await {
+                    Port::Open(listener)
+                } else {
                     sleep(LOOK).await;
                     Port::Closed
                 }
-            },
+            }
             (Port::Closed, Wanted::Silent) => match shared.ssh_port.silence().await {
                 Ok(held) => {
                     count_outage(&shared, on);
