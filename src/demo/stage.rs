@@ -22,7 +22,10 @@ use tokio::{
 };
 
 use super::Broken;
-use crate::virtual_server::{Engine, Places, Setup, Times, VirtualServer};
+use crate::{
+    front::client::Client,
+    virtual_server::{Engine, Places, Setup, Times, VirtualServer},
+};
 
 /// A client, or anything that is waited for, that takes longer is stuck.
 const STUCK: Duration = Duration::from_mins(1);
@@ -189,27 +192,18 @@ impl Stage {
         command.spawn().map_err(|error| Broken::System("a client", error))
     }
 
-    /// What the daemon says is so.
-    pub(super) async fn status(&self) -> Result<Value, Broken> {
-        let mut command = self.command();
-        command.args(["status", "--json"]).stdin(Stdio::null()).stderr(Stdio::null());
-        let out = timeout(STUCK, command.output()).await;
-        let out = out.map_err(|_| Broken::NotAsTold("`wechsler status` did not end".into()))?;
-        let out = out.map_err(|error| Broken::System("a client", error))?;
-        serde_json::from_slice(&out.stdout)
-            .map_err(|error| Broken::NotAsTold(format!("the status is no JSON: {error}")))
-    }
-
-    /// Waits until the daemon sees that state.
+    /// Waits until the daemon sees that state, and does nothing more about it.
     pub(super) async fn until_state(&self, state: &str) -> Result<(), Broken> {
+        let no = |why: String| Broken::NotAsTold(format!("the daemon does not say that it is {state}: {why}"));
+        let client = Client::new(&self.socket()).map_err(|error| no(error.to_string()))?;
         let begun = Instant::now();
         loop {
-            let status = self.status().await?;
-            if status["state"] == state && status["operation"].is_null() {
+            let status = client.status().await.map_err(|error| no(error.to_string()))?;
+            if status.state == state && status.operation.is_none() {
                 return Ok(());
             }
             if begun.elapsed() > STUCK {
-                return Err(Broken::NotAsTold(format!("it is {} and not {state}", status["state"])));
+                return Err(no(status.state));
             }
             sleep(LOOK).await;
         }
@@ -265,9 +259,16 @@ impl Stage {
         self.remark(text).await;
     }
 
+    /// The idle rules of the last step.
+    pub(super) const fn idle(&self) -> Duration {
+        Duration::from_secs(if self.fast { 1 } else { 2 })
+    }
+
     /// Says something, and leaves time to read it.
     pub(super) async fn remark(&self, text: &str) {
-        say(text);
+        for line in wrapped(text) {
+            say(&line);
+        }
         self.read(text).await;
     }
 
@@ -329,6 +330,23 @@ pub(super) fn say(line: &str) {
 /// A line on standard error.
 pub(super) fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Lines that fit any terminal.
+fn wrapped(text: &str) -> Vec<String> {
+    /// Columns.
+    const MOST: usize = 79;
+    let mut lines: Vec<String> = vec![];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= MOST => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 fn bold(text: &str) -> String {

@@ -16,8 +16,10 @@ pub enum Power {
     Booting,
     /// SSH answers.
     On,
-    /// It was told to go down.
+    /// It was told to go down: SSH is closed, services are stopped.
     GoingDown,
+    /// ... and its network is down already.
+    Halting,
 }
 
 /// Who did something.
