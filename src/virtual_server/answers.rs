@@ -19,6 +19,7 @@ use super::{
     shared::Shared,
     shell::Command,
     truth::{By, What},
+    unit::{self, Unit},
     units::{self, Answer, Ran},
 };
 
@@ -96,13 +97,13 @@ fn show(shared: &Shared, names: &[String]) -> String {
     let known = |name: &String| state.units.iter().find(|u| u.setup.name == *name);
     let block = |name: &String| match known(name) {
         Some(unit) => unit.show(fault.as_ref(), shared.setup.times.timeout_stop),
-        None => units::absent(name),
+        None => unit::absent(name),
     };
     let blocks: Vec<String> = names.iter().map(block).collect();
     let mut out = format!("@@boot\n{boot}\n@@units\n{}@@status 0\n", blocks.join("\n"));
     for name in names {
         out.push_str("@@left\n");
-        if known(name).is_some_and(super::units::Unit::is_populated) {
+        if known(name).is_some_and(Unit::is_populated) {
             out.push_str("populated 1\n");
         }
     }
@@ -122,7 +123,7 @@ async fn post_mortem(shared: &Shared, name: &str, port: u16) -> Ran {
         let state = shared.state();
         match state.units.iter().find(|u| u.setup.name == name) {
             Some(unit) => (unit.show_end(), unit.journal(10)),
-            None => (units::absent(name), vec![]),
+            None => (unit::absent(name), vec![]),
         }
     };
     let address = shared.ports.iter().map(super::ports::Port::address).find(|a| a.port() == port);

@@ -21,6 +21,7 @@ mod shared;
 mod shell;
 mod sshd;
 mod truth;
+mod unit;
 mod units;
 
 use std::{
@@ -52,7 +53,7 @@ pub use truth::{By, Deed, Power, Truth, UnitTruth, What};
 use ports::Port;
 use programs::{LlamaSetup, Program, ProgramFaults, Signal, VllmSetup};
 use shared::{Keys, Shared};
-use units::Unit;
+use unit::Unit;
 
 /// Becoming as it should be takes milliseconds.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -242,11 +243,6 @@ impl VirtualServer {
         let away = folder.with_extension("away");
         let (from, to) = if hidden { (folder, away) } else { (away, folder) };
         let _ = fs::rename(from, to);
-    }
-
-    /// GPU memory nobody uses.
-    pub fn gpu_free_mib(&self) -> u64 {
-        gpu::free(&self.shared, &mut self.shared.state())
     }
 
     /// The last lines of a unit's journal.

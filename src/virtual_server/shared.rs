@@ -19,9 +19,10 @@ use super::{
     gpu::Lingering,
     people::People,
     ports::{Port, Silent},
+    programs::SlotDeed,
     setup::Setup,
     truth::{Deed, Power, What},
-    units::Unit,
+    unit::Unit,
 };
 use crate::machine::BootId;
 
@@ -151,7 +152,11 @@ impl Shared {
     }
 
     pub(super) fn did(&self, what: What) {
-        let at = self.began.elapsed();
+        self.did_at(Instant::now(), what);
+    }
+
+    fn did_at(&self, at: Instant, what: What) {
+        let at = at.saturating_duration_since(self.began);
         let mut deeds = locked(&self.deeds);
         if deeds.len() == MOST_DEEDS {
             deeds.pop_front();
@@ -159,8 +164,21 @@ impl Shared {
         deeds.push_back(Deed { at, what });
     }
 
+    /// Takes down what the processes did with slot files.
+    pub(super) fn collect_slot_deeds(&self, state: &State) {
+        for unit in &state.units {
+            for deed in unit.process().into_iter().flat_map(|process| process.take_slot_deeds()) {
+                let (unit, SlotDeed { at, act, file, tokens }) = (unit.setup.name.clone(), deed);
+                self.did_at(at, What::Slot { unit, act, file, tokens });
+            }
+        }
+    }
+
     pub(super) fn deeds(&self) -> Vec<Deed> {
-        locked(&self.deeds).iter().cloned().collect()
+        self.collect_slot_deeds(&self.state());
+        let mut deeds: Vec<Deed> = locked(&self.deeds).iter().cloned().collect();
+        deeds.sort_by_key(|deed| deed.at);
+        deeds
     }
 
     /// Something was asked that no daemon of ours ever asks.

@@ -57,7 +57,7 @@ enum Wanted {
 
 fn wanted(shared: &Shared) -> Wanted {
     match (shared.power(), shared.faults.ssh.now()) {
-        (Power::Off | Power::PoweringUp, _) => Wanted::Silent,
+        (Power::Off | Power::PoweringUp | Power::Halting, _) => Wanted::Silent,
         (_, Some(SshFault::Silent)) => Wanted::Silent,
         (Power::Booting | Power::GoingDown, _) | (_, Some(SshFault::Refuses)) => Wanted::Closed,
         (Power::On, _) => Wanted::Open,
@@ -72,13 +72,14 @@ pub(super) async fn serve(shared: Arc<Shared>, ready: watch::Sender<bool>) {
     loop {
         let on = shared.power() == Power::On;
         port = match (port, wanted(&shared)) {
-            (Port::Closed, Wanted::Open) => match shared.ssh_port.listen().await {
-                Ok(listener) => Port::Open(listener),
-                Err(_) => {
+            (Port::Closed, Wanted::Open) => {
+                if let Ok(listener) = shared.ssh_port.listen().await {
+                    Port::Open(listener)
+                } else {
                     sleep(LOOK).await;
                     Port::Closed
                 }
-            },
+            }
             (Port::Closed, Wanted::Silent) => match shared.ssh_port.silence().await {
                 Ok(held) => {
                     count_outage(&shared, on);
@@ -174,7 +175,7 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream, number: u64) {
         tokio::select! {
             line = async { told.wait_for(|line| *line != Line::Up).await.map_or(Line::Cut, |line| *line) } => line,
             power = async { power.wait_for(|power| *power != Power::On).await.map_or(Power::Off, |power| *power) } => {
-                if power != Power::GoingDown {
+                if !matches!(power, Power::GoingDown | Power::Halting) {
                     return Line::Dead;
                 }
                 // sshd is stopped with everything else.

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Exit, Fault, ProgramFaults, Truth};
+use super::{Exit, Fault, ProgramFaults, SlotAct, SlotDeed, Truth};
 
 /// So many lines of output are kept.
 const MOST_LINES: usize = 2000;
@@ -57,6 +57,7 @@ pub(super) struct Life {
     exited: watch::Sender<Option<Exit>>,
     tasks: Mutex<Option<JoinSet<()>>>,
     lines: Mutex<VecDeque<String>>,
+    slot_deeds: Mutex<VecDeque<SlotDeed>>,
     vram: AtomicU64,
     orphan: AtomicU64,
     /// Connections that are in the middle of a request or an answer.
@@ -78,6 +79,7 @@ impl Life {
             exited: watch::Sender::default(),
             tasks: Mutex::new(Some(JoinSet::new())),
             lines: Mutex::default(),
+            slot_deeds: Mutex::default(),
             vram: AtomicU64::new(0),
             orphan: AtomicU64::new(0),
             busy: watch::Sender::default(),
@@ -218,6 +220,20 @@ impl Life {
             lines.pop_front();
         }
         lines.push_back(line.into());
+    }
+
+    /// Something was done with a slot file.
+    pub(super) fn slot_did(&self, act: SlotAct, file: &str, tokens: usize) {
+        let mut deeds = lock(&self.slot_deeds);
+        if deeds.len() == MOST_LINES {
+            deeds.pop_front();
+        }
+        let tokens = u64::try_from(tokens).unwrap_or(u64::MAX);
+        deeds.push_back(SlotDeed { at: Instant::now(), act, file: file.to_owned(), tokens });
+    }
+
+    pub(super) fn take_slot_deeds(&self) -> Vec<SlotDeed> {
+        lock(&self.slot_deeds).drain(..).collect()
     }
 
     pub(super) const fn pid(&self) -> u32 {

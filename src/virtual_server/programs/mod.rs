@@ -18,7 +18,7 @@ mod vllm;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 pub use self::{
     alone::as_process,
@@ -111,6 +111,32 @@ pub struct Truth {
     pub slots: Vec<Option<u64>>,
 }
 
+/// What became of a slot file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotAct {
+    /// A slot was written to it.
+    Saved,
+    /// It was to be written, and is not there, or not whole.
+    SaveFailed,
+    /// A slot was filled from it.
+    Restored,
+    /// It was rejected, or has killed the process.
+    RestoreFailed,
+}
+
+/// What a llama.cpp did with a slot file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotDeed {
+    /// When.
+    pub at: Instant,
+    /// What.
+    pub act: SlotAct,
+    /// Its name.
+    pub file: String,
+    /// Tokens in it.
+    pub tokens: u64,
+}
+
 /// A running program. It is killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -160,6 +186,11 @@ impl Process {
     /// What it has printed.
     pub fn log(&self) -> Vec<String> {
         self.life.lines()
+    }
+
+    /// What it has done with slot files since this was last asked.
+    pub fn take_slot_deeds(&self) -> Vec<SlotDeed> {
+        self.life.take_slot_deeds()
     }
 
     /// MiB it holds on the GPU now; grows while it loads. After its end this is 0, or what an orphan still holds.

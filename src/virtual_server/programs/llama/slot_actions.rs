@@ -8,7 +8,7 @@ use tokio::{fs::File, io::AsyncWriteExt, sync::oneshot, time::Instant};
 
 use super::{
     super::{
-        Exit,
+        Exit, SlotAct,
         door::{Ask, json as json_answer},
     },
     Llama,
@@ -89,7 +89,10 @@ impl Llama {
         let faults = &self.life.faults;
         let begun = Instant::now();
         faults.wait_out("save-hangs").await;
-        let failed = || error(500, "Unable to save slot", "server_error");
+        let failed = || {
+            self.life.slot_did(SlotAct::SaveFailed, file, 0);
+            error(500, "Unable to save slot", "server_error")
+        };
         if faults.fires("save-fails").is_some() {
             return failed();
         }
@@ -115,6 +118,7 @@ impl Llama {
         if faults.fires("save-says-other-size").is_some() {
             written += 4096;
         }
+        self.life.slot_did(SlotAct::Saved, file, contents.tokens.len());
         json_answer(
             200,
             json!({
@@ -127,7 +131,9 @@ impl Llama {
     async fn restore(&self, id: u64, slot: usize, file: &str) -> Response<Body> {
         let faults = &self.life.faults;
         let begun = Instant::now();
+        let failed = || self.life.slot_did(SlotAct::RestoreFailed, file, 0);
         if faults.fires("restore-kills").is_some() {
+            failed();
             return self.abort().await;
         }
         let rejected = if faults.fires("restore-rejected").is_some() { Some("as told") } else { None };
@@ -139,8 +145,12 @@ impl Llama {
         };
         let contents = match read {
             Ok(contents) => contents,
-            Err(Unfit::Truncated) => return self.abort().await,
+            Err(Unfit::Truncated) => {
+                failed();
+                return self.abort().await;
+            }
             Err(unfit) => {
+                failed();
                 // Whatever the slot held is gone.
                 self.core.with(|state| state.slots[slot].empty());
                 let Unfit::Rejected(why) = unfit else {
@@ -159,6 +169,7 @@ impl Llama {
             slot.restored = true;
             slot.unusable = unusable;
         });
+        self.life.slot_did(SlotAct::Restored, file, restored);
         json_answer(
             200,
             json!({
