@@ -96,7 +96,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "virtual_server",
         ours: &[],
-        crates: &["axum", "futures_util", "hyper", "hyper_util", "serde_json", "tokio"],
+        crates: &["axum", "clap", "futures_util", "humantime", "hyper", "hyper_util", "serde_json", "tokio"],
         never: STD_CLOCK,
     },
 ];
