@@ -98,6 +98,7 @@ const ROOMS: &[Room] = &[
         ours: &["machine", "host::remote", "host::slot_files"],
         crates: &[
             "axum",
+            "clap",
             "futures_util",
             "humantime",
             "hyper",
