@@ -95,19 +95,8 @@ const ROOMS: &[Room] = &[
     // A world of its own: of ours it knows the command lines, and nothing it could be wrong about in the same way.
     Room {
         name: "virtual_server",
-        ours: &["machine", "host::remote", "host::slot_files"],
-        crates: &[
-            "axum",
-            "futures_util",
-            "humantime",
-            "hyper",
-            "hyper_util",
-            "russh",
-            "serde",
-            "serde_json",
-            "thiserror",
-            "tokio",
-        ],
+        ours: &["machine", "host::remote"],
+        crates: &["axum", "clap", "futures_util", "humantime", "hyper", "hyper_util", "russh", "serde_json", "tokio"],
         never: STD_CLOCK,
     },
 ];

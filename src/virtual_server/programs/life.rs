@@ -89,7 +89,8 @@ impl Life {
         })
     }
 
-    /// Runs `main` until it says how the process ends, or something else ends it; then closes all and publishes the end.
+    /// Runs `main` until it says how the process ends, or something else ends it; then closes all and publishes the
+    /// end.
     pub(super) fn run(self: &Arc<Self>, main: impl Future<Output = Exit> + Send + 'static) {
         let life = Arc::clone(self);
         let mut dying = self.dying.subscribe();
@@ -201,7 +202,8 @@ impl Life {
                 if let Some(Fault::LoadFails(exit)) = self.faults.fires("load-fails") {
                     return Err(exit);
                 }
-                if self.faults.is_set("term-lost-in-load") {
+                // A load on waking is not one: by then signals are handled.
+                if self.phase() == Phase::Loading && self.faults.is_set("term-lost-in-load") {
                     self.set_phase(Phase::Deaf);
                 }
             }
@@ -311,7 +313,7 @@ impl Drop for Busy {
     }
 }
 
-/// Sleeps until the next moment at which something is due, and tells how many of `most` steps are due by then.
+/// Steps at even distances, as many at a time as are due: timers are coarser than a token.
 #[derive(Debug)]
 pub(super) struct Pace {
     begun: Instant,
@@ -341,7 +343,7 @@ impl Pace {
     }
 }
 
-/// A wait that other tasks may also be in; nothing is lost if it is cut off.
+/// A wait.
 pub(super) async fn pause(time: Duration) {
     sleep(time).await;
 }

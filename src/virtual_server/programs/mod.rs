@@ -1,12 +1,12 @@
 //! The programs of a virtual GPU server: a llama.cpp and a vLLM without a model, answering real HTTP on loopback.
 //!
-//! They do what the real ones were seen doing, also the surprising things: a llama.cpp that aborts on a truncated slot file,
-//! that says 200 to the save of an empty slot, that waits for ever for a client at SIGTERM; a vLLM that refuses connections
-//! for its whole load and exits with 0 when its engine has died. A lab test holds the virtual llama.cpp against the real one.
-//! On top of that come faults, set from outside ([`ProgramFaults`]).
+//! They do what the real ones were seen doing, also the surprising things: a llama.cpp that aborts on a truncated slot
+//! file, that says 200 to the save of an empty slot, that waits for ever for a client at SIGTERM; a vLLM that refuses
+//! connections for its whole load and exits with 0 when its engine has died. A lab test holds the virtual llama.cpp
+//! against the real one. On top of that come faults, set from outside ([`ProgramFaults`]).
 //!
-//! One byte is one token. The text that comes out is a function of the model and of what the slot really holds, so that a
-//! slot with another model's contents says something else than [`right_text`].
+//! One byte is one token. The text that comes out is a function of the model and of what the slot really holds, so that
+//! a slot with another model's contents says something else than [`right_text`].
 
 mod alone;
 mod door;
@@ -21,7 +21,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 pub use self::{
-    alone::as_process,
+    alone::{VERB, command},
     faults::{Fault, ProgramFaults},
     text::{chat_prompt, right_text},
 };
@@ -144,8 +144,8 @@ pub struct Process {
 }
 
 impl Program {
-    /// Starts it, within a tokio runtime with time and IO. It binds its own port when the real one would: llama.cpp at once
-    /// (503 while it loads), vLLM when it is ready.
+    /// Starts it, within a tokio runtime with time and IO. It binds its own port when the real one would: llama.cpp at
+    /// once (503 while it loads), vLLM when it is ready.
     pub fn start(&self, pid: u32, faults: Arc<ProgramFaults>) -> Process {
         let life = match self {
             Self::LlamaCpp(setup) => llama::start(setup.clone(), pid, faults),

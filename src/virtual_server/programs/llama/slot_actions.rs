@@ -13,7 +13,7 @@ use super::{
     },
     Llama,
     core::{Claim, Which, count},
-    paths::{error, invalid, not_supported},
+    paths::{asked, error, invalid, not_supported},
     slot_file::{self, Contents, Unfit},
 };
 
@@ -202,10 +202,7 @@ async fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn file_name(ask: &Ask) -> Result<String, String> {
-    let asked = ask.json().map_err(|why| {
-        let why = if ask.body.is_empty() { "attempting to parse an empty input".to_owned() } else { why.to_string() };
-        format!("[json.exception.parse_error.101] parse error: {why}")
-    })?;
+    let asked = asked(ask)?;
     match asked.get("filename") {
         None => Err("[json.exception.out_of_range.403] key 'filename' not found".into()),
         Some(Value::String(name)) if is_file_name(name) => Ok(name.clone()),
