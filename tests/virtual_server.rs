@@ -536,5 +536,6 @@ async fn a_model_that_finds_no_memory_does_not_load() {
     let lines = lab.host.post_mortem(LLAMA).await.lines;
     assert!(lines.iter().any(|line| line.contains("out of memory")), "{lines:?}");
     lab.server.vacate(77);
+    lab.until("free", |server| server.truth().gpu_used_mib == 0).await;
     lab.up(LLAMA).await;
 }

@@ -9,18 +9,12 @@ use crate::virtual_server::{Power, UnitTruth, VirtualServer, programs::Signal};
 const LLAMA: &str = "llama-cpp.service";
 const VLLM: &str = "vllm.service";
 
-/// The whole tour; with `stay`, it ends only by a signal.
-pub(super) async fn all(stage: &mut Stage, stay: bool) -> Result<(), Broken> {
-    let steps = steps(stage).await;
-    if let Err(broken) = steps {
+/// The whole tour.
+pub(super) async fn all(stage: &mut Stage) -> Result<(), Broken> {
+    steps(stage).await.inspect_err(|_| {
         say("");
         say("That did not come out as told. The last words of the daemon:");
-        return Err(broken);
-    }
-    if stay {
-        linger(stage).await?;
-    }
-    Ok(())
+    })
 }
 
 async fn steps(stage: &mut Stage) -> Result<(), Broken> {
@@ -172,7 +166,7 @@ async fn reuse(stage: &mut Stage, question: &str) -> Result<(), Broken> {
 }
 
 /// Everything stays for whoever wants to try it.
-async fn linger(stage: &mut Stage) -> Result<(), Broken> {
+pub(super) async fn linger(stage: &mut Stage) -> Result<(), Broken> {
     stage.stop_daemon().await;
     stage.start_daemon(None).await?;
     stage.until_state("gpu-offline").await?;
