@@ -321,8 +321,10 @@ impl Ssh {
     /// Connects to the expected key; where another is offered, looks which, and takes it if it is pinned.
     async fn attempt(&self, expected: &mut Option<PublicKey>) -> Result<Client, reading::Ssh> {
         let resolved = self.resolve().await?;
+        // Read anew each time, so that it may be changed under way; the crate itself would read it on this very thread.
+        let ours = tokio::fs::read_to_string(&self.target.key).await.map_err(|error| self.unusable_key(&error))?;
         if let Some(key) = expected {
-            match self.log_in(&resolved, key).await {
+            match self.log_in(&resolved, key, &ours).await {
                 Err(ClientError::SshError(russh::Error::UnknownKey)) => *expected = None,
                 result => return result.map_err(|error| self.judge(error)),
             }
@@ -335,16 +337,16 @@ impl Ssh {
         let Some(key) = self.pinned.iter().find(|key| same(key)) else {
             return Err(reading::Ssh::WrongKey(fingerprint(&offered)));
         };
-        let client = self.log_in(&resolved, key).await.map_err(|error| self.judge(error))?;
+        let client = self.log_in(&resolved, key, &ours).await.map_err(|error| self.judge(error))?;
         *expected = Some(key.clone());
         Ok(client)
     }
 
-    async fn log_in(&self, to: &Resolved, key: &PublicKey) -> Result<Client, ClientError> {
+    async fn log_in(&self, to: &Resolved, key: &PublicKey, ours: &str) -> Result<Client, ClientError> {
         Client::connect_with_config(
             to.clone(),
             &self.target.user,
-            AuthMethod::with_key_file(&self.target.key, None),
+            AuthMethod::with_key(ours, None),
             ServerCheckMethod::with_public_key(&key.public_key_base64()),
             self.config(),
         )
@@ -401,6 +403,10 @@ impl Ssh {
         config
     }
 
+    fn unusable_key(&self, why: &dyn std::fmt::Display) -> reading::Ssh {
+        reading::Ssh::AuthRefused(format!("our key {} cannot be used: {why}", self.target.key.display()))
+    }
+
     /// Why there is no session.
     fn judge(&self, error: ClientError) -> reading::Ssh {
         match error {
@@ -409,9 +415,7 @@ impl Ssh {
                 self.target.user,
                 self.target.key.display()
             )),
-            ClientError::KeyInvalid(error) => {
-                reading::Ssh::AuthRefused(format!("our key {} cannot be used: {error}", self.target.key.display()))
-            }
+            ClientError::KeyInvalid(error) => self.unusable_key(&error),
             ClientError::AddressInvalid(error) => reading::Ssh::Unreachable(error.to_string()),
             ClientError::IoError(error) => judge_io(&error),
             ClientError::SshError(error) => judge_transport(error),
