@@ -19,7 +19,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -31,7 +31,7 @@ use crate::{
     config::{self, Config},
     driver::world::{PostMortem, World},
     machine::{
-        BackendId, BackendPolicy, BootId, Instant, Outcome, Verb, Warning,
+        BackendId, BackendPolicy, BootId, Instant, Outcome, RestorePolicy, Verb, Warning,
         reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, SavedSlot, Unit, WakeArmed},
     },
 };
@@ -78,10 +78,52 @@ struct Backend {
 
 #[derive(Debug)]
 struct Slots {
-    store: SlotStore,
+    store: Arc<SlotStore>,
     folder: SlotFolder,
-    /// The SSH session in which leftovers were last swept: once in each is enough.
-    swept: AtomicU64,
+    /// Saved slots are restored by the daemon itself.
+    restores: bool,
+    swept: Mutex<Swept>,
+}
+
+/// The sweeping of leftovers: once in each SSH session is enough.
+#[derive(Clone, Copy, Debug, Default)]
+struct Swept {
+    session: u64,
+    done: bool,
+    tries: u32,
+}
+
+/// A sweep that fails is tried so many times in one SSH session.
+const SWEEPS: u32 = 5;
+
+/// Orders of which nobody knows how they ended, and what clears them up: an answer of the same target over a later session.
+#[derive(Debug, Default)]
+struct Doubts {
+    /// Counts up each time when nothing is in doubt any more.
+    cleared: u64,
+    /// Targets, and the last session that may be the one of the doubt.
+    open: Vec<(usize, u64)>,
+}
+
+impl Doubts {
+    fn raise(&mut self, target: &Ssh) {
+        self.open.retain(|(other, _)| *other != address(target));
+        self.open.push((address(target), target.sessions()));
+    }
+
+    /// `target` has answered over that session.
+    fn answered(&mut self, target: &Ssh, session: u64) {
+        let before = self.open.len();
+        self.open.retain(|(other, last)| *other != address(target) || session <= *last);
+        if before > 0 && self.open.is_empty() {
+            self.cleared += 1;
+        }
+    }
+}
+
+/// Tells targets apart.
+fn address(ssh: &Ssh) -> usize {
+    std::ptr::from_ref(ssh) as usize
 }
 
 /// The configuration cannot be turned into adapters.
@@ -131,9 +173,10 @@ impl Host {
                 let folder = RemotePath::new(&dir).ok_or_else(|| HostError::word(dir, "the path of a slot folder"))?;
                 let (state, server) = (&config.daemon.state_dir, &config.server.name);
                 Ok::<_, HostError>(Slots {
-                    store: SlotStore::new(state, server, &backend.name, slots.clone()),
+                    store: Arc::new(SlotStore::new(state, server, &backend.name, slots.clone())),
                     folder: SlotFolder::new(Arc::clone(&ssh), folder),
-                    swept: AtomicU64::new(0),
+                    restores: policy.restore != RestorePolicy::Never,
+                    swept: Mutex::default(),
                 })
             });
             let probe = Probe::new(backend, policy.kind, config.probe.http_timeout)
@@ -379,16 +422,40 @@ impl Backend {
 }
 
 impl Slots {
-    /// The slots on record. Once in each SSH session the leftovers of broken-off saves are swept first.
+    /// The slots on record.
     async fn look(&self, ssh: &Ssh, backend: &str) -> Vec<SavedSlot> {
-        let session = ssh.sessions();
-        if self.swept.swap(session, Ordering::Relaxed) != session {
-            let swept = self.store.sweep(&self.folder).await;
-            if swept > 0 {
-                tracing::info!(backend, swept, "leftovers of broken-off saves were removed");
-            }
+        // A server that is off is not called for this.
+        if ssh.is_open() {
+            self.tidy(ssh, backend).await;
         }
-        self.store.saved()
+        self.store.saved().await
+    }
+
+    /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, and
+    /// removes generations beyond those to keep.
+    async fn tidy(&self, ssh: &Ssh, backend: &str) {
+        let session = ssh.sessions();
+        let mut swept = *locked(&self.swept);
+        if swept.session != session {
+            swept = Swept { session, ..Swept::default() };
+        }
+        if !swept.done && swept.tries < SWEEPS {
+            let result = self.store.sweep(&self.folder).await;
+            if let Err(why) = &result {
+                tracing::warn!(backend, why, "leftovers of broken-off saves could not be looked for");
+            }
+            let (done, tries) = (result.is_ok(), swept.tries + 1);
+            *locked(&self.swept) = Swept { session, done, tries };
+        }
+        self.store.prune(&self.folder).await;
+    }
+
+    /// Has the files of a restore looked at while the backend loads. It ends by itself, and nothing waits for it.
+    fn look_ahead(&self) {
+        if self.restores {
+            let (store, folder) = (Arc::clone(&self.store), self.folder.clone());
+            tokio::spawn(async move { store.look_ahead(&folder).await });
+        }
     }
 }
 

@@ -194,6 +194,11 @@ impl Ssh {
         self.opened.load(Ordering::Relaxed)
     }
 
+    /// A session is open, as far as anybody knows.
+    pub fn is_open(&self) -> bool {
+        self.open_session().is_some()
+    }
+
     /// The deadline of a command that only looks.
     pub fn command_timeout(&self) -> Duration {
         self.target.command_timeout
