@@ -58,6 +58,8 @@ pub struct Host {
     privilege: Vec<String>,
     /// The boot that last answered.
     boot: Mutex<Option<BootId>>,
+    /// What orders have left in doubt, by target.
+    doubts: Mutex<Doubts>,
     /// The boot in which the GPU tool hung, and until when it is left alone.
     gpu_hung: Mutex<Option<(Option<BootId>, Clock)>>,
 }
@@ -210,6 +212,7 @@ impl Host {
             privilege: config.server.privilege.clone(),
             server,
             boot: Mutex::default(),
+            doubts: Mutex::default(),
             gpu_hung: Mutex::default(),
         })
     }
@@ -218,10 +221,9 @@ impl Host {
     async fn look_at_units(&self) -> (reading::Ssh, Vec<Unit>) {
         // Backends by target; the server's own target is always asked, also without units.
         let mut targets: BTreeMap<usize, (&Arc<Ssh>, Vec<usize>)> = BTreeMap::new();
-        let key = |ssh: &Arc<Ssh>| Arc::as_ptr(ssh) as usize;
-        targets.insert(key(&self.server), (&self.server, vec![]));
+        targets.insert(address(&self.server), (&self.server, vec![]));
         for (i, backend) in self.backends.iter().enumerate() {
-            let entry = targets.entry(key(&backend.ssh)).or_insert((&backend.ssh, vec![]));
+            let entry = targets.entry(address(&backend.ssh)).or_insert((&backend.ssh, vec![]));
             entry.1.push(i);
         }
         let ask = |(ssh, which): (&Arc<Ssh>, Vec<usize>)| {
@@ -229,9 +231,9 @@ impl Host {
             let units: Vec<UnitName> = which.iter().map(|i| self.backends[*i].unit.clone()).collect();
             async move {
                 let answer = match ssh.ask(&remote::units(&units), ssh.command_timeout()).await {
-                    Ok(reply) => {
-                        systemd::parse_units(&reply.stdout, &reply.stderr, &units).map_err(reading::Ssh::Broken)
-                    }
+                    Ok(reply) => systemd::parse_units(&reply.stdout, &reply.stderr, &units)
+                        .inspect(|_| locked(&self.doubts).answered(&ssh, reply.session))
+                        .map_err(reading::Ssh::Broken),
                     Err(trouble) => Err(trouble.reading()),
                 };
                 (server, which, answer)
@@ -239,12 +241,13 @@ impl Host {
         };
         let mut units = vec![Unit::Unread("not asked".into()); self.backends.len()];
         let mut told = reading::Ssh::Silent;
-        for (server, which, answer) in join_all(targets.into_values().map(ask)).await {
+        let answers = join_all(targets.into_values().map(ask)).await;
+        // Of all targets one number is told, and it moves only when each of those in doubt has answered over a new session:
+        // a new session with one of them says nothing of what another was ordered.
+        let session = locked(&self.doubts).cleared + 1;
+        for (server, which, answer) in answers {
             let (ssh, states) = match answer {
-                Ok(answer) => {
-                    let ssh = reading::Ssh::Answered { boot: answer.boot, session: self.sessions() };
-                    (ssh, answer.units)
-                }
+                Ok(answer) => (reading::Ssh::Answered { boot: answer.boot, session }, answer.units),
                 Err(down) => {
                     let unread = vec![Unit::Unread(down.words()); which.len()];
                     (down, unread)
@@ -261,13 +264,6 @@ impl Host {
             *locked(&self.boot) = Some(boot);
         }
         (told, units)
-    }
-
-    /// Sessions opened so far with all targets together: counts up with each new one, whichever target it was that left
-    /// something in doubt.
-    fn sessions(&self) -> u64 {
-        let own = self.backends.iter().filter(|b| !Arc::ptr_eq(&b.ssh, &self.server));
-        self.server.sessions() + own.map(|b| b.ssh.sessions()).sum::<u64>()
     }
 
     /// `None` where SSH itself is in the way: that says nothing of the GPU.
@@ -360,7 +356,7 @@ impl Host {
             RemoteVerb::PowerOff => Ended::PowerOff,
         };
         // Whatever is in doubt is cleared up by a later session, so there must be one: also if this future is dropped.
-        let mut doubt = InDoubt(Some(ssh));
+        let mut doubt = InDoubt(Some((ssh, &self.doubts)));
         let line = remote::verb(&self.privilege, verb);
         let outcome = match timeout(within, ssh.run(&line, within)).await {
             Ok(Ok(reply)) => systemd::judge_verb(ended, reply.status, &reply.stderr),
@@ -375,13 +371,14 @@ impl Host {
     }
 }
 
-/// Forgets the session when dropped, unless it was emptied.
-struct InDoubt<'a>(Option<&'a Ssh>);
+/// Puts the target in doubt when dropped, unless it was emptied.
+struct InDoubt<'a>(Option<(&'a Ssh, &'a Mutex<Doubts>)>);
 
 impl Drop for InDoubt<'_> {
     fn drop(&mut self) {
-        if let Some(ssh) = self.0 {
+        if let Some((ssh, doubts)) = self.0 {
             ssh.forget();
+            locked(doubts).raise(ssh);
         }
     }
 }
@@ -520,12 +517,21 @@ impl World for Host {
                 return slots::without_news(outcome);
             }
         };
+        if let (Verb::StartUnit(_), Some(slots)) = (verb, &backend.slots) {
+            slots.look_ahead();
+        }
+        let until = Clock::now() + within;
+        let left = || until.saturating_duration_since(Clock::now());
         let outcome = self.order(&backend.ssh, order, within).await;
-        // Quick switches use up systemd's start counter (manual starts count too): it is cleared, and asked once more.
+        // Quick switches use up systemd's start counter (manual starts count too): it is cleared, and asked once more, as far
+        // as the time allows. After a clearing of which nobody knows how it ended nothing more is sent.
         match outcome {
             Outcome::Failed(why) if why.code == "start_limit" && matches!(order, RemoteVerb::Start(_)) => {
-                self.order(&backend.ssh, RemoteVerb::ResetFailed(unit), within).await;
-                self.order(&backend.ssh, order, within).await
+                match self.order(&backend.ssh, RemoteVerb::ResetFailed(unit), left()).await {
+                    unknown @ Outcome::Unknown(_) => unknown,
+                    _ if left().is_zero() => Outcome::Failed(why),
+                    _ => self.order(&backend.ssh, order, left()).await,
+                }
             }
             other => other,
         }

@@ -56,6 +56,8 @@ pub struct Reply {
     pub stdout: String,
     /// Standard error, made valid UTF-8.
     pub stderr: String,
+    /// The number of the session it came over.
+    pub session: u64,
 }
 
 /// Why there is no reply.
@@ -250,7 +252,7 @@ impl Ssh {
                 return Err(format!("it printed more than {MOST_OUTPUT} bytes"));
             };
             match status {
-                Ok(status) => Ok(Reply { status, stdout, stderr }),
+                Ok(status) => Ok(Reply { status, stdout, stderr, session: session.number }),
                 // Killed by a signal, or the connection is lost: the crate does not say which.
                 Err(ClientError::CommandDidntExit) => Err("it ended without an exit status".into()),
                 Err(error) => Err(plain_text(&error.to_string(), 200)),
