@@ -16,7 +16,7 @@ use tokio::{
 };
 use wechsler::{
     host::{
-        remote::{self, CommandLine, RemotePath, RemoteVerb, UnitName},
+        remote::{self, CommandLine, FileQuestion, RemotePath, RemoteVerb, UnitName},
         slot_files::{FileName, SlotFiles, SlotFilesError, Survey},
         slot_folder::SlotFolder,
         ssh::{Ssh, SshSetupError, Trouble},
@@ -321,6 +321,57 @@ async fn the_slot_folder_is_looked_at_and_cleared_over_ssh() {
     assert!(matches!(gone.list(".part").await, Err(SlotFilesError::Refused(_))));
     assert!(matches!(gone.keep(&finished, &finished, 1).await, Err(SlotFilesError::Refused(_))));
     assert_eq!(gone.survey(Survey { free: true, ..Survey::default() }).await.map(|found| found.free), Ok(None));
+}
+
+/// Waits until so many shells were asked for.
+async fn until_shells(sshd: &Sshd, wanted: usize) {
+    let count = || sshd.shared.commands.lock().expect("them").iter().filter(|line| *line == "exec sh -s").count();
+    let reached = async {
+        while count() < wanted {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, reached).await.unwrap_or_else(|_| panic!("{} shells", count()));
+}
+
+#[tokio::test]
+async fn questions_that_are_expected_find_a_shell_ready_and_orders_stay_plain_commands() {
+    let folder = Folder::new();
+    let (sshd, ssh) = server(&folder).await;
+    let ssh = Arc::new(ssh);
+    let question = remote::files(&RemotePath::new("/").expect("a path"), FileQuestion::List("etc"));
+    ssh.expect_questions();
+    assert_eq!(sshd.logins(), 0, "nobody is called for this");
+    let plain = ssh.ask(&question, LONG).await.expect("a reply");
+    assert_eq!(sshd.shared.commands.lock().expect("them").last().map(String::as_str), Some(question.as_str()));
+    ssh.expect_questions();
+    ssh.ask(&question, LONG).await.expect("a reply");
+
+    until_shells(&sshd, 2).await;
+    sshd.shared.commands.lock().expect("them").clear();
+    ssh.run(&line("a.service"), LONG).await.expect("a reply");
+    assert!(sshd.shared.commands.lock().expect("them").last().is_some_and(|last| last.starts_with("env ")));
+    for taken in 1..=6 {
+        let fed = ssh.ask(&question, LONG).await.expect("a reply");
+        assert_eq!(fed, plain);
+        until_shells(&sshd, taken).await;
+    }
+    assert!(!sshd.shared.commands.lock().expect("them").iter().any(|line| line == question.as_str()));
+    assert_eq!((sshd.logins(), ssh.sessions()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_forgotten_session_takes_its_shells_with_it() {
+    let folder = Folder::new();
+    let (sshd, ssh) = server(&folder).await;
+    let ssh = Arc::new(ssh);
+    ssh.run(&line("a.service"), LONG).await.expect("a reply");
+    ssh.expect_questions();
+    until_shells(&sshd, 2).await;
+    assert!(ssh.run(&line("hang.service"), SHORT).await.is_err());
+    sshd.until_open(0).await;
+    let question = remote::files(&RemotePath::new("/").expect("a path"), FileQuestion::List("etc"));
+    assert_eq!(ssh.ask(&question, LONG).await.expect("a reply").session, 2);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 //! [`Host`] composes the rooms beside it and decides nothing: what it reads goes to the machine unjudged. Command lines come
 //! from [`remote`] only, answers are read by pure functions, and everything has its deadline and its bound.
 
+mod doubt;
 pub mod ethtool;
 pub mod gpu;
 pub mod http;
@@ -19,7 +20,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -32,15 +33,16 @@ use crate::{
     driver::world::{PostMortem, World},
     machine::{
         BackendId, BackendPolicy, BootId, Instant, Outcome, RestorePolicy, Verb, Warning,
-        reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, SavedSlot, Unit, WakeArmed},
+        reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Unit, UnitState, WakeArmed},
     },
 };
+use doubt::{Doubts, InDoubt, UnderWay, address};
 use http::{HttpSetupError, Probe};
 use remote::{Interface, RemotePath, RemoteVerb, UnitName};
 use slot_folder::SlotFolder;
 use slots::SlotStore;
 use ssh::{Ssh, SshSetupError, Trouble};
-use systemd::Ended;
+use systemd::{Ended, UnitsAnswer};
 
 /// A GPU tool that hangs is not asked again for so long (or until the next boot): each call would hang beside it.
 const GPU_HANGS_FOR: Duration = Duration::from_mins(10);
@@ -58,6 +60,10 @@ pub struct Host {
     privilege: Vec<String>,
     /// The boot that last answered.
     boot: Mutex<Option<BootId>>,
+    /// Orders under way.
+    orders: AtomicUsize,
+    /// A unit was just stopped: what is waited for is the proof that all are down.
+    stopped: AtomicBool,
     /// What orders have left in doubt, by target.
     doubts: Mutex<Doubts>,
     /// The boot in which the GPU tool hung, and until when it is left alone.
@@ -76,6 +82,8 @@ struct Backend {
     /// It answered as itself when last asked: only then it is asked about its use.
     ready: AtomicBool,
     slots: Option<Slots>,
+    /// Its unit, as it was last asked about in full.
+    known: Mutex<Option<UnitState>>,
 }
 
 #[derive(Debug)]
@@ -97,36 +105,6 @@ struct Swept {
 
 /// A sweep that fails is tried so many times in one SSH session.
 const SWEEPS: u32 = 5;
-
-/// Orders of which nobody knows how they ended, and what clears them up: an answer of the same target over a later session.
-#[derive(Debug, Default)]
-struct Doubts {
-    /// Counts up each time when nothing is in doubt any more.
-    cleared: u64,
-    /// Targets, and the last session that may be the one of the doubt.
-    open: Vec<(usize, u64)>,
-}
-
-impl Doubts {
-    fn raise(&mut self, target: &Ssh) {
-        self.open.retain(|(other, _)| *other != address(target));
-        self.open.push((address(target), target.sessions()));
-    }
-
-    /// `target` has answered over that session.
-    fn answered(&mut self, target: &Ssh, session: u64) {
-        let before = self.open.len();
-        self.open.retain(|(other, last)| *other != address(target) || session <= *last);
-        if before > 0 && self.open.is_empty() {
-            self.cleared += 1;
-        }
-    }
-}
-
-/// Tells targets apart.
-fn address(ssh: &Ssh) -> usize {
-    std::ptr::from_ref(ssh) as usize
-}
 
 /// The configuration cannot be turned into adapters.
 #[derive(Debug, thiserror::Error)]
@@ -195,6 +173,7 @@ impl Host {
                 probe,
                 ready: AtomicBool::new(false),
                 slots: slots.transpose()?,
+                known: Mutex::default(),
             })
         };
         let backends = config.backends.iter().zip(&config.policy.backends).map(backend);
@@ -212,6 +191,8 @@ impl Host {
             privilege: config.server.privilege.clone(),
             server,
             boot: Mutex::default(),
+            orders: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
             doubts: Mutex::default(),
             gpu_hung: Mutex::default(),
         })
@@ -226,16 +207,11 @@ impl Host {
             let entry = targets.entry(address(&backend.ssh)).or_insert((&backend.ssh, vec![]));
             entry.1.push(i);
         }
+        let stopped = self.stopped.swap(false, Ordering::Relaxed);
         let ask = |(ssh, which): (&Arc<Ssh>, Vec<usize>)| {
             let (ssh, server) = (Arc::clone(ssh), Arc::ptr_eq(ssh, &self.server));
-            let units: Vec<UnitName> = which.iter().map(|i| self.backends[*i].unit.clone()).collect();
             async move {
-                let answer = match ssh.ask(&remote::units(&units), ssh.command_timeout()).await {
-                    Ok(reply) => systemd::parse_units(&reply.stdout, &reply.stderr, &units)
-                        .inspect(|_| locked(&self.doubts).answered(&ssh, reply.session))
-                        .map_err(reading::Ssh::Broken),
-                    Err(trouble) => Err(trouble.reading()),
-                };
+                let answer = self.ask_units(&ssh, &which, stopped).await;
                 (server, which, answer)
             }
         };
@@ -264,6 +240,32 @@ impl Host {
             *locked(&self.boot) = Some(boot);
         }
         (told, units)
+    }
+
+    /// The units of the backends `which`, all at the same target. Just after a stop it is asked whether they are down, which is
+    /// quickly told; in full if they are not.
+    async fn ask_units(&self, ssh: &Ssh, which: &[usize], stopped: bool) -> Result<UnitsAnswer, reading::Ssh> {
+        let backends: Vec<&Backend> = which.iter().filter_map(|i| self.backends.get(*i)).collect();
+        let units: Vec<UnitName> = backends.iter().map(|backend| backend.unit.clone()).collect();
+        let within = ssh.command_timeout();
+        if stopped {
+            let reply = ssh.ask(&remote::units_down(&units), within).await.map_err(Trouble::reading)?;
+            let known: Vec<_> = backends.iter().map(|backend| locked(&backend.known).clone()).collect();
+            if let Some(answer) = systemd::parse_down(&reply.stdout, &units, &known) {
+                locked(&self.doubts).answered(ssh, reply.session);
+                return Ok(answer);
+            }
+        }
+        let reply = ssh.ask(&remote::units(&units), within).await.map_err(Trouble::reading)?;
+        let answer = systemd::parse_units(&reply.stdout, &reply.stderr, &units).map_err(reading::Ssh::Broken)?;
+        locked(&self.doubts).answered(ssh, reply.session);
+        for (backend, unit) in backends.iter().zip(&answer.units) {
+            *locked(&backend.known) = match unit {
+                Unit::Loaded(state) => Some(state.clone()),
+                Unit::Missing(_) | Unit::Unread(_) => None,
+            };
+        }
+        Ok(answer)
     }
 
     /// `None` where SSH itself is in the way: that says nothing of the GPU.
@@ -371,18 +373,6 @@ impl Host {
     }
 }
 
-/// Puts the target in doubt when dropped, unless it was emptied.
-struct InDoubt<'a>(Option<(&'a Ssh, &'a Mutex<Doubts>)>);
-
-impl Drop for InDoubt<'_> {
-    fn drop(&mut self) {
-        if let Some((ssh, doubts)) = self.0 {
-            ssh.forget();
-            locked(doubts).raise(ssh);
-        }
-    }
-}
-
 async fn when<T>(asked: bool, look: impl Future<Output = T>) -> Option<T> {
     if asked { Some(look.await) } else { None }
 }
@@ -398,7 +388,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Backend {
     /// Health, then use, where the backend answers as itself.
-    async fn look(&self, ask: Ask, now: Instant) -> BackendReading {
+    ///
+    /// `calm`: nobody waits for an order just now, so there is time to tidy up.
+    async fn look(&self, ask: Ask, now: Instant, calm: bool) -> BackendReading {
         let mut reading = BackendReading::default();
         if ask.http {
             let http = self.probe.health().await;
@@ -412,22 +404,17 @@ impl Backend {
         if ask.saved
             && let Some(slots) = &self.slots
         {
-            reading.saved = Some(Dated { at: now, value: slots.look(&self.ssh, &self.name).await });
+            // A server that is off is not called for this.
+            if calm && self.ssh.is_open() {
+                slots.tidy(&self.ssh, &self.name).await;
+            }
+            reading.saved = Some(Dated { at: now, value: slots.store.saved().await });
         }
         reading
     }
 }
 
 impl Slots {
-    /// The slots on record.
-    async fn look(&self, ssh: &Ssh, backend: &str) -> Vec<SavedSlot> {
-        // A server that is off is not called for this.
-        if ssh.is_open() {
-            self.tidy(ssh, backend).await;
-        }
-        self.store.saved().await
-    }
-
     /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, and
     /// removes generations beyond those to keep.
     async fn tidy(&self, ssh: &Ssh, backend: &str) {
@@ -458,7 +445,8 @@ impl Slots {
 
 impl World for Host {
     async fn look(&self, ask: Ask, now: Instant) -> Reading {
-        let backends = join_all(self.backends.iter().map(|backend| backend.look(ask, now)));
+        let calm = self.orders.load(Ordering::Relaxed) == 0;
+        let backends = join_all(self.backends.iter().map(|backend| backend.look(ask, now, calm)));
         // Boxed: all sources together are a large future, and most looks ask one or two.
         let (units, mut backends, gpu, people, wake_armed) = Box::pin(join5(
             when(ask.units, self.look_at_units()),
@@ -485,6 +473,7 @@ impl World for Host {
     }
 
     async fn carry_out(&self, verb: Verb, within: Duration) -> Outcome {
+        let _under_way = UnderWay::new(&self.orders);
         let no_such = || Outcome::Failed(Warning::new("verb_failed", "there is no such backend"));
         let (Verb::StartUnit(id)
         | Verb::StopUnit(id)
@@ -500,6 +489,8 @@ impl World for Host {
         let Some(backend) = self.backend(id) else {
             return no_such();
         };
+        // Its end will be asked after at once, and what comes next as well.
+        backend.ssh.expect_questions();
         let unit = &backend.unit;
         let order = match verb {
             Verb::StartUnit(_) => RemoteVerb::Start(unit),
@@ -523,6 +514,10 @@ impl World for Host {
         let until = Clock::now() + within;
         let left = || until.saturating_duration_since(Clock::now());
         let outcome = self.order(&backend.ssh, order, within).await;
+        let is_stop = matches!(order, RemoteVerb::Stop(_) | RemoteVerb::Kill(_));
+        if is_stop && matches!(outcome, Outcome::Succeeded(_)) {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
         // Quick switches use up systemd's start counter (manual starts count too): it is cleared, and asked once more, as far
         // as the time allows. After a clearing of which nobody knows how it ended nothing more is sent.
         match outcome {

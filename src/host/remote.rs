@@ -14,15 +14,27 @@ use super::slot_files::FileName;
 /// Begins each line that divides the parts of an answer.
 pub const MARK: &str = "@@";
 
+/// A shell that takes a question from standard input.
+pub(super) const SHELL: &str = "exec sh -s";
+
 /// A command line for the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandLine(String);
+pub struct CommandLine {
+    line: String,
+    fed: Option<String>,
+}
 
 impl CommandLine {
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.line
+    }
+
+    /// The same as a script for [`SHELL`]; only questions can be asked that way.
+    #[must_use]
+    pub fn fed(&self) -> Option<&str> {
+        self.fed.as_deref()
     }
 
     /// A plain command with its words; they are quoted only where a shell would notice them.
@@ -33,18 +45,22 @@ impl CommandLine {
             line.push(' ');
             line.push_str(&quoted(word));
         }
-        Self(line)
+        Self { line, fed: None }
     }
 
     /// A script for `sh` with its positional parameters.
     fn script<'a>(text: &str, parameters: impl IntoIterator<Item = &'a str>) -> Self {
         debug_assert!(!text.contains(['\'', '\\']), "a script must survive any shell's single quotes");
-        let mut line = format!("exec sh -c '{text}' wechsler");
+        let mut words = String::new();
         for word in parameters {
-            line.push(' ');
-            line.push_str(&quoted(word));
+            words.push(' ');
+            words.push_str(&quoted(word));
         }
-        Self(line)
+        Self {
+            line: format!("exec sh -c '{text}' wechsler{words}"),
+            // The shell reads all of it before it begins, and leaves nothing of it to the programs it runs.
+            fed: Some(format!("{{\nset --{words}\n{text}\n}} </dev/null\n")),
+        }
     }
 }
 
@@ -148,20 +164,9 @@ pub fn verb(privilege: &[String], verb: RemoteVerb<'_>) -> CommandLine {
     CommandLine::plain(privilege.chain(systemctl).chain(words.iter().copied()))
 }
 
-/// Boot id, the state of `units`, and what their control groups still hold, in one exchange. Read by
-/// [`super::systemd::parse_units`].
-///
-/// Times come out in UTC, which every systemd prints alike. The control group is looked for where systemd puts it: at most
-/// two slices deep, in the unified hierarchy (`cgroup.events` counts the groups below, too) or the old one.
-#[must_use]
-pub fn units(units: &[UnitName]) -> CommandLine {
-    const SCRIPT: &str = r#"export LC_ALL=C TZ=UTC
-echo @@boot
-read -r boot </proc/sys/kernel/random/boot_id && echo "$boot"
-echo @@units
-systemctl --no-pager show -p Names,LoadState,ActiveState,SubState,Job,MainPID,InvocationID,NRestarts,Result,ExecMainStatus,ActiveEnterTimestamp,TimeoutStopUSec,FragmentPath,UnitFileState -- "$@"
-echo "@@status $?"
-for unit do
+/// What is left in the control groups of the units. They are looked for where systemd puts them: at most two slices deep, in
+/// the unified hierarchy (`cgroup.events` counts the groups below, too) or the old one.
+const LEFT: &str = r#"for unit do
   echo @@left
   for root in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
     for file in "$root"/*.slice/"$unit"/cgroup.events "$root"/*.slice/*.slice/"$unit"/cgroup.events "$root"/*.slice/"$unit"/cgroup.procs "$root"/*.slice/*.slice/"$unit"/cgroup.procs; do
@@ -170,7 +175,36 @@ for unit do
   done 2>/dev/null
 done
 echo @@end"#;
-    CommandLine::script(SCRIPT, units.iter().map(UnitName::as_str))
+
+/// Boot id, the state of `units`, and what their control groups still hold, in one exchange. Read by
+/// [`super::systemd::parse_units`].
+///
+/// Times come out in UTC, which every systemd prints alike.
+#[must_use]
+pub fn units(units: &[UnitName]) -> CommandLine {
+    const SCRIPT: &str = r#"export LC_ALL=C TZ=UTC
+echo @@boot
+read -r boot </proc/sys/kernel/random/boot_id && echo "$boot"
+echo @@units
+systemctl --no-pager show -p Names,LoadState,ActiveState,SubState,Job,MainPID,InvocationID,NRestarts,Result,ExecMainStatus,ActiveEnterTimestamp,TimeoutStopUSec,FragmentPath,UnitFileState -- "$@"
+echo "@@status $?"
+"#;
+    CommandLine::script(&[SCRIPT, LEFT].concat(), units.iter().map(UnitName::as_str))
+}
+
+/// Boot id, which of `units` are down, and what their control groups still hold: a fraction of the work of [`units`], for the
+/// moment after a stop, when somebody waits for just that. Read by [`super::systemd::parse_down`].
+///
+/// `systemctl show` has systemd collect some three hundred properties of each unit, whatever is asked for.
+#[must_use]
+pub fn units_down(units: &[UnitName]) -> CommandLine {
+    const SCRIPT: &str = r#"export LC_ALL=C
+echo @@boot
+read -r boot </proc/sys/kernel/random/boot_id && echo "$boot"
+echo @@list
+busctl --json=short call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager ListUnitsByNames as $# "$@"
+"#;
+    CommandLine::script(&[SCRIPT, LEFT].concat(), units.iter().map(UnitName::as_str))
 }
 
 /// Why a unit is not up: its result, and the last lines of its journal. And whether `port` listens on the server.
@@ -450,6 +484,7 @@ mod tests {
         let name = FileName::new("a").expect("a name");
         let lines = [
             units(&[unit("a.service"), unit("b@1.service")]),
+            units_down(&[unit("a.service"), unit("b@1.service")]),
             post_mortem(&unit("a.service"), 8080),
             people(),
             gpu(Duration::from_secs(3)),
@@ -462,8 +497,11 @@ mod tests {
         for line in lines {
             let inner = line.as_str().strip_prefix("exec sh -c '").expect("a script");
             let script = inner.split_once('\'').expect("its end").0;
-            let checked = std::process::Command::new("sh").args(["-n", "-c", script]).status();
-            assert!(checked.expect("there is an sh").success(), "{script}");
+            let fed = line.fed().expect("a script");
+            for script in [script, fed] {
+                let checked = std::process::Command::new("sh").args(["-n", "-c", script]).status();
+                assert!(checked.expect("there is an sh").success(), "{script}");
+            }
         }
     }
 
