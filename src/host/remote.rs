@@ -15,7 +15,7 @@ use super::slot_files::FileName;
 pub const MARK: &str = "@@";
 
 /// A shell that takes a question from standard input.
-pub(super) const SHELL: &str = "exec sh -s";
+pub const SHELL: &str = "exec sh -s";
 
 /// A command line for the server.
 #[derive(Clone, Debug, PartialEq, Eq)]

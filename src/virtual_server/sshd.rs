@@ -4,6 +4,7 @@
 //! word (sshd closes it), cut off, or in silence because nobody is there any more.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
         Arc,
@@ -33,6 +34,7 @@ use super::{
     truth::Power,
     units::Ran,
 };
+use crate::host::remote;
 
 /// How often the state of the port is compared with what it should be.
 const LOOK: Duration = Duration::from_millis(10);
@@ -162,7 +164,7 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream, number: u64) {
     let _ = stream.set_nodelay(true);
     let line = watch::Sender::new(Line::Up);
     let mut told = line.subscribe();
-    let client = Client { shared: Arc::clone(&shared), number, fault, line };
+    let client = Client { shared: Arc::clone(&shared), number, fault, line, shells: HashMap::new() };
     let (mut ours, theirs) = tokio::io::duplex(RELAYED);
     let session = async {
         if let Ok(session) = russh::server::run_stream(config, theirs, client).await {
@@ -214,6 +216,31 @@ struct Client {
     number: u64,
     fault: Option<SshFault>,
     line: watch::Sender<Line>,
+    /// Shells that wait for their script on standard input, and what they have of it.
+    shells: HashMap<ChannelId, Vec<u8>>,
+}
+
+impl Client {
+    /// Runs what was understood, or says that it was not, and ends the channel.
+    fn run(&self, channel: ChannelId, command: Option<Command>, text: &str, session: &Session) {
+        if command.is_none() {
+            self.shared.violated(format!("not one of our commands: {text}"));
+        }
+        let (handle, line) = (session.handle(), self.line.clone());
+        let (server, number) = (Arc::clone(&self.shared), self.number);
+        self.shared.spawn(async move {
+            let Some(ran) = run(&server, command, number, &line).await else {
+                return;
+            };
+            let _ = handle.data(channel, ran.stdout.into_bytes()).await;
+            if !ran.stderr.is_empty() {
+                let _ = handle.extended_data(channel, 1, ran.stderr.into_bytes()).await;
+            }
+            let _ = handle.exit_status_request(channel, ran.status).await;
+            let _ = handle.eof(channel).await;
+            let _ = handle.close(channel).await;
+        });
+    }
 }
 
 impl Handler for Client {
@@ -251,24 +278,31 @@ impl Handler for Client {
         }
         session.channel_success(channel)?;
         let text = String::from_utf8_lossy(data);
-        let command = shell::understand(&text);
-        if command.is_none() {
-            self.shared.violated(format!("not one of our commands: {text}"));
+        if text == remote::SHELL {
+            self.shells.insert(channel, vec![]);
+        } else {
+            self.run(channel, shell::understand(&text), &text, session);
         }
-        let (handle, line) = (session.handle(), self.line.clone());
-        let (server, number) = (Arc::clone(&self.shared), self.number);
-        self.shared.spawn(async move {
-            let Some(ran) = run(&server, command, number, &line).await else {
-                return;
-            };
-            let _ = handle.data(channel, ran.stdout.into_bytes()).await;
-            if !ran.stderr.is_empty() {
-                let _ = handle.extended_data(channel, 1, ran.stderr.into_bytes()).await;
-            }
-            let _ = handle.exit_status_request(channel, ran.status).await;
-            let _ = handle.eof(channel).await;
-            let _ = handle.close(channel).await;
-        });
+        Ok(())
+    }
+
+    async fn data(&mut self, channel: ChannelId, data: &[u8], _: &mut Session) -> Result<(), Self::Error> {
+        if let Some(script) = self.shells.get_mut(&channel).filter(|script| script.len() < RELAYED) {
+            script.extend_from_slice(data);
+        }
+        Ok(())
+    }
+
+    async fn channel_eof(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
+        if let Some(script) = self.shells.remove(&channel) {
+            let text = String::from_utf8_lossy(&script);
+            self.run(channel, shell::understand_fed(&text), &text, session);
+        }
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, channel: ChannelId, _: &mut Session) -> Result<(), Self::Error> {
+        self.shells.remove(&channel);
         Ok(())
     }
 }

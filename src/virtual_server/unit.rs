@@ -203,6 +203,21 @@ impl Unit {
         )
     }
 
+    /// ... and of [`crate::host::remote::units_down`], without its brackets.
+    pub(super) fn listed(&self, fault: Option<&UnitFault>) -> String {
+        let name = &self.setup.name;
+        let load = match fault {
+            Some(UnitFault::Missing(unit)) if unit == name => return listed_absent(name),
+            Some(UnitFault::Masked(unit)) if unit == name => "masked",
+            _ => "loaded",
+        };
+        let (active, sub) = (self.phase.active(), self.phase.sub());
+        let (job, kind) = self.job.map_or((0, ""), |job| (job, "stop"));
+        format!(
+            "[\"{name}\",\"{name}\",\"{load}\",\"{active}\",\"{sub}\",\"\",\"/org/freedesktop/systemd1/unit/it\",{job},\"{kind}\",\"/\"]"
+        )
+    }
+
     /// ... and of [`crate::host::remote::post_mortem`].
     pub(super) fn show_end(&self) -> String {
         let Shown { result, exec_code, exec_status, restarts, .. } = &self.shown;
@@ -212,6 +227,11 @@ impl Unit {
             self.phase.sub()
         )
     }
+}
+
+/// A unit that is not there, as [`Unit::listed`] tells it.
+pub(super) fn listed_absent(name: &str) -> String {
+    format!("[\"{name}\",\"{name}\",\"not-found\",\"inactive\",\"dead\",\"\",\"/\",0,\"\",\"/\"]")
 }
 
 /// The block of a unit that is not there.
