@@ -190,12 +190,14 @@ async fn a_server_that_never_says_who_it_is_ends_at_the_connect_deadline() {
 }
 
 #[tokio::test]
-async fn a_command_that_hangs_ends_at_its_deadline_and_takes_its_session_with_it() {
+async fn a_command_that_hangs_or_is_refused_ends_and_takes_its_session_with_it() {
     let folder = Folder::new();
     let (sshd, ssh) = server(&folder).await;
-    for (i, word) in ["hang.service", "refuse.service"].into_iter().enumerate() {
-        let lost = ssh.run(&line(word), SHORT).await;
-        assert_eq!(lost, Err(Trouble::TimedOut(SHORT)));
+    let refused = Trouble::Lost("the server does not take the command".into());
+    for (i, (word, trouble)) in
+        [("hang.service", Trouble::TimedOut(SHORT)), ("refuse.service", refused)].into_iter().enumerate()
+    {
+        assert_eq!(ssh.run(&line(word), SHORT).await, Err(trouble));
         sshd.until_open(0).await;
         ssh.run(&line("a.service"), LONG).await.expect("a new session");
         assert_eq!(ssh.sessions(), i as u64 + 2);

@@ -81,7 +81,7 @@ struct Backend {
     probe: Probe,
     /// It answered as itself when last asked: only then it is asked about its use.
     ready: AtomicBool,
-    slots: Option<Slots>,
+    slots: Option<Arc<Slots>>,
     /// Its unit, as it was last asked about in full.
     known: Mutex<Option<UnitState>>,
 }
@@ -93,6 +93,7 @@ struct Slots {
     /// Saved slots are restored by the daemon itself.
     restores: bool,
     swept: Mutex<Swept>,
+    tidying: AtomicBool,
 }
 
 /// The sweeping of leftovers: once in each SSH session is enough.
@@ -152,12 +153,13 @@ impl Host {
                 let dir = slots.dir.to_string_lossy();
                 let folder = RemotePath::new(&dir).ok_or_else(|| HostError::word(dir, "the path of a slot folder"))?;
                 let (state, server) = (&config.daemon.state_dir, &config.server.name);
-                Ok::<_, HostError>(Slots {
+                Ok::<_, HostError>(Arc::new(Slots {
                     store: Arc::new(SlotStore::new(state, server, &backend.name, slots.clone())),
                     folder: SlotFolder::new(Arc::clone(&ssh), folder),
                     restores: policy.restore != RestorePolicy::Never,
                     swept: Mutex::default(),
-                })
+                    tidying: AtomicBool::new(false),
+                }))
             });
             let probe = Probe::new(backend, policy.kind, config.probe.http_timeout)
                 .map_err(|source| HostError::Http { backend: backend.name.clone(), source })?;
@@ -404,11 +406,15 @@ impl Backend {
         if ask.saved
             && let Some(slots) = &self.slots
         {
-            // A server that is off is not called for this.
-            if calm && self.ssh.is_open() {
-                slots.tidy(&self.ssh, &self.name).await;
-            }
             reading.saved = Some(Dated { at: now, value: slots.store.saved().await });
+            // A server that is off is not called for this; and nobody waits for it.
+            if calm && self.ssh.is_open() && !slots.tidying.swap(true, Ordering::Relaxed) {
+                let (slots, ssh, name) = (Arc::clone(slots), Arc::clone(&self.ssh), self.name.clone());
+                tokio::spawn(async move {
+                    slots.tidy(&ssh, &name).await;
+                    slots.tidying.store(false, Ordering::Relaxed);
+                });
+            }
         }
         reading
     }

@@ -103,15 +103,19 @@ impl SlotStore {
         }
     }
 
-    /// The saved slots on record, newest first, also those put aside. Reads the notes again.
+    /// The saved slots on record, newest first, also those put aside; without those that are about to be pruned. Reads the
+    /// notes again.
     pub async fn saved(&self) -> Vec<SavedSlot> {
         let notes = self.shelf.read_again().await;
         self.report(&notes);
         let under_way = self.seen().restoring.clone();
         let unfinished = |note: &Note| note.restoring && Some(&note.file) != under_way.as_ref();
+        let surplus = self.surplus(&notes.notes);
+        let stays = |note: &&Note| !surplus.iter().any(|gone| gone.file == note.file);
         notes
             .notes
             .iter()
+            .filter(stays)
             .cloned()
             .map(|mut note| {
                 if note.put_aside.is_none() && unfinished(&note) {
@@ -207,11 +211,7 @@ impl SlotStore {
     pub async fn prune(&self, files: &impl SlotFiles) {
         let _turn = self.turn.lock().await;
         let notes = self.notes().await;
-        let mut names: Vec<&str> = notes.notes.iter().map(|note| note.name.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let gone: Vec<&Note> =
-            names.into_iter().flat_map(|name| superseded(&notes.notes, name, self.slots.keep)).collect();
+        let gone = self.surplus(&notes.notes);
         let named: Vec<FileName> = gone.iter().filter_map(|note| FileName::new(&note.file)).collect();
         if named.is_empty() || !remove(files, &named).await {
             return;
@@ -221,6 +221,12 @@ impl SlotStore {
                 tracing::warn!(file = note.file, %error, "an old note could not be removed");
             }
         }
+    }
+
+    /// Of all names the notes that may go.
+    fn surplus<'a>(&self, notes: &'a [Note]) -> Vec<&'a Note> {
+        let names: BTreeSet<&str> = notes.iter().map(|note| note.name.as_str()).collect();
+        names.into_iter().flat_map(|name| superseded(notes, name, self.slots.keep)).collect()
     }
 
     /// Whose files are ours.
