@@ -100,6 +100,8 @@ pub(super) struct Worry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WorryKind {
     Failure(Failure),
+    /// Gone by itself, and about to be started again.
+    Crashed,
     WakeUnarmed,
 }
 
@@ -315,7 +317,10 @@ impl Core {
         for id in self.policy.ids() {
             let failure = match self.seen(id) {
                 Seen::Missing => Failure::UnitMissing,
-                Seen::CrashLoop => Failure::CrashLoop,
+                Seen::CrashLoop => {
+                    found.push((WorryKind::Crashed, Some(id)));
+                    continue;
+                }
                 Seen::Sick | Seen::Stranger => Failure::Unavailable,
                 _ => continue,
             };
