@@ -42,9 +42,17 @@ pub(super) struct Shared {
     pub(super) power: watch::Sender<Power>,
     pub(super) began: Instant,
     state: Mutex<State>,
-    deeds: Mutex<VecDeque<Deed>>,
+    deeds: Mutex<Deeds>,
     violations: Mutex<Vec<String>>,
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// What was done.
+#[derive(Default)]
+struct Deeds {
+    kept: VecDeque<Deed>,
+    /// So many came before those that are kept.
+    forgotten: u64,
 }
 
 /// What changes.
@@ -153,14 +161,21 @@ impl Shared {
     pub(super) fn did(&self, what: What) {
         let at = self.began.elapsed();
         let mut deeds = locked(&self.deeds);
-        if deeds.len() == MOST_DEEDS {
-            deeds.pop_front();
+        if deeds.kept.len() == MOST_DEEDS {
+            deeds.kept.pop_front();
+            deeds.forgotten += 1;
         }
-        deeds.push_back(Deed { at, what });
+        deeds.kept.push_back(Deed { at, what });
     }
 
     pub(super) fn deeds(&self) -> Vec<Deed> {
-        locked(&self.deeds).iter().cloned().collect()
+        self.deeds_from(0)
+    }
+
+    pub(super) fn deeds_from(&self, first: u64) -> Vec<Deed> {
+        let deeds = locked(&self.deeds);
+        let skipped = usize::try_from(first.saturating_sub(deeds.forgotten)).unwrap_or(usize::MAX);
+        deeds.kept.iter().skip(skipped).cloned().collect()
     }
 
     /// Something was asked that no daemon of ours ever asks.
