@@ -25,6 +25,10 @@ impl Stage {
         if !self.reach(VLLM, true, true).await {
             return;
         }
+        // A backend that is up counts as reached also while SSH is still coming back.
+        if !self.agrees("under control", |status, _, _| status.control.as_deref() == Some("ok")).await {
+            return;
+        }
         self.calm = true;
         if round.power && !self.power_cycle().await {
             return;

@@ -7,7 +7,7 @@ use wechsler::virtual_server::{VirtualServer, programs::Fault};
 use super::plan::{LLAMA, Trouble, VLLM, troubles, unit};
 
 /// Counts by group and name.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Ledger {
     counts: BTreeMap<&'static str, BTreeMap<String, u64>>,
     /// Which fault of a family is set now, and how often the family had struck when it was.
@@ -70,6 +70,15 @@ impl Ledger {
             let told = if let Trouble::Program(_, fault, _) = &trouble { Fault::name(fault) } else { "crash" };
             let fired = programs.iter().map(|faults| faults.fired(told)).sum();
             self.counts.entry("faults").or_default().insert(trouble.name(), fired);
+        }
+    }
+
+    /// What happened elsewhere is counted too.
+    pub fn merge(&mut self, other: &Self) {
+        for (group, names) in &other.counts {
+            for (name, count) in names {
+                self.add(group, name.clone(), *count);
+            }
         }
     }
 

@@ -207,15 +207,9 @@ pub struct Round {
     pub drains: bool,
 }
 
-/// Of so many rounds ...
-const CYCLE: u64 = 96;
-/// ... the first so many have the daemon killed in some of them; in the others one daemon lives on, so that what it takes
-/// can be seen.
-const KILLS: u64 = 24;
-
 impl Round {
-    /// The round of that number.
-    pub fn new(seed: u64, number: u64) -> Self {
+    /// The round of that number. In some the daemon is killed, if it may be.
+    pub fn new(seed: u64, number: u64, kills: bool) -> Self {
         let mut dice = Dice::new(seed.wrapping_mul(0x1000_0001).wrapping_add(number));
         let mut storm = vec![];
         for place in 0..SCENES {
@@ -230,7 +224,7 @@ impl Round {
             storm.push(Step::Command(CommandRequest::new(CommandWord::Shutdown)));
             storm.push(Step::Settle(PATIENCE));
         }
-        if number % CYCLE < KILLS && dice.below(2) == 0 {
+        if dice.below(3) == 0 && kills {
             let at = dice.below(storm.len());
             storm.insert(at, Step::Fault(Trouble::DaemonKilled(dice.below(3) == 0)));
         }

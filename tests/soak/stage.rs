@@ -64,6 +64,7 @@ pub struct Life {
 
 /// All that is there.
 pub struct Stage {
+    world: u64,
     folder: Folder,
     pub server: VirtualServer,
     origin: Instant,
@@ -88,8 +89,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    pub async fn build() -> Self {
-        let folder = Folder::new();
+    pub async fn build(world: u64) -> Self {
+        let folder = Folder::new(world);
         let mut setup = Setup::usual(folder.0.join("server")).scaled(SCALE);
         setup.on = true;
         for unit in &mut setup.units {
@@ -104,6 +105,7 @@ impl Stage {
             notes: folder.0.join("state/slots/virtual").join(LLAMA),
         };
         let stage = Self {
+            world,
             server,
             origin,
             daemon: None,
@@ -139,7 +141,7 @@ impl Stage {
     pub fn note(&mut self, what: impl Into<String>) {
         let line = format!("{:9.3}  {}", self.server.age().as_secs_f64(), what.into());
         if std::env::var_os("SOAK_LOG").is_some() {
-            eprintln!("{line}");
+            eprintln!("{} {line}", self.world);
         }
         if self.log.len() == 200 {
             self.log.pop_front();
@@ -363,8 +365,8 @@ fn usage(pid: u32) -> Usage {
 struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("wechsler-soak-{}", std::process::id()));
+    fn new(world: u64) -> Self {
+        let path = std::env::temp_dir().join(format!("wechsler-soak-{}-{world}", std::process::id()));
         fs::create_dir_all(&path).expect("a folder");
         Self(path)
     }

@@ -91,7 +91,9 @@ impl Stage {
                     let _ = self.command(&keep).await;
                     self.settle(ENSURED).await;
                 }
-                Err(_) => {}
+                // These pass by themselves.
+                Err(why) if ["control_unreachable", "unknown_state", "too_late"].contains(&why.as_str()) => {}
+                Err(_) => return,
             }
             self.wait(Duration::from_millis(400)).await;
         }
