@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -82,7 +83,7 @@ impl Checker {
     pub fn violated(&mut self, how: impl Into<String>) {
         let mut text = format!("VIOLATION: {}\n", how.into());
         for deed in self.recent.iter().rev().take(AROUND).rev() {
-            text += &format!("    {:9.3}  {:?}\n", deed.at.as_secs_f64(), deed.what);
+            let _ = writeln!(text, "    {:9.3}  {:?}", deed.at.as_secs_f64(), deed.what);
         }
         self.violations.push(text);
     }
@@ -310,8 +311,8 @@ fn good_files(places: &Places) -> BTreeSet<String> {
 
 /// Files with a note, and whether it is good.
 fn noted_files(places: &Places) -> BTreeMap<String, bool> {
-    let notes = fs::read_dir(&places.notes).into_iter().flatten().flatten();
-    let noted = notes.filter_map(|entry| {
+    let files = fs::read_dir(&places.notes).into_iter().flatten().flatten();
+    let noted = files.filter_map(|entry| {
         let note: serde_json::Value = serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()?;
         let good = note["put_aside"].is_null() && note["restoring"] != true;
         Some((note["file"].as_str()?.to_owned(), good))

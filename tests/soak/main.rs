@@ -26,7 +26,7 @@ use stage::{Life, Stage};
 
 /// A run among other tests.
 const BRIEF: Duration = Duration::from_secs(25);
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 /// Each kind of fault shall strike as often, in an hour.
 const LEAST: u64 = 20;
 /// After so many nothing new is learnt.

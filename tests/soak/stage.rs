@@ -186,9 +186,8 @@ impl Stage {
         self.lives.push(Life { born: now, died: None, first: None, last: Usage::default(), most: Usage::default() });
         let begun = Instant::now();
         while UnixStream::connect(self.folder.0.join("socket")).await.is_err() {
-            if begun.elapsed() > SOON * 2 {
-                panic!("a daemon that was started does not listen:\n{}", self.daemon_log());
-            }
+            let log = || self.daemon_log();
+            assert!(begun.elapsed() < SOON * 2, "a daemon that was started does not listen:\n{}", log());
             sleep(TICK).await;
         }
         let life = self.lives.len() - 1;
@@ -350,7 +349,7 @@ impl Stage {
 async fn ask(http: &reqwest::Client, url: String, prompt: String, tokens: u32) -> Option<Value> {
     let body = json!({"prompt": prompt, "max_tokens": tokens});
     let answer = timeout(ASKED, http.post(url).json(&body).send()).await.ok()?.ok()?;
-    timeout(ASKED, answer.json()).await.ok()?.ok()
+    serde_json::from_slice(&timeout(ASKED, answer.bytes()).await.ok()?.ok()?).ok()
 }
 
 fn usage(pid: u32) -> Usage {
