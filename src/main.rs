@@ -8,6 +8,15 @@ use wechsler::{
 };
 
 fn main() -> ExitCode {
+    // A virtual program as a process, for the test that holds it against the real one.
+    #[cfg(feature = "virtual-server")]
+    {
+        use wechsler::virtual_server::programs;
+        let mut words = std::env::args_os().skip(1);
+        if words.next().is_some_and(|word| word == programs::VERB) {
+            return programs::command(words);
+        }
+    }
     let args = match cli::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(code) => return code,

@@ -96,18 +96,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "virtual_server",
         ours: &["machine", "host::remote", "host::slot_files"],
-        crates: &[
-            "axum",
-            "futures_util",
-            "humantime",
-            "hyper",
-            "hyper_util",
-            "russh",
-            "serde",
-            "serde_json",
-            "thiserror",
-            "tokio",
-        ],
+        crates: &["axum", "clap", "futures_util", "humantime", "hyper", "hyper_util", "russh", "serde_json", "tokio"],
         never: STD_CLOCK,
     },
 ];

@@ -11,7 +11,7 @@ use std::{
 use sshd::{Act, Folder, Sshd, target};
 use tokio::net::UdpSocket;
 use wechsler::{
-    config::{Backend, Config, Daemon, GpuTool, Probe, Server, SshTarget, Wake},
+    config::{Backend, Config, Daemon, GpuTool, Probe, Server, Slots, SshTarget, Wake},
     driver::World,
     host::Host,
     machine::{
@@ -37,6 +37,7 @@ case "$*" in
   *"start vllm"*) echo "Failed to start vllm.service: Access denied" >&2; exit 4 ;;
   *"start hang"*) echo "Failed to start hang.service: Unit hang.service not found." >&2; exit 5 ;;
   *"start llama"*) echo "$*" >>"$here/orders"; [ -e "$here/too-often" ] && { rm "$here/too-often"; echo "Job for llama-cpp.service failed because start of the service was attempted too often." >&2; exit 1; }; exit 0 ;;
+  *"reset-failed"*) echo "$*" >>"$here/orders"; [ ! -e "$here/slow" ] || exec sleep 5 ;;
   *poweroff*) [ -e "$here/inhibited" ] && { echo "Call to PowerOff failed: Interactive authentication required." >&2; exit 1; }
      echo "$*" >>"$here/orders" ;;
   *) echo "$*" >>"$here/orders" ;;
@@ -269,6 +270,89 @@ async fn a_used_up_start_counter_is_cleared_and_the_start_tried_once_more() {
     let reset = "--no-ask-password reset-failed llama-cpp.service\n";
     let orders = std::fs::read_to_string(lab.programs.path().join("orders")).expect("orders");
     assert_eq!(orders, [start, reset, start].concat());
+}
+
+#[tokio::test]
+async fn a_start_tried_once_more_takes_no_longer_than_one_may() {
+    let lab = lab(nowhere()).await;
+    lab.programs.write("too-often", "");
+    lab.programs.write("slow", "");
+    let began = std::time::Instant::now();
+    let outcome = lab.host.carry_out(Verb::StartUnit(BackendId(0)), SECOND).await;
+    assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
+    assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
+    let orders = std::fs::read_to_string(lab.programs.path().join("orders")).expect("orders");
+    assert_eq!(orders.matches("start llama").count(), 1, "after doubt nothing more is sent: {orders}");
+}
+
+#[tokio::test]
+async fn what_one_target_left_in_doubt_no_other_target_clears_up() {
+    fn mute(_: &str) -> Act {
+        Act::Hang
+    }
+    fn act(line: &str) -> Act {
+        if line.contains("stop llama") { Act::Hang } else { Act::Run }
+    }
+    let (folder, programs) = (Folder::new(), programs());
+    let sshd = Sshd::start(1, act, Some(programs.path())).await;
+    let other = Sshd::start(1, mute, None).await;
+    let to = |address| {
+        let mut to = target(address, folder.client_key(true), &[1], &[]);
+        to.command_timeout = SECOND / 2;
+        to
+    };
+    let mut config = config(to(sshd.address), nowhere(), folder.path().into());
+    config.backends[1].ssh = Some(to(other.address));
+    let host = Host::new(&config).expect("a host");
+    let units = Ask { units: true, ..Ask::default() };
+    let session = async || match host.look(units, now()).await.ssh.expect("read").value {
+        Ssh::Answered { session, .. } => session,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(session().await, 1);
+    for backend in [BackendId(1), BackendId(0)] {
+        let outcome = host.carry_out(Verb::StopUnit(backend), SECOND / 4).await;
+        assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
+    }
+    assert_eq!(session().await, 1);
+    assert_eq!(sshd.logins(), 2, "the server itself has answered over a new session, but not the other target");
+}
+
+#[tokio::test]
+async fn leftovers_are_looked_for_until_that_has_succeeded_once() {
+    let (folder, programs) = (Folder::new(), programs());
+    let sshd = Sshd::start(1, |_| Act::Run, Some(programs.path())).await;
+    let ssh = target(sshd.address, folder.client_key(true), &[1], &[]);
+    let mut config = config(ssh, nowhere(), folder.path().into());
+    let slots = folder.path().join("slots-of-the-server");
+    config.backends[0].slots =
+        Some(Slots { dir: slots.clone(), name: "localbot".into(), keep: 1, save_timeout: LONG, restore_timeout: LONG });
+    let host = Host::new(&config).expect("a host");
+    let sweeps = || sshd.shared.commands.lock().expect("no panic").iter().filter(|c| c.contains(".part")).count();
+    let saved = Ask { saved: true, ..Ask::default() };
+    host.look(saved, now()).await;
+    assert_eq!(sweeps(), 0, "a server that is not up is not called for this");
+    host.look(Ask { units: true, ..Ask::default() }, now()).await;
+    // It is done beside the look, which does not wait for it.
+    let until = async |wanted: usize| {
+        let reached = async {
+            while sweeps() < wanted {
+                host.look(saved, now()).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LONG, reached).await.expect("it is tried again");
+    };
+    until(2).await;
+    std::fs::create_dir(&slots).expect("the slot folder is mounted at last");
+    until(3).await;
+    let tried = sweeps();
+    for _ in 0..5 {
+        host.look(saved, now()).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(sweeps() <= tried + 1 && tried < 5, "{tried}, then {}", sweeps());
+    std::fs::remove_dir(&slots).expect("it is empty");
 }
 
 #[tokio::test]

@@ -16,8 +16,8 @@ use tokio::{
 };
 use wechsler::{
     host::{
-        remote::{self, CommandLine, RemotePath, RemoteVerb, UnitName},
-        slot_files::{FileName, SlotFiles, SlotFilesError},
+        remote::{self, CommandLine, FileQuestion, RemotePath, RemoteVerb, UnitName},
+        slot_files::{FileName, SlotFiles, SlotFilesError, Survey},
         slot_folder::SlotFolder,
         ssh::{Ssh, SshSetupError, Trouble},
     },
@@ -190,12 +190,14 @@ async fn a_server_that_never_says_who_it_is_ends_at_the_connect_deadline() {
 }
 
 #[tokio::test]
-async fn a_command_that_hangs_ends_at_its_deadline_and_takes_its_session_with_it() {
+async fn a_command_that_hangs_or_is_refused_ends_and_takes_its_session_with_it() {
     let folder = Folder::new();
     let (sshd, ssh) = server(&folder).await;
-    for (i, word) in ["hang.service", "refuse.service"].into_iter().enumerate() {
-        let lost = ssh.run(&line(word), SHORT).await;
-        assert_eq!(lost, Err(Trouble::TimedOut(SHORT)));
+    let refused = Trouble::Lost("the server does not take the command".into());
+    for (i, (word, trouble)) in
+        [("hang.service", Trouble::TimedOut(SHORT)), ("refuse.service", refused)].into_iter().enumerate()
+    {
+        assert_eq!(ssh.run(&line(word), SHORT).await, Err(trouble));
         sshd.until_open(0).await;
         ssh.run(&line("a.service"), LONG).await.expect("a new session");
         assert_eq!(ssh.sessions(), i as u64 + 2);
@@ -282,34 +284,96 @@ async fn the_slot_folder_is_looked_at_and_cleared_over_ssh() {
     let folder = Folder::new();
     let (_sshd, ssh) = server(&folder).await;
     let slots = Folder::new();
-    slots.write("localbot", b"ggsq\x02\0\0\0 and more");
+    slots.write("localbot.part", b"qsgg\x02\0\0\0 and more");
+    slots.write("garbage.part", b"ggsq\x02\0\0\0 and more");
     slots.write("model with space.gguf", b"weights");
     let place = |folder: &Folder| RemotePath::new(&folder.path().to_string_lossy()).expect("a path");
     let ssh = Arc::new(ssh);
     let files = SlotFolder::new(Arc::clone(&ssh), place(&slots));
     let name = |text: &str| FileName::new(text).expect("a name");
+    let head = b"qsgg\x02\0\0\0 and more".to_vec();
 
-    let stat = files.stat(&name("localbot")).await.expect("an answer").expect("a file");
-    assert!(stat.bytes == 17 && stat.mtime > 1_600_000_000, "{stat:?}");
-    assert_eq!(files.stat(&name("nothing")).await, Ok(None));
-    assert_eq!(files.head(&name("localbot"), 8).await, Ok(b"ggsq\x02\0\0\0".to_vec()));
-    let refused = files.head(&name("nothing"), 8).await;
-    assert!(matches!(refused, Err(SlotFilesError::Refused(_))), "{refused:?}");
-    assert!(files.free_bytes().await.expect("an answer") > 0);
     let model = slots.path().join("model with space.gguf");
-    let model = files.stat_path(&model.to_string_lossy()).await.expect("an answer");
-    assert_eq!(model.map(|m| m.bytes), Some(7));
+    let asked = [name("localbot.part"), name("nothing")];
+    let what = Survey { free: true, model: Some(&model.to_string_lossy()), files: &asked };
+    let found = files.survey(what).await.expect("an answer");
+    assert!(found.free.is_some_and(|free| free > 0));
+    assert_eq!(found.model.map(|m| m.bytes), Some(7));
+    let Ok(Some(first)) = &found.files[0] else { panic!("{found:?}") };
+    assert!(first.stat.bytes == 17 && first.stat.mtime > 1_600_000_000, "{first:?}");
+    assert_eq!((&first.head, &found.files[1]), (&head, &Ok(None)));
 
-    files.rename(&name("localbot"), &name("localbot-old")).await.expect("renamed");
-    let listed = files.list().await.expect("a list");
-    assert_eq!(listed.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["localbot-old"]);
-    files.remove(&name("localbot-old")).await.expect("removed");
-    files.remove(&name("localbot-old")).await.expect("removed already");
-    assert_eq!(files.list().await, Ok(vec![]));
+    let (unfinished, finished) = (name("localbot.part"), name("localbot.slot"));
+    let short = files.keep(&unfinished, &finished, 18).await.expect("an answer").expect("a file");
+    assert_eq!(short.stat.bytes, 17);
+    let odd = files.keep(&name("garbage.part"), &finished, 17).await.expect("an answer").expect("a file");
+    assert_eq!(&odd.head[..4], b"ggsq");
+    assert_eq!(files.list(".slot").await, Ok(vec![]), "neither is what it should be");
+    let kept = files.keep(&unfinished, &finished, 17).await.expect("an answer").expect("a file");
+    assert_eq!((kept.stat.bytes, kept.head), (17, head));
+    assert_eq!(files.keep(&unfinished, &finished, 17).await, Ok(None), "it has another name now");
+    assert_eq!(files.list(".slot").await, Ok(vec![finished.clone()]));
+    assert_eq!(files.list(".part").await, Ok(vec![name("garbage.part")]));
+    for _ in 0..2 {
+        files.remove(&[finished.clone(), name("garbage.part")]).await.expect("removed, or removed already");
+    }
+    assert_eq!(files.list("").await, Ok(vec![]), "but one with a name that is none of ours");
 
     let gone = SlotFolder::new(ssh, RemotePath::new("/no/such/folder").expect("a path"));
-    assert!(matches!(gone.list().await, Err(SlotFilesError::Refused(_))));
-    assert!(matches!(gone.free_bytes().await, Err(SlotFilesError::Refused(_))));
+    assert!(matches!(gone.list(".part").await, Err(SlotFilesError::Refused(_))));
+    assert!(matches!(gone.keep(&finished, &finished, 1).await, Err(SlotFilesError::Refused(_))));
+    assert_eq!(gone.survey(Survey { free: true, ..Survey::default() }).await.map(|found| found.free), Ok(None));
+}
+
+/// Waits until so many shells were asked for.
+async fn until_shells(sshd: &Sshd, wanted: usize) {
+    let count = || sshd.shared.commands.lock().expect("them").iter().filter(|line| *line == "exec sh -s").count();
+    let reached = async {
+        while count() < wanted {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, reached).await.unwrap_or_else(|_| panic!("{} shells", count()));
+}
+
+#[tokio::test]
+async fn questions_that_are_expected_find_a_shell_ready_and_orders_stay_plain_commands() {
+    let folder = Folder::new();
+    let (sshd, ssh) = server(&folder).await;
+    let ssh = Arc::new(ssh);
+    let question = remote::files(&RemotePath::new("/").expect("a path"), FileQuestion::List("etc"));
+    ssh.expect_questions();
+    assert_eq!(sshd.logins(), 0, "nobody is called for this");
+    let plain = ssh.ask(&question, LONG).await.expect("a reply");
+    assert_eq!(sshd.shared.commands.lock().expect("them").last().map(String::as_str), Some(question.as_str()));
+    ssh.expect_questions();
+    ssh.ask(&question, LONG).await.expect("a reply");
+
+    until_shells(&sshd, 2).await;
+    sshd.shared.commands.lock().expect("them").clear();
+    ssh.run(&line("a.service"), LONG).await.expect("a reply");
+    assert!(sshd.shared.commands.lock().expect("them").last().is_some_and(|last| last.starts_with("env ")));
+    for taken in 1..=6 {
+        let fed = ssh.ask(&question, LONG).await.expect("a reply");
+        assert_eq!(fed, plain);
+        until_shells(&sshd, taken).await;
+    }
+    assert!(!sshd.shared.commands.lock().expect("them").iter().any(|line| line == question.as_str()));
+    assert_eq!((sshd.logins(), ssh.sessions()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_forgotten_session_takes_its_shells_with_it() {
+    let folder = Folder::new();
+    let (sshd, ssh) = server(&folder).await;
+    let ssh = Arc::new(ssh);
+    ssh.run(&line("a.service"), LONG).await.expect("a reply");
+    ssh.expect_questions();
+    until_shells(&sshd, 2).await;
+    assert!(ssh.run(&line("hang.service"), SHORT).await.is_err());
+    sshd.until_open(0).await;
+    let question = remote::files(&RemotePath::new("/").expect("a path"), FileQuestion::List("etc"));
+    assert_eq!(ssh.ask(&question, LONG).await.expect("a reply").session, 2);
 }
 
 #[tokio::test]

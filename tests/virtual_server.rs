@@ -25,8 +25,8 @@ use wechsler::{
         reading::{ActiveState, Ask, Gpu, Http, People, Reading, Ssh, Unit, UnitState, WakeArmed},
     },
     virtual_server::{
-        By, CommandFault, Foreign, GpuFault, Inhibitor, Login, On, Places, Power, Refusal, Setup, SshFault, UnitFault,
-        VirtualServer, What,
+        By, CommandFault, Foreign, GpuFault, Inhibitor, Login, On, Places, Power, Refusal, Restart, Setup, SshFault,
+        UnitFault, VirtualServer, What,
         programs::{Exit, Fault, ProgramFaults, Signal},
     },
 };
@@ -164,6 +164,7 @@ impl Lab {
             What::Off => Some("off".into()),
             What::PowerCut => Some("cut".into()),
             What::Booted(_) => Some("booted".into()),
+            What::Slot { act, .. } => Some(format!("{act:?}")),
             _ => None,
         };
         self.server.deeds().iter().filter_map(|deed| word(&deed.what)).collect()
@@ -481,6 +482,7 @@ async fn a_command_the_daemon_never_gives_is_not_found_and_counted() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the answer comes from our own server")]
 async fn slots_are_saved_into_the_folder_and_restored_from_it() {
     let lab = on().await;
     lab.up(LLAMA).await;
@@ -503,6 +505,9 @@ async fn slots_are_saved_into_the_folder_and_restored_from_it() {
     lab.look(all).await;
     lab.done(Verb::RestoreSlots(LLAMA)).await;
     assert!(ask().await.is_some_and(|reused| reused > 30));
+    let deeds = lab.deeds();
+    let slots: Vec<&String> = deeds.iter().filter(|deed| !deed.contains(' ')).collect();
+    assert_eq!(slots, ["booted", "Saved", "Restored"]);
 
     // A folder nothing can be written into, and one that is gone.
     lab.inside(LLAMA_UNIT).set_times(Fault::DiskFull, 1);
@@ -520,4 +525,17 @@ async fn slots_are_saved_into_the_folder_and_restored_from_it() {
     .await;
     lab.server.hide_slots(false);
     assert_eq!(lab.server.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_model_that_finds_no_memory_does_not_load() {
+    let lab = lab(|setup| setup.units[0].restart = Restart::Never).await;
+    lab.server.occupy(Foreign { pid: 77, user: "bob".into(), name: "/opt/train.py".into(), mib: 9000 });
+    lab.done(Verb::StartUnit(LLAMA)).await;
+    lab.until("failed", |server| server.truth().units[0].active == "failed").await;
+    let lines = lab.host.post_mortem(LLAMA).await.lines;
+    assert!(lines.iter().any(|line| line.contains("out of memory")), "{lines:?}");
+    lab.server.vacate(77);
+    lab.until("free", |server| server.truth().gpu_used_mib == 0).await;
+    lab.up(LLAMA).await;
 }

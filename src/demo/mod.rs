@@ -49,7 +49,16 @@ async fn run(fast: bool, stay: bool) -> Result<u8, Broken> {
     let ended = tokio::select! {
         biased;
         code = signals.next() => Ok(code),
-        told = tour::all(&mut stage, stay) => told.map(|()| 0),
+        told = tour::all(&mut stage) => told.map(|()| 0),
+    };
+    // The tour has come out as told then: whatever ends the stay is no failure.
+    let ended = match ended {
+        Ok(0) if stay => tokio::select! {
+            biased;
+            _ = signals.next() => Ok(0),
+            broken = tour::linger(&mut stage) => broken.map(|()| 0),
+        },
+        ended => ended,
     };
     if ended.is_err() {
         stage.show_log();

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt as _;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -21,16 +22,21 @@ use tokio::{
 };
 
 use super::Broken;
-use crate::virtual_server::{Engine, Places, Setup, Times, VirtualServer};
+use crate::{
+    front::client::Client,
+    virtual_server::{Engine, Places, Setup, Times, VirtualServer},
+};
 
 /// A client, or anything that is waited for, that takes longer is stuck.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_mins(1);
 /// The daemon ends within five seconds once told to.
 const DAEMON_ENDS: Duration = Duration::from_secs(6);
 /// Between two looks while something is waited for.
 const LOOK: Duration = Duration::from_millis(50);
 /// The socket's path must fit into 107 bytes.
 const LONGEST_TEMPORARY: usize = 60;
+/// Bytes of an answer of the model.
+const MOST_ANSWER: usize = 64 * 1024;
 /// Lines of the daemon's log shown when something broke.
 const LAST_LOG: usize = 15;
 
@@ -186,27 +192,18 @@ impl Stage {
         command.spawn().map_err(|error| Broken::System("a client", error))
     }
 
-    /// What the daemon says is so.
-    pub(super) async fn status(&self) -> Result<Value, Broken> {
-        let mut command = self.command();
-        command.args(["status", "--json"]).stdin(Stdio::null()).stderr(Stdio::null());
-        let out = timeout(STUCK, command.output()).await;
-        let out = out.map_err(|_| Broken::NotAsTold("`wechsler status` did not end".into()))?;
-        let out = out.map_err(|error| Broken::System("a client", error))?;
-        serde_json::from_slice(&out.stdout)
-            .map_err(|error| Broken::NotAsTold(format!("the status is no JSON: {error}")))
-    }
-
-    /// Waits until the daemon sees that state.
+    /// Waits until the daemon sees that state, and does nothing more about it.
     pub(super) async fn until_state(&self, state: &str) -> Result<(), Broken> {
+        let no = |why: String| Broken::NotAsTold(format!("the daemon does not say that it is {state}: {why}"));
+        let client = Client::new(&self.socket()).map_err(|error| no(error.to_string()))?;
         let begun = Instant::now();
         loop {
-            let status = self.status().await?;
-            if status["state"] == state && status["operation"].is_null() {
+            let status = client.status().await.map_err(|error| no(error.to_string()))?;
+            if status.state == state && status.operation.is_none() {
                 return Ok(());
             }
             if begun.elapsed() > STUCK {
-                return Err(Broken::NotAsTold(format!("it is {} and not {state}", status["state"])));
+                return Err(no(status.state));
             }
             sleep(LOOK).await;
         }
@@ -232,7 +229,15 @@ impl Stage {
         let body = json!({"messages": self.conversation, "max_tokens": 40});
         let client = reqwest::Client::builder().no_proxy().timeout(STUCK).build().map_err(|e| no(e.to_string()))?;
         let sent = client.post(format!("http://{address}/v1/chat/completions")).json(&body).send().await;
-        let answer: Value = sent.map_err(|e| no(e.to_string()))?.json().await.map_err(|e| no(e.to_string()))?;
+        let mut pieces = sent.map_err(|e| no(e.to_string()))?.bytes_stream();
+        let mut bytes = vec![];
+        while let Some(piece) = pieces.next().await {
+            bytes.extend(piece.map_err(|e| no(e.to_string()))?);
+            if bytes.len() > MOST_ANSWER {
+                return Err(no("the answer has no end".into()));
+            }
+        }
+        let answer: Value = serde_json::from_slice(&bytes).map_err(|e| no(e.to_string()))?;
         let text = answer["choices"][0]["message"]["content"].as_str().ok_or_else(|| no(answer.to_string()))?;
         let reused = answer["timings"]["cache_n"].as_u64().ok_or_else(|| no("no cache_n".into()))?;
         let computed = answer["timings"]["prompt_n"].as_u64().ok_or_else(|| no("no prompt_n".into()))?;
@@ -254,9 +259,16 @@ impl Stage {
         self.remark(text).await;
     }
 
+    /// The idle rules of the last step.
+    pub(super) const fn idle(&self) -> Duration {
+        Duration::from_secs(if self.fast { 1 } else { 2 })
+    }
+
     /// Says something, and leaves time to read it.
     pub(super) async fn remark(&self, text: &str) {
-        say(text);
+        for line in wrapped(text) {
+            say(&line);
+        }
         self.read(text).await;
     }
 
@@ -318,6 +330,23 @@ pub(super) fn say(line: &str) {
 /// A line on standard error.
 pub(super) fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Lines that fit any terminal.
+fn wrapped(text: &str) -> Vec<String> {
+    /// Columns.
+    const MOST: usize = 79;
+    let mut lines: Vec<String> = vec![];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= MOST => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 fn bold(text: &str) -> String {

@@ -1,7 +1,5 @@
 //! The tour, step by step. Each says what happens and why, lets it happen, and looks whether it did.
 
-use std::time::Duration;
-
 use super::{
     Broken,
     stage::{Stage, say},
@@ -10,28 +8,20 @@ use crate::virtual_server::{Power, UnitTruth, VirtualServer, programs::Signal};
 
 const LLAMA: &str = "llama-cpp.service";
 const VLLM: &str = "vllm.service";
-/// Idle rules of the last step.
-const IDLE: Duration = Duration::from_secs(2);
 
-/// The whole tour; with `stay`, it ends only by a signal.
-pub(super) async fn all(stage: &mut Stage, stay: bool) -> Result<(), Broken> {
-    let steps = steps(stage).await;
-    if let Err(broken) = steps {
+/// The whole tour.
+pub(super) async fn all(stage: &mut Stage) -> Result<(), Broken> {
+    steps(stage).await.inspect_err(|_| {
         say("");
         say("That did not come out as told. The last words of the daemon:");
-        return Err(broken);
-    }
-    if stay {
-        linger(stage).await?;
-    }
-    Ok(())
+    })
 }
 
 async fn steps(stage: &mut Stage) -> Result<(), Broken> {
     stage
         .remark(
-            "Wechsler looks after a shared GPU server: it wakes it, runs one of several inference backends on it, switches\n\
-             between them without losing conversations, and lets it sleep. Here the server is virtual and lives in this\n\
+            "Wechsler looks after a shared GPU server: it wakes it, runs one of several inference backends on it, switches \
+             between them without losing conversations, and lets it sleep. Here the server is virtual and lives in this \
              process; the daemon, the commands and the protocols are the real ones.",
         )
         .await;
@@ -48,9 +38,8 @@ async fn steps(stage: &mut Stage) -> Result<(), Broken> {
     let violations = stage.server.violations();
     check(violations.is_empty(), || format!("the daemon asked for what it must not: {violations:?}"))?;
     say("");
-    say(
-        "That was all of it, and everything came out as told. config.toml.example says how to go on with a real server.",
-    );
+    say("That was all of it, and everything came out as told.");
+    say("config.toml.example says how to go on with a real server.");
     Ok(())
 }
 
@@ -58,7 +47,7 @@ async fn cold_start(stage: &Stage) -> Result<(), Broken> {
     stage
         .tell(
             "1. Cold start",
-            "The server is off. One command sends the wake packet, waits for the boot, starts llama.cpp and waits until it\n\
+            "The server is off. One command sends the wake packet, waits for the boot, starts llama.cpp and waits until it \
              has loaded its model.",
         )
         .await;
@@ -71,7 +60,7 @@ async fn conversation(stage: &mut Stage) -> Result<(), Broken> {
     stage
         .tell(
             "2. A conversation",
-            "Somebody talks to the model (which is virtual, too, and babbles). What it has read stays in its slot, so that\n\
+            "Somebody talks to the model (which is virtual, too, and babbles). What it has read stays in its slot, so that \
              each question costs only what is new.",
         )
         .await;
@@ -86,7 +75,7 @@ async fn to_vllm(stage: &Stage) -> Result<(), Broken> {
     stage
         .tell(
             "3. Another model",
-            "The GPUs hold one backend at a time. Before llama.cpp stops, its slot is saved; vLLM starts only once the GPUs\n\
+            "The GPUs hold one backend at a time. Before llama.cpp stops, its slot is saved; vLLM starts only once the GPUs \
              have their memory back.",
         )
         .await;
@@ -106,22 +95,26 @@ async fn crash(stage: &mut Stage) -> Result<(), Broken> {
     stage
         .tell(
             "5. A crash",
-            "What was said since the last save would be lost in a crash, so it is saved once more. Then llama.cpp is killed:\n\
+            "What was said since the last save would be lost in a crash, so it is saved once more. Then llama.cpp is killed: \
              systemd starts it again, and the daemon, which sees that by itself, restores the slot.",
         )
         .await;
     stage.types("slots save").await?;
     let before = unit(&stage.server, LLAMA).and_then(|unit| unit.pid);
-    say("(kill -9 of llama-server)");
+    let mut watch = stage.begin("watch").await?;
+    say("(on the server: kill -9 of llama-server)");
     check(stage.server.signal(LLAMA, Signal::Kill), || "there was nothing to kill".into())?;
-    stage
-        .until("restarted and restored", |server| {
-            let again = unit(server, LLAMA).filter(|unit| unit.pid != before);
-            let slots = again.and_then(|unit| unit.inside).map_or_else(Vec::new, |inside| inside.slots);
-            slots.iter().flatten().any(|tokens| *tokens > 0)
-        })
-        .await?;
-    stage.until_state("llama-cpp").await?;
+    let restored = stage.until("restarted and restored", |server| {
+        let again = unit(server, LLAMA).filter(|unit| unit.pid != before);
+        let slots = again.and_then(|unit| unit.inside).map_or_else(Vec::new, |inside| inside.slots);
+        slots.iter().flatten().any(|tokens| *tokens > 0)
+    });
+    let seen = match restored.await {
+        Ok(()) => stage.until_state("llama-cpp").await,
+        never => never,
+    };
+    let _ = watch.kill().await;
+    seen?;
     reuse(stage, "And where is the attic key?").await
 }
 
@@ -129,7 +122,7 @@ async fn conflict(stage: &Stage) -> Result<(), Broken> {
     stage
         .tell(
             "6. A conflict",
-            "Somebody logs in to the server and starts vLLM by hand. Two at a time is not what was wanted, but which of them\n\
+            "Somebody logs in to the server and starts vLLM by hand. Two at a time is not what was wanted, but which of them \
              is worth more only people know: the daemon touches nothing and says so.",
         )
         .await;
@@ -146,12 +139,13 @@ async fn idle(stage: &mut Stage) -> Result<(), Broken> {
     stage
         .tell(
             "7. Idle",
-            "The daemon is killed and started again with idle rules: stop after two seconds without use, power off after two\n\
+            "The daemon is killed, and started again with idle rules: stop after a moment without use, power off after one \
              more. It keeps nothing about the present in files: one look, and it knows. This is what it then does by itself.",
         )
         .await;
     stage.kill_daemon().await;
-    stage.start_daemon(Some(IDLE)).await?;
+    let idle = stage.idle();
+    stage.start_daemon(Some(idle)).await?;
     let mut watch = stage.begin("watch").await?;
     let off = stage.until("powered off", |server| server.power() == Power::Off).await;
     let seen = match off {
@@ -172,7 +166,7 @@ async fn reuse(stage: &mut Stage, question: &str) -> Result<(), Broken> {
 }
 
 /// Everything stays for whoever wants to try it.
-async fn linger(stage: &mut Stage) -> Result<(), Broken> {
+pub(super) async fn linger(stage: &mut Stage) -> Result<(), Broken> {
     stage.stop_daemon().await;
     stage.start_daemon(None).await?;
     stage.until_state("gpu-offline").await?;

@@ -34,8 +34,9 @@ const WAKE_ARMED_REST: Duration = Duration::from_mins(10);
 const SAVED_REST: Duration = Duration::from_mins(1);
 /// Between two questions for the health of a backend that loads.
 const HEALTH: Duration = Duration::from_millis(10);
-/// While one loads, its unit is asked so many times more seldom than its health.
-const UNITS_WHILE_LOADING: u32 = 8;
+/// While one loads, its unit is asked so many times more seldom than its health; and so it is while an order is carried out,
+/// at whose end it is asked at once: the question costs the server more than the order.
+const UNITS_SELDOM: u32 = 8;
 /// After a look that did not end in time, its source is left alone for so long.
 const AFTER_HANG: Duration = Duration::from_secs(10);
 
@@ -165,11 +166,14 @@ impl Schedule {
         }
     }
 
-    /// An order has ended: what was asked before tells of the past, and the world is looked at again at once.
+    /// An order has ended: what was asked before tells of the past, and the world is looked at again at once. A save leaves the
+    /// units as they are, and who stops one now is not to be kept waiting by questions about them.
     pub(super) fn order_ended(&mut self, verb: Verb) {
-        self.want(Source::Core);
-        let core = &mut self.lines[Source::Core as usize];
-        core.superseded = core.in_flight == 1 && verb != Verb::Wake;
+        if !matches!(verb, Verb::SaveSlots(_)) {
+            self.want(Source::Core);
+            let core = &mut self.lines[Source::Core as usize];
+            core.superseded = core.in_flight == 1 && verb != Verb::Wake;
+        }
         if let Verb::SaveSlots(_) | Verb::RestoreSlots(_) = verb {
             self.want(Source::Activity);
             self.want(Source::Saved);
@@ -211,7 +215,7 @@ impl Schedule {
         match source {
             Source::Core => Some(match view.pace {
                 Pace::Rest => self.probe.rest,
-                Pace::Busy if loads => self.probe.busy * UNITS_WHILE_LOADING,
+                Pace::Busy if loads || view.order.is_some() => self.probe.busy * UNITS_SELDOM,
                 Pace::Busy => self.probe.busy,
                 Pace::Waiting => self.probe.waiting,
             }),
@@ -260,7 +264,7 @@ pub(super) fn is_new(before: &Server, after: &Server) -> bool {
     }
 }
 
-/// A backend is running that was not, or by another run: its use is worth a look at once.
+/// A backend is running that was not, or by another run: its use and what it holds are worth a look at once.
 pub(super) fn newly_running(before: &Look, after: &Look) -> bool {
     after
         .backends

@@ -262,6 +262,7 @@ impl<W: World> Driver<W> {
             self.schedule.want_everything();
         } else if probe::newly_running(&self.view.look, &look) {
             self.schedule.want(Source::Activity);
+            self.schedule.want(Source::Gpu);
         }
         // The machine counts looks that find nothing. What says the same of the same moment is not another one.
         if look == self.view.look {

@@ -315,20 +315,25 @@ async fn hold(
     if reason.chars().count() > REASON_CHARS {
         return Err(Problem::bad_request(format!("`reason` is longer than {REASON_CHARS} characters")));
     }
-    let spec = HoldSpec { what, lasts, reason, by: user_name(peer.uid) };
+    let spec = HoldSpec { what, lasts, reason, by: user_name(peer.uid).await };
     match front.ask(Command::Hold(spec), peer).await? {
         Answer::Done { hold: Some(id) } => Ok((StatusCode::CREATED, Json(HoldMade { hold: id.0 })).into_response()),
         _ => Ok(Json(CommandAnswer::AlreadySo).into_response()),
     }
 }
 
-/// The name behind a uid, else the number: for people who look at holds.
-fn user_name(uid: Option<u32>) -> String {
+/// How long the name of a user may be looked for.
+const NAME_WITHIN: Duration = Duration::from_secs(1);
+
+/// The name behind a uid, else the number: for people who look at holds. Whoever keeps the names (a directory on the
+/// network, perhaps) is asked beside the daemon's one thread, and not waited for long.
+async fn user_name(uid: Option<u32>) -> String {
     let Some(uid) = uid else {
         return "somebody".into();
     };
-    match nix::unistd::User::from_uid(uid.into()) {
-        Ok(Some(user)) => user.name,
+    let asked = tokio::task::spawn_blocking(move || nix::unistd::User::from_uid(uid.into()));
+    match timeout(NAME_WITHIN, asked).await {
+        Ok(Ok(Ok(Some(user)))) => user.name,
         _ => format!("uid {uid}"),
     }
 }

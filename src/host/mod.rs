@@ -3,6 +3,7 @@
 //! [`Host`] composes the rooms beside it and decides nothing: what it reads goes to the machine unjudged. Command lines come
 //! from [`remote`] only, answers are read by pure functions, and everything has its deadline and its bound.
 
+mod doubt;
 pub mod ethtool;
 pub mod gpu;
 pub mod http;
@@ -19,7 +20,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -31,16 +32,17 @@ use crate::{
     config::{self, Config},
     driver::world::{PostMortem, World},
     machine::{
-        BackendId, BackendPolicy, BootId, Instant, Outcome, Verb, Warning,
-        reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, SavedSlot, Unit, WakeArmed},
+        BackendId, BackendPolicy, BootId, Instant, Outcome, RestorePolicy, Verb, Warning,
+        reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Unit, UnitState, WakeArmed},
     },
 };
+use doubt::{Doubts, InDoubt, UnderWay, address};
 use http::{HttpSetupError, Probe};
 use remote::{Interface, RemotePath, RemoteVerb, UnitName};
 use slot_folder::SlotFolder;
 use slots::SlotStore;
 use ssh::{Ssh, SshSetupError, Trouble};
-use systemd::Ended;
+use systemd::{Ended, UnitsAnswer};
 
 /// A GPU tool that hangs is not asked again for so long (or until the next boot): each call would hang beside it.
 const GPU_HANGS_FOR: Duration = Duration::from_mins(10);
@@ -58,6 +60,12 @@ pub struct Host {
     privilege: Vec<String>,
     /// The boot that last answered.
     boot: Mutex<Option<BootId>>,
+    /// Orders under way.
+    orders: AtomicUsize,
+    /// A unit was just stopped: what is waited for is the proof that all are down.
+    stopped: AtomicBool,
+    /// What orders have left in doubt, by target.
+    doubts: Mutex<Doubts>,
     /// The boot in which the GPU tool hung, and until when it is left alone.
     gpu_hung: Mutex<Option<(Option<BootId>, Clock)>>,
 }
@@ -73,16 +81,31 @@ struct Backend {
     probe: Probe,
     /// It answered as itself when last asked: only then it is asked about its use.
     ready: AtomicBool,
-    slots: Option<Slots>,
+    slots: Option<Arc<Slots>>,
+    /// Its unit, as it was last asked about in full.
+    known: Mutex<Option<UnitState>>,
 }
 
 #[derive(Debug)]
 struct Slots {
-    store: SlotStore,
+    store: Arc<SlotStore>,
     folder: SlotFolder,
-    /// The SSH session in which leftovers were last swept: once in each is enough.
-    swept: AtomicU64,
+    /// Saved slots are restored by the daemon itself.
+    restores: bool,
+    swept: Mutex<Swept>,
+    tidying: AtomicBool,
 }
+
+/// The sweeping of leftovers: once in each SSH session is enough.
+#[derive(Clone, Copy, Debug, Default)]
+struct Swept {
+    session: u64,
+    done: bool,
+    tries: u32,
+}
+
+/// A sweep that fails is tried so many times in one SSH session.
+const SWEEPS: u32 = 5;
 
 /// The configuration cannot be turned into adapters.
 #[derive(Debug, thiserror::Error)]
@@ -130,11 +153,13 @@ impl Host {
                 let dir = slots.dir.to_string_lossy();
                 let folder = RemotePath::new(&dir).ok_or_else(|| HostError::word(dir, "the path of a slot folder"))?;
                 let (state, server) = (&config.daemon.state_dir, &config.server.name);
-                Ok::<_, HostError>(Slots {
-                    store: SlotStore::new(state, server, &backend.name, slots.clone()),
+                Ok::<_, HostError>(Arc::new(Slots {
+                    store: Arc::new(SlotStore::new(state, server, &backend.name, slots.clone())),
                     folder: SlotFolder::new(Arc::clone(&ssh), folder),
-                    swept: AtomicU64::new(0),
-                })
+                    restores: policy.restore != RestorePolicy::Never,
+                    swept: Mutex::default(),
+                    tidying: AtomicBool::new(false),
+                }))
             });
             let probe = Probe::new(backend, policy.kind, config.probe.http_timeout)
                 .map_err(|source| HostError::Http { backend: backend.name.clone(), source })?;
@@ -150,6 +175,7 @@ impl Host {
                 probe,
                 ready: AtomicBool::new(false),
                 slots: slots.transpose()?,
+                known: Mutex::default(),
             })
         };
         let backends = config.backends.iter().zip(&config.policy.backends).map(backend);
@@ -167,6 +193,9 @@ impl Host {
             privilege: config.server.privilege.clone(),
             server,
             boot: Mutex::default(),
+            orders: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
+            doubts: Mutex::default(),
             gpu_hung: Mutex::default(),
         })
     }
@@ -175,33 +204,28 @@ impl Host {
     async fn look_at_units(&self) -> (reading::Ssh, Vec<Unit>) {
         // Backends by target; the server's own target is always asked, also without units.
         let mut targets: BTreeMap<usize, (&Arc<Ssh>, Vec<usize>)> = BTreeMap::new();
-        let key = |ssh: &Arc<Ssh>| Arc::as_ptr(ssh) as usize;
-        targets.insert(key(&self.server), (&self.server, vec![]));
+        targets.insert(address(&self.server), (&self.server, vec![]));
         for (i, backend) in self.backends.iter().enumerate() {
-            let entry = targets.entry(key(&backend.ssh)).or_insert((&backend.ssh, vec![]));
+            let entry = targets.entry(address(&backend.ssh)).or_insert((&backend.ssh, vec![]));
             entry.1.push(i);
         }
+        let stopped = self.stopped.swap(false, Ordering::Relaxed);
         let ask = |(ssh, which): (&Arc<Ssh>, Vec<usize>)| {
             let (ssh, server) = (Arc::clone(ssh), Arc::ptr_eq(ssh, &self.server));
-            let units: Vec<UnitName> = which.iter().map(|i| self.backends[*i].unit.clone()).collect();
             async move {
-                let answer = match ssh.ask(&remote::units(&units), ssh.command_timeout()).await {
-                    Ok(reply) => {
-                        systemd::parse_units(&reply.stdout, &reply.stderr, &units).map_err(reading::Ssh::Broken)
-                    }
-                    Err(trouble) => Err(trouble.reading()),
-                };
+                let answer = self.ask_units(&ssh, &which, stopped).await;
                 (server, which, answer)
             }
         };
         let mut units = vec![Unit::Unread("not asked".into()); self.backends.len()];
         let mut told = reading::Ssh::Silent;
-        for (server, which, answer) in join_all(targets.into_values().map(ask)).await {
+        let answers = join_all(targets.into_values().map(ask)).await;
+        // Of all targets one number is told, and it moves only when each of those in doubt has answered over a new session:
+        // a new session with one of them says nothing of what another was ordered.
+        let session = locked(&self.doubts).cleared + 1;
+        for (server, which, answer) in answers {
             let (ssh, states) = match answer {
-                Ok(answer) => {
-                    let ssh = reading::Ssh::Answered { boot: answer.boot, session: self.sessions() };
-                    (ssh, answer.units)
-                }
+                Ok(answer) => (reading::Ssh::Answered { boot: answer.boot, session }, answer.units),
                 Err(down) => {
                     let unread = vec![Unit::Unread(down.words()); which.len()];
                     (down, unread)
@@ -220,11 +244,30 @@ impl Host {
         (told, units)
     }
 
-    /// Sessions opened so far with all targets together: counts up with each new one, whichever target it was that left
-    /// something in doubt.
-    fn sessions(&self) -> u64 {
-        let own = self.backends.iter().filter(|b| !Arc::ptr_eq(&b.ssh, &self.server));
-        self.server.sessions() + own.map(|b| b.ssh.sessions()).sum::<u64>()
+    /// The units of the backends `which`, all at the same target. Just after a stop it is asked whether they are down, which is
+    /// quickly told; in full if they are not.
+    async fn ask_units(&self, ssh: &Ssh, which: &[usize], stopped: bool) -> Result<UnitsAnswer, reading::Ssh> {
+        let backends: Vec<&Backend> = which.iter().filter_map(|i| self.backends.get(*i)).collect();
+        let units: Vec<UnitName> = backends.iter().map(|backend| backend.unit.clone()).collect();
+        let within = ssh.command_timeout();
+        if stopped {
+            let reply = ssh.ask(&remote::units_down(&units), within).await.map_err(Trouble::reading)?;
+            let known: Vec<_> = backends.iter().map(|backend| locked(&backend.known).clone()).collect();
+            if let Some(answer) = systemd::parse_down(&reply.stdout, &units, &known) {
+                locked(&self.doubts).answered(ssh, reply.session);
+                return Ok(answer);
+            }
+        }
+        let reply = ssh.ask(&remote::units(&units), within).await.map_err(Trouble::reading)?;
+        let answer = systemd::parse_units(&reply.stdout, &reply.stderr, &units).map_err(reading::Ssh::Broken)?;
+        locked(&self.doubts).answered(ssh, reply.session);
+        for (backend, unit) in backends.iter().zip(&answer.units) {
+            *locked(&backend.known) = match unit {
+                Unit::Loaded(state) => Some(state.clone()),
+                Unit::Missing(_) | Unit::Unread(_) => None,
+            };
+        }
+        Ok(answer)
     }
 
     /// `None` where SSH itself is in the way: that says nothing of the GPU.
@@ -317,7 +360,7 @@ impl Host {
             RemoteVerb::PowerOff => Ended::PowerOff,
         };
         // Whatever is in doubt is cleared up by a later session, so there must be one: also if this future is dropped.
-        let mut doubt = InDoubt(Some(ssh));
+        let mut doubt = InDoubt(Some((ssh, &self.doubts)));
         let line = remote::verb(&self.privilege, verb);
         let outcome = match timeout(within, ssh.run(&line, within)).await {
             Ok(Ok(reply)) => systemd::judge_verb(ended, reply.status, &reply.stderr),
@@ -329,17 +372,6 @@ impl Host {
             doubt.0 = None;
         }
         outcome
-    }
-}
-
-/// Forgets the session when dropped, unless it was emptied.
-struct InDoubt<'a>(Option<&'a Ssh>);
-
-impl Drop for InDoubt<'_> {
-    fn drop(&mut self) {
-        if let Some(ssh) = self.0 {
-            ssh.forget();
-        }
     }
 }
 
@@ -358,7 +390,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Backend {
     /// Health, then use, where the backend answers as itself.
-    async fn look(&self, ask: Ask, now: Instant) -> BackendReading {
+    ///
+    /// `calm`: nobody waits for an order just now, so there is time to tidy up.
+    async fn look(&self, ask: Ask, now: Instant, calm: bool) -> BackendReading {
         let mut reading = BackendReading::default();
         if ask.http {
             let http = self.probe.health().await;
@@ -372,29 +406,53 @@ impl Backend {
         if ask.saved
             && let Some(slots) = &self.slots
         {
-            reading.saved = Some(Dated { at: now, value: slots.look(&self.ssh, &self.name).await });
+            reading.saved = Some(Dated { at: now, value: slots.store.saved().await });
+            // A server that is off is not called for this; and nobody waits for it.
+            if calm && self.ssh.is_open() && !slots.tidying.swap(true, Ordering::Relaxed) {
+                let (slots, ssh, name) = (Arc::clone(slots), Arc::clone(&self.ssh), self.name.clone());
+                tokio::spawn(async move {
+                    slots.tidy(&ssh, &name).await;
+                    slots.tidying.store(false, Ordering::Relaxed);
+                });
+            }
         }
         reading
     }
 }
 
 impl Slots {
-    /// The slots on record. Once in each SSH session the leftovers of broken-off saves are swept first.
-    async fn look(&self, ssh: &Ssh, backend: &str) -> Vec<SavedSlot> {
+    /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, and
+    /// removes generations beyond those to keep.
+    async fn tidy(&self, ssh: &Ssh, backend: &str) {
         let session = ssh.sessions();
-        if self.swept.swap(session, Ordering::Relaxed) != session {
-            let swept = self.store.sweep(&self.folder).await;
-            if swept > 0 {
-                tracing::info!(backend, swept, "leftovers of broken-off saves were removed");
-            }
+        let mut swept = *locked(&self.swept);
+        if swept.session != session {
+            swept = Swept { session, ..Swept::default() };
         }
-        self.store.saved()
+        if !swept.done && swept.tries < SWEEPS {
+            let result = self.store.sweep(&self.folder).await;
+            if let Err(why) = &result {
+                tracing::warn!(backend, why, "leftovers of broken-off saves could not be looked for");
+            }
+            let (done, tries) = (result.is_ok(), swept.tries + 1);
+            *locked(&self.swept) = Swept { session, done, tries };
+        }
+        self.store.prune(&self.folder).await;
+    }
+
+    /// Has the files of a restore looked at while the backend loads. It ends by itself, and nothing waits for it.
+    fn look_ahead(&self) {
+        if self.restores {
+            let (store, folder) = (Arc::clone(&self.store), self.folder.clone());
+            tokio::spawn(async move { store.look_ahead(&folder).await });
+        }
     }
 }
 
 impl World for Host {
     async fn look(&self, ask: Ask, now: Instant) -> Reading {
-        let backends = join_all(self.backends.iter().map(|backend| backend.look(ask, now)));
+        let calm = self.orders.load(Ordering::Relaxed) == 0;
+        let backends = join_all(self.backends.iter().map(|backend| backend.look(ask, now, calm)));
         // Boxed: all sources together are a large future, and most looks ask one or two.
         let (units, mut backends, gpu, people, wake_armed) = Box::pin(join5(
             when(ask.units, self.look_at_units()),
@@ -421,6 +479,7 @@ impl World for Host {
     }
 
     async fn carry_out(&self, verb: Verb, within: Duration) -> Outcome {
+        let _under_way = UnderWay::new(&self.orders);
         let no_such = || Outcome::Failed(Warning::new("verb_failed", "there is no such backend"));
         let (Verb::StartUnit(id)
         | Verb::StopUnit(id)
@@ -436,6 +495,8 @@ impl World for Host {
         let Some(backend) = self.backend(id) else {
             return no_such();
         };
+        // Its end will be asked after at once, and what comes next as well.
+        backend.ssh.expect_questions();
         let unit = &backend.unit;
         let order = match verb {
             Verb::StartUnit(_) => RemoteVerb::Start(unit),
@@ -453,12 +514,25 @@ impl World for Host {
                 return slots::without_news(outcome);
             }
         };
+        if let (Verb::StartUnit(_), Some(slots)) = (verb, &backend.slots) {
+            slots.look_ahead();
+        }
+        let until = Clock::now() + within;
+        let left = || until.saturating_duration_since(Clock::now());
         let outcome = self.order(&backend.ssh, order, within).await;
-        // Quick switches use up systemd's start counter (manual starts count too): it is cleared, and asked once more.
+        let is_stop = matches!(order, RemoteVerb::Stop(_) | RemoteVerb::Kill(_));
+        if is_stop && matches!(outcome, Outcome::Succeeded(_)) {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+        // Quick switches use up systemd's start counter (manual starts count too): it is cleared, and asked once more, as far
+        // as the time allows. After a clearing of which nobody knows how it ended nothing more is sent.
         match outcome {
             Outcome::Failed(why) if why.code == "start_limit" && matches!(order, RemoteVerb::Start(_)) => {
-                self.order(&backend.ssh, RemoteVerb::ResetFailed(unit), within).await;
-                self.order(&backend.ssh, order, within).await
+                match self.order(&backend.ssh, RemoteVerb::ResetFailed(unit), left()).await {
+                    unknown @ Outcome::Unknown(_) => unknown,
+                    _ if left().is_zero() => Outcome::Failed(why),
+                    _ => self.order(&backend.ssh, order, left()).await,
+                }
             }
             other => other,
         }

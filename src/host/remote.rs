@@ -14,15 +14,27 @@ use super::slot_files::FileName;
 /// Begins each line that divides the parts of an answer.
 pub const MARK: &str = "@@";
 
+/// A shell that takes a question from standard input.
+pub const SHELL: &str = "exec sh -s";
+
 /// A command line for the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandLine(String);
+pub struct CommandLine {
+    line: String,
+    fed: Option<String>,
+}
 
 impl CommandLine {
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.line
+    }
+
+    /// The same as a script for [`SHELL`]; only questions can be asked that way.
+    #[must_use]
+    pub fn fed(&self) -> Option<&str> {
+        self.fed.as_deref()
     }
 
     /// A plain command with its words; they are quoted only where a shell would notice them.
@@ -33,18 +45,22 @@ impl CommandLine {
             line.push(' ');
             line.push_str(&quoted(word));
         }
-        Self(line)
+        Self { line, fed: None }
     }
 
     /// A script for `sh` with its positional parameters.
     fn script<'a>(text: &str, parameters: impl IntoIterator<Item = &'a str>) -> Self {
         debug_assert!(!text.contains(['\'', '\\']), "a script must survive any shell's single quotes");
-        let mut line = format!("exec sh -c '{text}' wechsler");
+        let mut words = String::new();
         for word in parameters {
-            line.push(' ');
-            line.push_str(&quoted(word));
+            words.push(' ');
+            words.push_str(&quoted(word));
         }
-        Self(line)
+        Self {
+            line: format!("exec sh -c '{text}' wechsler{words}"),
+            // The shell reads all of it before it begins, and leaves nothing of it to the programs it runs.
+            fed: Some(format!("{{\nset --{words}\n{text}\n}} </dev/null\n")),
+        }
     }
 }
 
@@ -148,20 +164,9 @@ pub fn verb(privilege: &[String], verb: RemoteVerb<'_>) -> CommandLine {
     CommandLine::plain(privilege.chain(systemctl).chain(words.iter().copied()))
 }
 
-/// Boot id, the state of `units`, and what their control groups still hold, in one exchange. Read by
-/// [`super::systemd::parse_units`].
-///
-/// Times come out in UTC, which every systemd prints alike. The control group is looked for where systemd puts it: at most
-/// two slices deep, in the unified hierarchy (`cgroup.events` counts the groups below, too) or the old one.
-#[must_use]
-pub fn units(units: &[UnitName]) -> CommandLine {
-    const SCRIPT: &str = r#"export LC_ALL=C TZ=UTC
-echo @@boot
-read -r boot </proc/sys/kernel/random/boot_id && echo "$boot"
-echo @@units
-systemctl --no-pager show -p Names,LoadState,ActiveState,SubState,Job,MainPID,InvocationID,NRestarts,Result,ExecMainStatus,ActiveEnterTimestamp,TimeoutStopUSec,FragmentPath,UnitFileState -- "$@"
-echo "@@status $?"
-for unit do
+/// What is left in the control groups of the units. They are looked for where systemd puts them: at most two slices deep, in
+/// the unified hierarchy (`cgroup.events` counts the groups below, too) or the old one.
+const LEFT: &str = r#"for unit do
   echo @@left
   for root in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
     for file in "$root"/*.slice/"$unit"/cgroup.events "$root"/*.slice/*.slice/"$unit"/cgroup.events "$root"/*.slice/"$unit"/cgroup.procs "$root"/*.slice/*.slice/"$unit"/cgroup.procs; do
@@ -170,7 +175,36 @@ for unit do
   done 2>/dev/null
 done
 echo @@end"#;
-    CommandLine::script(SCRIPT, units.iter().map(UnitName::as_str))
+
+/// Boot id, the state of `units`, and what their control groups still hold, in one exchange. Read by
+/// [`super::systemd::parse_units`].
+///
+/// Times come out in UTC, which every systemd prints alike.
+#[must_use]
+pub fn units(units: &[UnitName]) -> CommandLine {
+    const SCRIPT: &str = r#"export LC_ALL=C TZ=UTC
+echo @@boot
+read -r boot </proc/sys/kernel/random/boot_id && echo "$boot"
+echo @@units
+systemctl --no-pager show -p Names,LoadState,ActiveState,SubState,Job,MainPID,InvocationID,NRestarts,Result,ExecMainStatus,ActiveEnterTimestamp,TimeoutStopUSec,FragmentPath,UnitFileState -- "$@"
+echo "@@status $?"
+"#;
+    CommandLine::script(&[SCRIPT, LEFT].concat(), units.iter().map(UnitName::as_str))
+}
+
+/// Boot id, which of `units` are down, and what their control groups still hold: a fraction of the work of [`units`], for the
+/// moment after a stop, when somebody waits for just that. Read by [`super::systemd::parse_down`].
+///
+/// `systemctl show` has systemd collect some three hundred properties of each unit, whatever is asked for.
+#[must_use]
+pub fn units_down(units: &[UnitName]) -> CommandLine {
+    const SCRIPT: &str = r#"export LC_ALL=C
+echo @@boot
+read -r boot </proc/sys/kernel/random/boot_id && echo "$boot"
+echo @@list
+busctl --json=short call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager ListUnitsByNames as $# "$@"
+"#;
+    CommandLine::script(&[SCRIPT, LEFT].concat(), units.iter().map(UnitName::as_str))
 }
 
 /// Why a unit is not up: its result, and the last lines of its journal. And whether `port` listens on the server.
@@ -288,49 +322,71 @@ echo @@end"#;
 }
 
 /// What is asked of a slot folder. Answers are read by [`super::slot_folder`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum FileQuestion<'a> {
-    /// Size and age.
-    Stat(&'a RemotePath),
-    /// All plain files of a folder.
-    List(&'a RemotePath),
-    /// The first bytes, in hex.
-    Head(&'a RemotePath, usize),
+    /// Free space, some file elsewhere, and the size, age and first bytes of files.
+    Survey {
+        /// The folder's free space, too.
+        free: bool,
+        /// A file elsewhere.
+        model: Option<&'a RemotePath>,
+        /// Files of the folder.
+        files: &'a [FileName],
+    },
+    /// Size, age and first bytes of the first file; if it has so many bytes and begins as a slot file, it gets the second name.
+    Keep(&'a FileName, &'a FileName, u64),
+    /// The plain files whose names end so.
+    List(&'a str),
     /// Remove.
-    Remove(&'a RemotePath),
-    /// Rename.
-    Rename(&'a RemotePath, &'a RemotePath),
-    /// Free space.
-    Free(&'a RemotePath),
+    Remove(&'a [FileName]),
 }
 
-/// The command line of a question about files.
+/// The command line of a question about the files of `folder`.
+///
+/// What `stat` and `od` complain of stands in the place of their answer, so that it is known of which file it is.
 #[must_use]
-pub fn files(question: FileQuestion<'_>) -> CommandLine {
+pub fn files(folder: &RemotePath, question: FileQuestion<'_>) -> CommandLine {
     use FileQuestion as Q;
+    const SURVEY: &str = r#"export LC_ALL=C
+dir=$1 free=$2 model=$3
+shift 3
+echo @@free
+[ -z "$free" ] || df -Pk -- "$dir" 2>&1
+echo @@model
+[ -z "$model" ] || stat -L -c "%s %Y" -- "$model" 2>&1
+for f do
+  echo @@file
+  stat -L -c "%s %Y" -- "$dir/$f" 2>&1 && od -An -v -tx1 -N 24 -- "$dir/$f" 2>&1
+done
+echo @@end"#;
+    // "qsgg" in hexadecimal digits. The name is new; -f only keeps mv from asking.
+    const KEEP: &str = r#"export LC_ALL=C
+cd -- "$1" || exit
+echo @@file
+found=$(stat -L -c "%s %Y" -- "$2" 2>&1) && head=$(od -An -v -tx1 -N 24 -- "$2" 2>&1)
+echo "$found"
+echo "$head"
+case "${found%% *} $head" in
+  "$4  71 73 67 67"*) mv -f -- "$2" "$3" || exit ;;
+esac
+echo @@end"#;
+    const LIST: &str = r#"export LC_ALL=C
+cd -- "$1" || exit
+for f in *"$2"; do [ -f "$f" ] && echo "$f"; done | head -n 512
+echo @@end"#;
+    const REMOVE: &str = r#"export LC_ALL=C
+cd -- "$1" || exit
+shift
+rm -f -- "$@""#;
+    let folder = folder.as_str();
     match question {
-        Q::Stat(path) => CommandLine::script(r#"export LC_ALL=C; stat -L -c "%s %Y" -- "$1""#, [path.as_str()]),
-        Q::List(path) => CommandLine::script(
-            r#"export LC_ALL=C; cd -- "$1" || exit 1; for f in *; do [ -f "$f" ] && stat -L -c "%s %Y %n" -- "$f"; done | head -n 512; echo @@end"#,
-            [path.as_str()],
-        ),
-        Q::Head(path, bytes) => CommandLine::script(
-            r#"export LC_ALL=C; head -c "$2" -- "$1" | od -An -v -tx1"#,
-            [path.as_str(), &bytes.to_string()],
-        ),
-        Q::Remove(path) => CommandLine::script(r#"export LC_ALL=C; rm -f -- "$1""#, [path.as_str()]),
-        Q::Rename(from, to) => {
-            CommandLine::script(r#"export LC_ALL=C; mv -f -- "$1" "$2""#, [from.as_str(), to.as_str()])
+        Q::Survey { free, model, files } => {
+            let fixed = [folder, if free { "free" } else { "" }, model.map_or("", RemotePath::as_str)];
+            CommandLine::script(SURVEY, fixed.into_iter().chain(files.iter().map(FileName::as_str)))
         }
-        Q::Free(path) => CommandLine::script(r#"export LC_ALL=C; df -Pk -- "$1""#, [path.as_str()]),
-    }
-}
-
-impl RemotePath {
-    /// The file `name` in this folder.
-    #[must_use]
-    pub fn join(&self, name: &FileName) -> Self {
-        Self(format!("{}/{name}", self.0.trim_end_matches('/')))
+        Q::Keep(from, to, bytes) => CommandLine::script(KEEP, [folder, from.as_str(), to.as_str(), &bytes.to_string()]),
+        Q::List(suffix) => CommandLine::script(LIST, [folder, suffix]),
+        Q::Remove(names) => CommandLine::script(REMOVE, [folder].into_iter().chain(names.iter().map(FileName::as_str))),
     }
 }
 
@@ -417,29 +473,35 @@ mod tests {
             assert!(RemotePath::new(bad).is_none(), "{bad:?}");
         }
         let path = RemotePath::new("/mnt/my models/$(x)").expect("quoted, so harmless");
-        let line = files(FileQuestion::Free(&path));
-        assert!(line.as_str().ends_with(" '/mnt/my models/$(x)'"), "{}", line.as_str());
+        let line = files(&path, FileQuestion::List(".part"));
+        assert!(line.as_str().ends_with(" '/mnt/my models/$(x)' .part"), "{}", line.as_str());
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 
     #[test]
     fn every_script_survives_single_quotes_and_is_posix() {
         let path = RemotePath::new("/a").expect("a path");
+        let name = FileName::new("a").expect("a name");
         let lines = [
             units(&[unit("a.service"), unit("b@1.service")]),
+            units_down(&[unit("a.service"), unit("b@1.service")]),
             post_mortem(&unit("a.service"), 8080),
             people(),
             gpu(Duration::from_secs(3)),
             wake_on(None),
-            files(FileQuestion::Stat(&path)),
-            files(FileQuestion::List(&path)),
-            files(FileQuestion::Head(&path, 36)),
+            files(&path, FileQuestion::Survey { free: true, model: Some(&path), files: &[] }),
+            files(&path, FileQuestion::Keep(&name, &name, 36)),
+            files(&path, FileQuestion::List(".part")),
+            files(&path, FileQuestion::Remove(&[])),
         ];
         for line in lines {
             let inner = line.as_str().strip_prefix("exec sh -c '").expect("a script");
             let script = inner.split_once('\'').expect("its end").0;
-            let checked = std::process::Command::new("sh").args(["-n", "-c", script]).status();
-            assert!(checked.expect("there is an sh").success(), "{script}");
+            let fed = line.fed().expect("a script");
+            for script in [script, fed] {
+                let checked = std::process::Command::new("sh").args(["-n", "-c", script]).status();
+                assert!(checked.expect("there is an sh").success(), "{script}");
+            }
         }
     }
 

@@ -44,19 +44,41 @@ pub struct FileStat {
     pub mtime: u64,
 }
 
-/// A file of the slot folder.
+/// A file of the slot folder, as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListedFile {
-    /// Its name. Files whose name breaks the rule of [`FileName`] are none of ours and are not listed.
-    pub name: FileName,
+pub struct Found {
     /// Its size and age.
     pub stat: FileStat,
+    /// Its first bytes, [`HEAD_BYTES`] unless it is shorter.
+    pub head: Vec<u8>,
+}
+
+/// What is to be found out in one exchange.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Survey<'a> {
+    /// Free space.
+    pub free: bool,
+    /// Any file on the server by its absolute path: the model a slot belongs to.
+    pub model: Option<&'a str>,
+    /// Files of the folder, at most [`MOST_SURVEYED`].
+    pub files: &'a [FileName],
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surveyed {
+    /// Free bytes on the folder's file system, for an ordinary user; `None` if not asked, or nobody could tell.
+    pub free: Option<u64>,
+    /// The model's file; `None` if there is none, nobody could tell, or its path is none that is safe to ask for.
+    pub model: Option<FileStat>,
+    /// One for each file asked for, in that order. `None`: there is none of that name.
+    pub files: Vec<Result<Option<Found>, SlotFilesError>>,
 }
 
 /// Why the folder could not be looked at or changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SlotFilesError {
-    /// No answer: SSH is down or the deadline passed. For [`SlotFiles::remove`] and [`SlotFiles::rename`]: it may have happened.
+    /// No answer: SSH is down or the deadline passed. For [`SlotFiles::keep`] and [`SlotFiles::remove`]: it may have happened.
     #[error("no answer from the server: {0}")]
     Unreachable(String),
     /// The server's answer is no: permission, missing folder, full disk. Its own words.
@@ -67,35 +89,35 @@ pub enum SlotFilesError {
     Garbled(String),
 }
 
-/// What the slot store may do in the slot folder of one backend. Every call ends by itself within the command timeout.
+/// What the slot store may do in the slot folder of one backend. Every call is one exchange and ends by itself within the
+/// command timeout.
 pub trait SlotFiles: Send + Sync {
-    /// Size and age of a file; `None` if there is none of that name.
-    fn stat(&self, name: &FileName) -> impl Future<Output = Result<Option<FileStat>, SlotFilesError>> + Send;
+    /// Looks at everything that a save or restore must know beforehand.
+    fn survey(&self, what: Survey<'_>) -> impl Future<Output = Result<Surveyed, SlotFilesError>> + Send;
 
-    /// The files of the folder, at most [`MOST_LISTED`], in no order.
-    fn list(&self) -> impl Future<Output = Result<Vec<ListedFile>, SlotFilesError>> + Send;
+    /// Looks at a file that was just written, and gives it its final name if it has `bytes` bytes and begins as a slot file
+    /// does. Tells what was found either way; `None` if there is no such file. `name` must never have been used before.
+    fn keep(
+        &self,
+        unfinished: &FileName,
+        name: &FileName,
+        bytes: u64,
+    ) -> impl Future<Output = Result<Option<Found>, SlotFilesError>> + Send;
 
-    /// The first bytes of a file, at most [`MOST_HEAD`]; fewer if it is shorter.
-    fn head(&self, name: &FileName, bytes: usize) -> impl Future<Output = Result<Vec<u8>, SlotFilesError>> + Send;
+    /// The names of the files that end in `suffix`, at most [`MOST_LISTED`], in no order. Files whose name breaks the rule
+    /// of [`FileName`] are none of ours and are not listed.
+    fn list(&self, suffix: &str) -> impl Future<Output = Result<Vec<FileName>, SlotFilesError>> + Send;
 
-    /// Removes a file; a file that is not there is removed already.
-    fn remove(&self, name: &FileName) -> impl Future<Output = Result<(), SlotFilesError>> + Send;
-
-    /// Renames a file within the folder, replacing `to` (atomic).
-    fn rename(&self, from: &FileName, to: &FileName) -> impl Future<Output = Result<(), SlotFilesError>> + Send;
-
-    /// Free bytes on the folder's file system, for an ordinary user.
-    fn free_bytes(&self) -> impl Future<Output = Result<u64, SlotFilesError>> + Send;
-
-    /// Size and age of any file on the server by its absolute path (the model a slot belongs to); `None` if there is none,
-    /// or the path is none that is safe to ask for.
-    fn stat_path(&self, path: &str) -> impl Future<Output = Result<Option<FileStat>, SlotFilesError>> + Send;
+    /// Removes files; one that is not there is removed already.
+    fn remove(&self, names: &[FileName]) -> impl Future<Output = Result<(), SlotFilesError>> + Send;
 }
 
 /// Most files [`SlotFiles::list`] tells of.
 pub const MOST_LISTED: usize = 512;
-/// Most bytes [`SlotFiles::head`] reads.
-pub const MOST_HEAD: usize = 64;
+/// Most files that are looked at or removed in one exchange.
+pub const MOST_SURVEYED: usize = 64;
+/// So many bytes of a file are looked at.
+pub const HEAD_BYTES: usize = 24;
 
 #[cfg(test)]
 mod tests {

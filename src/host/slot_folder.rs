@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::{
     remote::{self, FileQuestion, RemotePath, plain_text},
-    slot_files::{FileName, FileStat, ListedFile, MOST_HEAD, MOST_LISTED, SlotFiles, SlotFilesError},
+    slot_files::{
+        FileName, FileStat, Found, HEAD_BYTES, MOST_LISTED, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey, Surveyed,
+    },
     ssh::{Reply, Ssh},
 };
 
@@ -24,26 +26,17 @@ impl SlotFolder {
 
     /// Asks; an exit status other than 0 is the server's no.
     async fn ask(&self, question: FileQuestion<'_>) -> Result<String, SlotFilesError> {
-        let line = remote::files(question);
+        let line = remote::files(&self.folder, question);
         let within = self.ssh.command_timeout();
-        let changes = matches!(question, FileQuestion::Remove(_) | FileQuestion::Rename(..));
+        let changes = matches!(question, FileQuestion::Remove(_) | FileQuestion::Keep(..));
         let answer = if changes { self.ssh.run(&line, within).await } else { self.ssh.ask(&line, within).await };
-        let Reply { status, stdout, stderr } =
+        let Reply { status, stdout, stderr, .. } =
             answer.map_err(|trouble| SlotFilesError::Unreachable(trouble.to_string()))?;
-        // A pipe hides the exit status of its first command, but not its complaint.
-        if status == 0 && (stderr.trim().is_empty() || !stdout.trim().is_empty()) {
+        if status == 0 {
             return Ok(stdout);
         }
         let text = plain_text(&stderr, 200);
         Err(SlotFilesError::Refused(if text.is_empty() { format!("exit status {status}") } else { text }))
-    }
-
-    async fn stat_at(&self, path: &RemotePath) -> Result<Option<FileStat>, SlotFilesError> {
-        match self.ask(FileQuestion::Stat(path)).await {
-            Ok(line) => parse_stat(line.trim()).map(|(stat, _)| Some(stat)).ok_or_else(|| garbled(&line)),
-            Err(SlotFilesError::Refused(why)) if why.contains("No such file") => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 }
 
@@ -51,28 +44,60 @@ fn garbled(text: &str) -> SlotFilesError {
     SlotFilesError::Garbled(plain_text(text, 100))
 }
 
-/// `BYTES MTIME`, and what follows.
-fn parse_stat(line: &str) -> Option<(FileStat, &str)> {
-    let mut words = line.splitn(3, ' ');
-    let stat = FileStat { bytes: words.next()?.parse().ok()?, mtime: words.next()?.parse().ok()? };
-    Some((stat, words.next().unwrap_or_default()))
+/// The parts of an answer. It ends with a mark: half of one would look like missing files.
+fn whole(answer: &str) -> Result<Vec<(&str, &str)>, SlotFilesError> {
+    let parts = remote::parts(answer);
+    match parts.last() {
+        Some(("end", _)) => Ok(parts),
+        _ => Err(garbled(&format!("the answer is cut off: {answer}"))),
+    }
 }
 
-/// The list ends with a mark: half a list would look like missing files.
-fn parse_list(text: &str) -> Result<Vec<ListedFile>, SlotFilesError> {
-    let Some((lines, _)) = text.rsplit_once("@@end") else {
+/// `BYTES MTIME`.
+fn parse_stat(line: &str) -> Option<FileStat> {
+    let (bytes, mtime) = line.trim().split_once(' ')?;
+    Some(FileStat { bytes: bytes.parse().ok()?, mtime: mtime.parse().ok()? })
+}
+
+/// What `stat` said of a file, and in the lines after it `od -An -v -tx1`.
+fn parse_found(part: &str) -> Result<Option<Found>, SlotFilesError> {
+    let (first, rest) = part.split_once('\n').unwrap_or((part, ""));
+    let Some(stat) = parse_stat(first) else {
+        return if first.contains("No such file") {
+            Ok(None)
+        } else {
+            Err(SlotFilesError::Refused(plain_text(part, 200)))
+        };
+    };
+    let bytes = rest.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).ok());
+    let head: Option<Vec<u8>> = bytes.take(HEAD_BYTES).collect();
+    // What is no bytes is a complaint.
+    let head = head.ok_or_else(|| SlotFilesError::Refused(plain_text(rest, 200)))?;
+    Ok(Some(Found { stat, head }))
+}
+
+fn parse_survey(answer: &str, asked: usize) -> Result<Surveyed, SlotFilesError> {
+    let parts = whole(answer)?;
+    let part = |name: &str| parts.iter().find(|(mark, _)| *mark == name).map_or("", |p| p.1);
+    let files: Vec<_> = parts.iter().filter(|(mark, _)| *mark == "file").map(|(_, part)| parse_found(part)).collect();
+    if files.len() != asked {
+        return Err(garbled(answer));
+    }
+    Ok(Surveyed { free: parse_free(part("free")), model: parse_stat(part("model")), files })
+}
+
+fn parse_kept(answer: &str) -> Result<Option<Found>, SlotFilesError> {
+    match whole(answer)?.iter().find(|(mark, _)| *mark == "file") {
+        Some((_, part)) => parse_found(part),
+        None => Err(garbled(answer)),
+    }
+}
+
+fn parse_list(answer: &str) -> Result<Vec<FileName>, SlotFilesError> {
+    let Some((lines, _)) = answer.rsplit_once("@@end") else {
         return Err(garbled("the list is cut off"));
     };
-    let file = |line: &str| {
-        let (stat, name) = parse_stat(line)?;
-        Some(ListedFile { name: FileName::new(name)?, stat })
-    };
-    Ok(lines.lines().filter_map(file).take(MOST_LISTED).collect())
-}
-
-/// `od -An -v -tx1`.
-fn parse_hex(text: &str) -> Option<Vec<u8>> {
-    text.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).ok()).collect()
+    Ok(lines.lines().filter_map(FileName::new).take(MOST_LISTED).collect())
 }
 
 /// `df -Pk`: the fourth column of the second line, KiB.
@@ -82,39 +107,26 @@ fn parse_free(text: &str) -> Option<u64> {
 }
 
 impl SlotFiles for SlotFolder {
-    async fn stat(&self, name: &FileName) -> Result<Option<FileStat>, SlotFilesError> {
-        self.stat_at(&self.folder.join(name)).await
+    async fn survey(&self, what: Survey<'_>) -> Result<Surveyed, SlotFilesError> {
+        let model = what.model.and_then(RemotePath::new);
+        let files = &what.files[..what.files.len().min(MOST_SURVEYED)];
+        let answer = self.ask(FileQuestion::Survey { free: what.free, model: model.as_ref(), files }).await?;
+        parse_survey(&answer, files.len())
     }
 
-    async fn list(&self) -> Result<Vec<ListedFile>, SlotFilesError> {
-        parse_list(&self.ask(FileQuestion::List(&self.folder)).await?)
+    async fn keep(&self, unfinished: &FileName, name: &FileName, bytes: u64) -> Result<Option<Found>, SlotFilesError> {
+        parse_kept(&self.ask(FileQuestion::Keep(unfinished, name, bytes)).await?)
     }
 
-    async fn head(&self, name: &FileName, bytes: usize) -> Result<Vec<u8>, SlotFilesError> {
-        let path = self.folder.join(name);
-        let text = self.ask(FileQuestion::Head(&path, bytes.min(MOST_HEAD))).await?;
-        parse_hex(&text).ok_or_else(|| garbled(&text))
+    async fn list(&self, suffix: &str) -> Result<Vec<FileName>, SlotFilesError> {
+        parse_list(&self.ask(FileQuestion::List(suffix)).await?)
     }
 
-    async fn remove(&self, name: &FileName) -> Result<(), SlotFilesError> {
-        self.ask(FileQuestion::Remove(&self.folder.join(name))).await.map(drop)
-    }
-
-    async fn rename(&self, from: &FileName, to: &FileName) -> Result<(), SlotFilesError> {
-        let (from, to) = (self.folder.join(from), self.folder.join(to));
-        self.ask(FileQuestion::Rename(&from, &to)).await.map(drop)
-    }
-
-    async fn free_bytes(&self) -> Result<u64, SlotFilesError> {
-        let text = self.ask(FileQuestion::Free(&self.folder)).await?;
-        parse_free(&text).ok_or_else(|| garbled(&text))
-    }
-
-    async fn stat_path(&self, path: &str) -> Result<Option<FileStat>, SlotFilesError> {
-        match RemotePath::new(path) {
-            Some(path) => self.stat_at(&path).await,
-            None => Ok(None),
+    async fn remove(&self, names: &[FileName]) -> Result<(), SlotFilesError> {
+        for names in names.chunks(MOST_SURVEYED) {
+            self.ask(FileQuestion::Remove(names)).await?;
         }
+        Ok(())
     }
 }
 
@@ -125,17 +137,32 @@ mod tests {
     #[test]
     fn answers_about_files_are_read_and_half_answers_refused() {
         let stat = FileStat { bytes: 25_004, mtime: 1_795_471_474 };
-        assert_eq!(parse_stat("25004 1795471474"), Some((stat, "")));
-        assert_eq!(parse_stat("stat: odd"), None);
-        let list = "25004 1795471474 localbot-1.bin\n1 2 .hidden\n3 4 with space\n@@end\n";
-        let listed = parse_list(list).expect("a whole list");
-        assert_eq!(listed.len(), 1);
-        assert_eq!((listed[0].name.as_str(), listed[0].stat), ("localbot-1.bin", stat));
-        assert!(parse_list("25004 1795471474 localbot\n").is_err());
-        assert_eq!(parse_hex(" 67 67 73 71\n 02 00\n"), Some(vec![0x67, 0x67, 0x73, 0x71, 2, 0]));
-        assert_eq!(parse_hex("od: what"), None);
-        let df = "Filesystem     1024-blocks     Used Available Capacity Mounted on\n/dev/sda1        102400000 81920000  20480000      80% /mnt\n";
-        assert_eq!(parse_free(df), Some(20_480_000 * 1024));
-        assert_eq!(parse_free(""), None);
+        let answer = "@@free\nFilesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sda1 102400000 81920000 20480000 80% /mnt\n\
+            @@model\n25004 1795471474\n@@file\n25004 1795471474\n 71 73 67 67\n 02 00\n\
+            @@file\nstat: cannot statx 'x': No such file or directory\n@@file\nstat: cannot statx 'x': Permission denied\n@@end\n";
+        let found = parse_survey(answer, 3).expect("a whole answer");
+        assert_eq!((found.free, found.model), (Some(20_480_000 * 1024), Some(stat)));
+        assert_eq!(found.files[0], Ok(Some(Found { stat, head: vec![0x71, 0x73, 0x67, 0x67, 2, 0] })));
+        assert_eq!(found.files[1], Ok(None));
+        assert!(matches!(&found.files[2], Err(SlotFilesError::Refused(why)) if why.contains("denied")));
+        assert!(parse_survey(answer, 2).is_err());
+        assert!(parse_survey(answer.trim_end_matches("@@end\n"), 3).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_not_guessed() {
+        let found = parse_survey("@@free\ndf: no\n@@model\nstat: no\n@@end\n", 0).expect("a whole answer");
+        assert_eq!(found, Surveyed::default());
+        let unreadable = "@@file\n7 1\nod: x: Permission denied\n@@end\n";
+        assert!(matches!(parse_kept(unreadable), Err(SlotFilesError::Refused(why)) if why.contains("denied")));
+        assert!(parse_kept("@@end\n").is_err());
+        assert!(parse_kept("").is_err());
+    }
+
+    #[test]
+    fn only_names_that_could_be_ours_are_listed() {
+        let listed = parse_list("localbot-1.part\n.hidden.part\nwith space.part\n@@end\n").expect("a whole list");
+        assert_eq!(listed.iter().map(FileName::as_str).collect::<Vec<_>>(), ["localbot-1.part"]);
+        assert!(parse_list("localbot.part\n").is_err());
     }
 }

@@ -1,15 +1,18 @@
 //! llama.cpp's slots, kept on disk across stops: saved the safe way, restored only where they fit.
 //!
 //! The rules, each against something that llama-server really does:
-//! * A save goes to a name never used before, is checked on disk, and counts only with its note, which is written last: a save
-//!   truncates its target first, so a full disk would destroy the older file.
+//! * A save goes to a name never used before, is checked on disk, gets its final name then, and counts only with its note,
+//!   which is written last: a save truncates its target first, so a full disk would destroy the older file.
+//! * A sweep takes only what never got its final name, and only of this very state directory: whatever is lost here, nothing
+//!   that was whole once is removed by it.
 //! * An empty slot is not saved, and a save that turns out empty does not count: the server answers it with 200.
 //! * A busy slot is not saved: the call would wait for it without limit.
 //! * Only slots that the server has just shown are named to it: other ids act on some other slot.
 //! * Nothing is asked of a server that sleeps: that would load its model.
 //! * A file is restored only by the same model, build and layout (the file itself knows none of them), with exactly the noted
 //!   size (a truncated file aborts the server), into a slot never used since the start.
-//! * Before a restore is sent, its note says so; a file whose restore failed, or never ended, is put aside and never sent again.
+//! * Before a restore is sent, its note says so, and then the slot is looked at once more; a file whose restore failed, or never
+//!   ended, is put aside and never sent again.
 //!
 //! What a restore cannot promise is reuse: models with a sliding window or recurrent state take the file and may still compute
 //! the prompt anew. Only the answer to a real request tells (`cache_n`).
@@ -27,7 +30,7 @@ use std::{
     collections::BTreeSet,
     path::Path,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU16, Ordering},
     },
     time::{Duration, SystemTime},
@@ -39,7 +42,7 @@ use crate::{
     config,
     host::{
         http::{Probe, Props, SlotError},
-        slot_files::{FileName, SlotFiles},
+        slot_files::{FileName, FileStat, Found, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey, Surveyed},
     },
     machine::{
         Outcome, Warning,
@@ -49,8 +52,10 @@ use crate::{
 use note::{Fit, Model, Note, Notes, Shelf};
 pub use reason::Reason;
 use reason::Said;
+use restore::Checked;
+use save::superseded;
 
-/// A file of ours without a note is swept after so long; until then it may be a save under way.
+/// An unfinished file of ours is swept after so long; until then it may be a save under way.
 pub const LEFTOVER_AFTER: Duration = Duration::from_mins(10);
 /// Of the time for a save or restore, so much is kept for what comes after: checking, noting, clearing away.
 const RESERVE: Duration = Duration::from_secs(2);
@@ -60,7 +65,8 @@ const RESERVE: Duration = Duration::from_secs(2);
 pub struct SlotStore {
     shelf: Shelf,
     slots: config::Slots,
-    tag: String,
+    server: String,
+    backend: String,
     serial: AtomicU16,
     /// One save or restore at a time.
     turn: tokio::sync::Mutex<()>,
@@ -74,6 +80,8 @@ struct Seen {
     restoring: Option<String>,
     /// Damaged notes that were reported.
     damaged: BTreeSet<String>,
+    /// What was looked at while the backend loaded.
+    checked: Option<Checked>,
 }
 
 impl SlotStore {
@@ -87,21 +95,28 @@ impl SlotStore {
         Self {
             shelf: Shelf::new(state_dir, server, backend),
             slots,
-            tag: name::tag(server, backend),
+            server: server.to_owned(),
+            backend: backend.to_owned(),
             serial: AtomicU16::new(serial),
             turn: tokio::sync::Mutex::default(),
             seen: Mutex::default(),
         }
     }
 
-    /// The saved slots on record, newest first, also those put aside.
-    #[must_use]
-    pub fn saved(&self) -> Vec<SavedSlot> {
+    /// The saved slots on record, newest first, also those put aside; without those that are about to be pruned. Reads the
+    /// notes again.
+    pub async fn saved(&self) -> Vec<SavedSlot> {
+        let notes = self.shelf.read_again().await;
+        self.report(&notes);
         let under_way = self.seen().restoring.clone();
         let unfinished = |note: &Note| note.restoring && Some(&note.file) != under_way.as_ref();
-        self.notes()
+        let surplus = self.surplus(&notes.notes);
+        let stays = |note: &&Note| !surplus.iter().any(|gone| gone.file == note.file);
+        notes
             .notes
-            .into_iter()
+            .iter()
+            .filter(stays)
+            .cloned()
             .map(|mut note| {
                 if note.put_aside.is_none() && unfinished(&note) {
                     note.put_aside = Some(UNFINISHED.into());
@@ -112,9 +127,8 @@ impl SlotStore {
     }
 
     /// Notes that cannot be read, with what is wrong. They are lived without: their slots count as not saved.
-    #[must_use]
-    pub fn damaged(&self) -> Vec<(String, String)> {
-        self.notes().damaged
+    pub async fn damaged(&self) -> Vec<(String, String)> {
+        self.shelf.read_again().await.damaged.clone()
     }
 
     /// Saves each slot that holds tokens and is not busy, within `within` all together.
@@ -152,7 +166,7 @@ impl SlotStore {
             self.restore_each(probe, files, deadline, &mut said).await;
         };
         if timeout_at(deadline, whole).await.is_err() {
-            let was_sent = self.notes().notes.iter().any(|n| n.restoring);
+            let was_sent = self.notes().await.notes.iter().any(|n| n.restoring);
             let reason = if was_sent { Reason::RestoreTimeout } else { Reason::RestoreUnchecked };
             said.push(reason.say("the time for restoring was up"));
         }
@@ -165,7 +179,7 @@ impl SlotStore {
                 Outcome::Failed(spoilt.into())
             };
         }
-        let restored = said.iter().any(|s| matches!(s.reason, Reason::Restored | Reason::RestorePartial));
+        let restored = said.iter().any(|s| s.reason.has_come_back());
         if restored {
             return Outcome::Succeeded(said.into_iter().map(Warning::from).collect());
         }
@@ -173,41 +187,62 @@ impl SlotStore {
         Outcome::Failed(first.unwrap_or_else(|| Reason::RestoreNothing.say("nothing is saved")).into())
     }
 
-    /// Removes what broken-off saves have left in the folder: files of this backend's own naming, without a note of anybody,
-    /// older than [`LEFTOVER_AFTER`]. Returns how many; failures are logged and tried again by the next sweep.
-    pub async fn sweep(&self, files: &impl SlotFiles) -> usize {
+    /// Removes what broken-off saves have left in the folder: unfinished files of this very backend, server and state
+    /// directory, older than [`LEFTOVER_AFTER`]. Returns how many.
+    ///
+    /// # Errors
+    /// In words, when it could not be done: it is to be tried again.
+    pub async fn sweep(&self, files: &impl SlotFiles) -> Result<usize, String> {
         let _turn = self.turn.lock().await;
-        let (listed, noted) = match (files.list().await, self.shelf.noted_anywhere()) {
-            (Ok(listed), Ok(noted)) => (listed, noted),
-            (Err(error), _) => {
-                tracing::debug!(%error, "the slot folder cannot be listed");
-                return 0;
-            }
-            (_, Err(error)) => {
-                tracing::warn!(%error, "the notes of saved slots cannot be listed");
-                return 0;
-            }
-        };
-        // Without a single note the state directory may be new, lost or another daemon's: then everything looks left over.
-        if noted.is_empty() {
-            return 0;
+        let tag = self.tag().await.map_err(|error| format!("whose files are ours is not known: {error}"))?;
+        let listed = files.list(name::UNFINISHED).await.map_err(|error| error.to_string())?;
+        let old = now().saturating_sub(LEFTOVER_AFTER.max(self.slots.save_timeout.saturating_mul(2)).as_secs());
+        let is_leftover =
+            |file: &FileName| name::begun_at(file.as_str(), &self.slots.name, &tag).is_some_and(|at| at < old);
+        let leftovers: Vec<FileName> = listed.into_iter().filter(is_leftover).collect();
+        if !leftovers.is_empty() {
+            files.remove(&leftovers).await.map_err(|error| error.to_string())?;
+            tracing::info!(?leftovers, "leftovers of broken-off saves are removed");
         }
-        let old = now().saturating_sub(LEFTOVER_AFTER.as_secs());
-        let mut swept = 0;
-        for file in listed.into_iter().map(|f| f.name) {
-            let is_leftover = name::made_at(file.as_str(), &self.slots.name, &self.tag).is_some_and(|at| at < old)
-                && !noted.iter().any(|n| n == file.as_str());
-            if is_leftover && remove(files, &file).await {
-                tracing::info!(%file, "a leftover of a broken-off save is removed");
-                swept += 1;
-            }
-        }
-        swept
+        Ok(leftovers.len())
     }
 
-    /// All notes; damaged ones are reported the first time they are met.
-    fn notes(&self) -> Notes {
-        let notes = self.shelf.load();
+    /// Removes generations beyond those to keep, file first: what then has a note still is tried again by the next call.
+    pub async fn prune(&self, files: &impl SlotFiles) {
+        let _turn = self.turn.lock().await;
+        let notes = self.notes().await;
+        let gone = self.surplus(&notes.notes);
+        let named: Vec<FileName> = gone.iter().filter_map(|note| FileName::new(&note.file)).collect();
+        if named.is_empty() || !remove(files, &named).await {
+            return;
+        }
+        for note in gone {
+            if let Err(error) = self.shelf.remove(note).await {
+                tracing::warn!(file = note.file, %error, "an old note could not be removed");
+            }
+        }
+    }
+
+    /// Of all names the notes that may go.
+    fn surplus<'a>(&self, notes: &'a [Note]) -> Vec<&'a Note> {
+        let names: BTreeSet<&str> = notes.iter().map(|note| note.name.as_str()).collect();
+        names.into_iter().flat_map(|name| superseded(notes, name, self.slots.keep)).collect()
+    }
+
+    /// Whose files are ours.
+    async fn tag(&self) -> std::io::Result<String> {
+        Ok(name::tag(&self.shelf.owner().await?, &self.server, &self.backend))
+    }
+
+    /// All notes, as they are known.
+    async fn notes(&self) -> Arc<Notes> {
+        let notes = self.shelf.notes().await;
+        self.report(&notes);
+        notes
+    }
+
+    /// Damaged notes are reported the first time they are met.
+    fn report(&self, notes: &Notes) {
         let mut seen = self.seen();
         for (name, why) in &notes.damaged {
             if seen.damaged.insert(name.clone()) {
@@ -216,8 +251,6 @@ impl SlotStore {
         }
         // Forget those that are gone, so that the set stays small.
         seen.damaged.retain(|name| notes.damaged.iter().any(|(n, _)| n == name));
-        drop(seen);
-        notes
     }
 
     /// Marks a note as never to be restored again.
@@ -306,20 +339,21 @@ impl Closed {
 }
 
 impl Awake {
-    /// What a file saved now from a slot with that context fits.
-    async fn fit(&self, n_ctx: u64, files: &impl SlotFiles) -> Fit {
+    /// The file of the model, where the server tells it.
+    fn model_path(&self) -> Option<&str> {
+        self.props.model_path.as_deref().filter(|path| !path.is_empty())
+    }
+
+    /// What a file saved now from a slot with that context fits, the model's file being as given.
+    fn fit(&self, n_ctx: u64, model: Option<FileStat>) -> Fit {
         let told = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
         let path = told(&self.props.model_path);
-        let stat = match &path {
-            Some(path) => files.stat_path(path).await.ok().flatten(),
-            None => None,
-        };
         Fit {
             model: Model {
                 id: told(&self.props.model_alias).or_else(|| path.clone()).unwrap_or_default(),
                 path,
-                bytes: stat.map(|s| s.bytes),
-                mtime: stat.map(|s| s.mtime),
+                bytes: model.map(|s| s.bytes),
+                mtime: model.map(|s| s.mtime),
             },
             build: told(&self.props.build_info),
             n_ctx,
@@ -334,11 +368,19 @@ fn left(deadline: Instant) -> Duration {
     left.saturating_sub(RESERVE.min(left / 5))
 }
 
-async fn remove(files: &impl SlotFiles, file: &FileName) -> bool {
+/// The version of a file, if it is whole: as long as noted, with the head of a slot file of so many tokens. Else what is wrong.
+fn whole(found: &Found, note: &Note) -> Result<u32, String> {
+    if found.stat.bytes != note.bytes {
+        return Err(format!("{} bytes instead of {}", found.stat.bytes, note.bytes));
+    }
+    head::check(&found.head, found.stat.bytes, note.tokens)
+}
+
+async fn remove(files: &impl SlotFiles, names: &[FileName]) -> bool {
     files
-        .remove(file)
+        .remove(names)
         .await
-        .inspect_err(|error| tracing::warn!(%file, %error, "a slot file could not be removed"))
+        .inspect_err(|error| tracing::warn!(?names, %error, "slot files could not be removed"))
         .is_ok()
 }
 

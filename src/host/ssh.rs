@@ -13,6 +13,10 @@
 //!   session is found by the deadline of the next command, and a session on which nothing moved for four times
 //!   [`SshTarget::keepalive`] ends by russh's inactivity timer.
 //! * **Output is bounded** to [`MOST_OUTPUT`].
+//!
+//! Commands run on channels of our own ([`exchange`]); of the crate only the login is used.
+
+mod exchange;
 
 use std::{
     borrow::Cow,
@@ -32,9 +36,11 @@ use async_ssh2_tokio::{
 use russh::keys::{Algorithm, HashAlg, PublicKey, PublicKeyBase64};
 use tokio::{
     net::TcpStream,
-    sync::{Mutex as AsyncMutex, Semaphore, mpsc},
+    sync::{Mutex as AsyncMutex, Semaphore},
     time::{Instant, timeout},
 };
+
+use exchange::{Shell, Warm};
 
 use super::remote::{CommandLine, plain_text};
 use crate::{config::SshTarget, machine::reading};
@@ -42,7 +48,7 @@ use crate::{config::SshTarget, machine::reading};
 /// Most bytes a command may print on stdout, and on stderr. Ours print a few KiB.
 pub const MOST_OUTPUT: usize = 64 * 1024;
 /// Most commands at a time in one session: sshd's default `MaxSessions` is 10.
-const MOST_AT_A_TIME: usize = 8;
+const MOST_AT_A_TIME: usize = 10 - exchange::SHELLS;
 /// A server whose SSH does not answer in time is asked once more whether its port is open at all; on the local network that
 /// takes a few milliseconds.
 const PORT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -56,6 +62,8 @@ pub struct Reply {
     pub stdout: String,
     /// Standard error, made valid UTF-8.
     pub stderr: String,
+    /// The number of the session it came over.
+    pub session: u64,
 }
 
 /// Why there is no reply.
@@ -139,6 +147,9 @@ pub struct Ssh {
 #[derive(Default)]
 struct Kept {
     session: Option<Session>,
+    /// Ready for questions, in that session.
+    shells: Vec<Shell>,
+    warm: Warm,
     /// The last failure to connect, for those who waited for that same attempt.
     failure: Option<(Instant, reading::Ssh)>,
 }
@@ -194,6 +205,11 @@ impl Ssh {
         self.opened.load(Ordering::Relaxed)
     }
 
+    /// A session is open, as far as anybody knows.
+    pub fn is_open(&self) -> bool {
+        self.open_session().is_some()
+    }
+
     /// The deadline of a command that only looks.
     pub fn command_timeout(&self) -> Duration {
         self.target.command_timeout
@@ -228,28 +244,25 @@ impl Ssh {
 
     /// Forgets the session: the next command opens a new one. Commands under way end in the old one.
     pub fn forget(&self) {
-        self.kept().session = None;
+        self.kept().forget();
     }
 
     async fn run_in(&self, session: Session, line: &CommandLine, within: Duration) -> Result<Reply, Trouble> {
         let mut doubt = Doubt { ssh: self, number: session.number, settled: false };
+        let began = Instant::now();
         let work = async {
             let Ok(_permit) = self.at_a_time.acquire().await else {
                 return Err("the target is closed".to_owned());
             };
-            let (out, stdout) = mpsc::channel(8);
-            let (err, stderr) = mpsc::channel(8);
-            let command = session.client.execute_io(line.as_str(), out, Some(err), None, false, None);
-            let (status, stdout, stderr) = tokio::join!(command, collect(stdout), collect(stderr));
-            let (Some(stdout), Some(stderr)) = (stdout, stderr) else {
-                return Err(format!("it printed more than {MOST_OUTPUT} bytes"));
+            let shell = line.fed().and_then(|script| Some((self.shell(session.number)?, script)));
+            let ready = shell.is_some();
+            let (status, stdout, stderr) = match shell {
+                Some((shell, script)) => shell.run(script).await?,
+                None => exchange::end(exchange::begin(&session.client, line.as_str()).await?).await?,
             };
-            match status {
-                Ok(status) => Ok(Reply { status, stdout, stderr }),
-                // Killed by a signal, or the connection is lost: the crate does not say which.
-                Err(ClientError::CommandDidntExit) => Err("it ended without an exit status".into()),
-                Err(error) => Err(plain_text(&error.to_string(), 200)),
-            }
+            tracing::trace!(took = ?began.elapsed(), ready, command = told(line.as_str()), "exchange");
+            let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+            Ok(Reply { status, stdout: text(stdout), stderr: text(stderr), session: session.number })
         };
         match timeout(within, work).await {
             Ok(Ok(reply)) => {
@@ -269,7 +282,7 @@ impl Ssh {
     fn open_session(&self) -> Option<Session> {
         let mut kept = self.kept();
         if kept.session.as_ref().is_some_and(|s| s.client.is_closed()) {
-            kept.session = None;
+            kept.forget();
         }
         kept.session.clone()
     }
@@ -321,8 +334,10 @@ impl Ssh {
     /// Connects to the expected key; where another is offered, looks which, and takes it if it is pinned.
     async fn attempt(&self, expected: &mut Option<PublicKey>) -> Result<Client, reading::Ssh> {
         let resolved = self.resolve().await?;
+        // Read anew each time, so that it may be changed under way; the crate itself would read it on this very thread.
+        let ours = tokio::fs::read_to_string(&self.target.key).await.map_err(|error| self.unusable_key(&error))?;
         if let Some(key) = expected {
-            match self.log_in(&resolved, key).await {
+            match self.log_in(&resolved, key, &ours).await {
                 Err(ClientError::SshError(russh::Error::UnknownKey)) => *expected = None,
                 result => return result.map_err(|error| self.judge(error)),
             }
@@ -335,16 +350,16 @@ impl Ssh {
         let Some(key) = self.pinned.iter().find(|key| same(key)) else {
             return Err(reading::Ssh::WrongKey(fingerprint(&offered)));
         };
-        let client = self.log_in(&resolved, key).await.map_err(|error| self.judge(error))?;
+        let client = self.log_in(&resolved, key, &ours).await.map_err(|error| self.judge(error))?;
         *expected = Some(key.clone());
         Ok(client)
     }
 
-    async fn log_in(&self, to: &Resolved, key: &PublicKey) -> Result<Client, ClientError> {
+    async fn log_in(&self, to: &Resolved, key: &PublicKey, ours: &str) -> Result<Client, ClientError> {
         Client::connect_with_config(
             to.clone(),
             &self.target.user,
-            AuthMethod::with_key_file(&self.target.key, None),
+            AuthMethod::with_key(ours, None),
             ServerCheckMethod::with_public_key(&key.public_key_base64()),
             self.config(),
         )
@@ -401,6 +416,10 @@ impl Ssh {
         config
     }
 
+    fn unusable_key(&self, why: &dyn std::fmt::Display) -> reading::Ssh {
+        reading::Ssh::AuthRefused(format!("our key {} cannot be used: {why}", self.target.key.display()))
+    }
+
     /// Why there is no session.
     fn judge(&self, error: ClientError) -> reading::Ssh {
         match error {
@@ -409,9 +428,7 @@ impl Ssh {
                 self.target.user,
                 self.target.key.display()
             )),
-            ClientError::KeyInvalid(error) => {
-                reading::Ssh::AuthRefused(format!("our key {} cannot be used: {error}", self.target.key.display()))
-            }
+            ClientError::KeyInvalid(error) => self.unusable_key(&error),
             ClientError::AddressInvalid(error) => reading::Ssh::Unreachable(error.to_string()),
             ClientError::IoError(error) => judge_io(&error),
             ClientError::SshError(error) => judge_transport(error),
@@ -440,21 +457,15 @@ fn judge_io(error: &io::Error) -> reading::Ssh {
     }
 }
 
+/// Enough of a command to know it by.
+fn told(line: &str) -> String {
+    let script = line.split("@@").nth(1).map(|mark| format!("@@{mark}"));
+    plain_text(script.as_deref().unwrap_or(line), 60)
+}
+
 /// As `ssh-keygen -l` shows it: `ssh-ed25519 SHA256:…`.
 fn fingerprint(key: &PublicKey) -> String {
     format!("{} {}", key.algorithm(), key.fingerprint(HashAlg::Sha256))
-}
-
-/// All that is printed, up to [`MOST_OUTPUT`]; `None` when there is more.
-async fn collect(mut from: mpsc::Receiver<Vec<u8>>) -> Option<String> {
-    let mut all = Vec::new();
-    while let Some(part) = from.recv().await {
-        if all.len() + part.len() > MOST_OUTPUT {
-            return None;
-        }
-        all.extend(part);
-    }
-    Some(String::from_utf8_lossy(&all).into_owned())
 }
 
 /// Forgets the session unless all went well: also when the future is dropped, since its channel stays open then.
@@ -470,8 +481,8 @@ impl Drop for Doubt<'_> {
             return;
         }
         let mut kept = self.ssh.kept();
-        if kept.session.as_ref().is_some_and(|s| s.number == self.number) {
-            kept.session = None;
+        if kept.is_current(self.number) {
+            kept.forget();
             tracing::info!(host = %self.ssh.target.host, session = self.number, "SSH session given up");
         }
     }

@@ -64,6 +64,42 @@ pub fn parse_units(stdout: &str, stderr: &str, asked: &[UnitName]) -> Result<Uni
     Ok(UnitsAnswer { boot, units })
 }
 
+/// Reads the answer to [`remote::units_down`] for `asked`; `None` unless it shows every unit plainly inactive, without a job.
+/// What it does not tell is as it was in `known`, when each unit was last asked about in full.
+#[must_use]
+pub fn parse_down(stdout: &str, asked: &[UnitName], known: &[Option<UnitState>]) -> Option<UnitsAnswer> {
+    /// Name, description, load, active and sub state, what it follows, path, job's number, type and path.
+    type Listed = (String, String, String, String, String, String, String, u32, String, String);
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        data: (Vec<Listed>,),
+    }
+    let parts = remote::parts(stdout);
+    let part = |name: &str| parts.iter().find(|(mark, _)| *mark == name).map(|p| p.1);
+    part("end")?;
+    let boot = part("boot")?.trim();
+    let boot = (boot.len() >= 32).then(|| boot.parse().ok()).flatten()?;
+    let (listed,) = serde_json::from_str::<Answer>(part("list")?).ok()?.data;
+    let left: Vec<&str> = parts.iter().filter(|(m, _)| *m == "left").map(|p| p.1).collect();
+    let down = |(i, name): (usize, &UnitName)| {
+        let (_, _, load, active, sub, following, _, job, ..) = listed.iter().find(|l| l.0 == name.as_str())?;
+        let plain = load == "loaded" && active == "inactive" && following.is_empty() && *job == 0;
+        let known = known.get(i)?.clone()?;
+        plain.then(|| {
+            Unit::Loaded(UnitState {
+                active: ActiveState::Inactive,
+                sub: plain_text(sub, 40),
+                job: false,
+                main_pid: None,
+                processes_left: group_is_populated(left.get(i).copied().unwrap_or_default()),
+                ..known
+            })
+        })
+    };
+    let units = asked.iter().enumerate().map(down).collect::<Option<Vec<_>>>()?;
+    (left.len() == units.len()).then_some(UnitsAnswer { boot, units })
+}
+
 /// One block of `KEY=VALUE` lines, and the first lines of its control group's files.
 fn parse_unit(block: &str, name: &UnitName, left: &str) -> Result<Unit, String> {
     let value = |key: &str| {
@@ -304,6 +340,41 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
             Unit::Loaded(state) => state,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn units_that_are_plainly_down_are_told_without_all_the_rest() {
+        let names = units();
+        let known = || match read(RUNNING, RUNNING.replace("llama-cpp", "vllm").as_str(), "").units.swap_remove(1) {
+            Unit::Loaded(state) => vec![Some(state.clone()), Some(state)],
+            other => panic!("{other:?}"),
+        };
+        let listed = |name: &str, active: &str, job: u32| {
+            format!(r#"["{name}","text","loaded","{active}","dead","","/org/u",{job},"","/"]"#)
+        };
+        let answer = |first: &str, second: &str, left: &str| {
+            let list = format!(r#"{{"type":"a(ssssssouso)","data":[[{second},{first}]]}}"#);
+            format!("@@boot\n{BOOT}\n@@list\n{list}\n@@left\n{left}@@left\n@@end\n")
+        };
+        let inactive = |name: &str| listed(name, "inactive", 0);
+        let (llama, vllm) = (inactive("llama-cpp.service"), inactive("vllm.service"));
+        let told = parse_down(&answer(&llama, &vllm, ""), &names, &known()).expect("both are down");
+        let Unit::Loaded(state) = &told.units[0] else { panic!("{told:?}") };
+        assert_eq!((state.active, state.main_pid, state.processes_left), (ActiveState::Inactive, None, false));
+        assert_eq!(state.timeout_stop, Some(Duration::from_secs(90)), "as it was known");
+        let left = parse_down(&answer(&llama, &vllm, "populated 1\n"), &names, &known()).expect("down, but");
+        assert!(matches!(&left.units[0], Unit::Loaded(state) if state.processes_left));
+        for other in ["active", "failed", "activating", "deactivating"] {
+            let first = listed("llama-cpp.service", other, 0);
+            assert_eq!(parse_down(&answer(&first, &vllm, ""), &names, &known()), None, "{other}");
+        }
+        let queued = listed("llama-cpp.service", "inactive", 7);
+        let alias = inactive("llm.service");
+        for odd in [&queued, &alias, "7", "[]"] {
+            assert_eq!(parse_down(&answer(odd, &vllm, ""), &names, &known()), None, "{odd}");
+        }
+        assert_eq!(parse_down(&answer(&llama, &vllm, ""), &names, &[None, None]), None, "never asked in full");
+        assert_eq!(parse_down("Call failed: Access denied", &names, &known()), None);
     }
 
     #[test]

@@ -17,8 +17,9 @@ use super::{
     faults::{FolderFault, GpuFault, Refusal, UnitFault},
     gpu, power,
     shared::Shared,
-    shell::Command,
+    shell::{Command, Files},
     truth::{By, What},
+    unit::{self, Unit},
     units::{self, Answer, Ran},
 };
 
@@ -37,16 +38,12 @@ pub(super) async fn carry_out(shared: &Arc<Shared>, command: &Command, session: 
         },
         Command::PowerOff => power_off(shared),
         Command::Units(names) => Ran::said(show(shared, names)),
+        Command::UnitsDown(names) => Ran::said(show_down(shared, names)),
         Command::PostMortem(unit, port) => post_mortem(shared, unit, *port).await,
         Command::People => Ran::said(shared.state().people.answer(session, &shared.setup.user)),
         Command::Gpu(limit) => gpu_tool(shared, *limit).await,
         Command::WakeOn(interface) => Ran::said(wake_on(shared, interface.as_deref())),
-        Command::Stat(path) => stat(path),
-        Command::List(path) => list(path),
-        Command::Head(path, bytes) => head(path, *bytes),
-        Command::Free(path) => free(shared, path),
-        Command::Remove(path) => remove(shared, path),
-        Command::Rename(from, to) => rename(shared, from, to),
+        Command::Files(folder, asked) => files(shared, folder, asked),
     }
 }
 
@@ -101,18 +98,33 @@ fn show(shared: &Shared, names: &[String]) -> String {
     let known = |name: &String| state.units.iter().find(|u| u.setup.name == *name);
     let block = |name: &String| match known(name) {
         Some(unit) => unit.show(fault.as_ref(), shared.setup.times.timeout_stop),
-        None => units::absent(name),
+        None => unit::absent(name),
     };
     let blocks: Vec<String> = names.iter().map(block).collect();
-    let mut out = format!("@@boot\n{boot}\n@@units\n{}@@status 0\n", blocks.join("\n"));
-    for name in names {
-        out.push_str("@@left\n");
-        if known(name).is_some_and(super::units::Unit::is_populated) {
-            out.push_str("populated 1\n");
-        }
-    }
-    out.push_str("@@end\n");
-    out
+    let out = format!("@@boot\n{boot}\n@@units\n{}@@status 0\n", blocks.join("\n"));
+    let left: String = names.iter().map(|name| left(known(name))).collect();
+    format!("{out}{left}@@end\n")
+}
+
+/// What the control group of a unit still holds.
+fn left(unit: Option<&Unit>) -> &'static str {
+    if unit.is_some_and(Unit::is_populated) { "@@left\npopulated 1\n" } else { "@@left\n" }
+}
+
+/// As systemd's `ListUnitsByNames` answers over busctl.
+fn show_down(shared: &Shared, names: &[String]) -> String {
+    let fault = shared.faults.unit.now();
+    let state = shared.state();
+    let known = |name: &String| state.units.iter().find(|u| u.setup.name == *name);
+    let listed = |name: &String| match known(name) {
+        Some(unit) => unit.listed(fault.as_ref()),
+        None => unit::listed_absent(name),
+    };
+    let list: Vec<String> = names.iter().map(listed).collect();
+    let left: String = names.iter().map(|name| left(known(name))).collect();
+    let boot = uuid(state.boot.0);
+    let list = list.join(",");
+    format!("@@boot\n{boot}\n@@list\n{{\"type\":\"a(ssssssouso)\",\"data\":[[{list}]]}}\n{left}@@end\n")
 }
 
 fn uuid(id: u128) -> String {
@@ -127,7 +139,7 @@ async fn post_mortem(shared: &Shared, name: &str, port: u16) -> Ran {
         let state = shared.state();
         match state.units.iter().find(|u| u.setup.name == name) {
             Some(unit) => (unit.show_end(), unit.journal(10)),
-            None => (units::absent(name), vec![]),
+            None => (unit::absent(name), vec![]),
         }
     };
     let address = shared.ports.iter().map(super::ports::Port::address).find(|a| a.port() == port);
@@ -196,63 +208,69 @@ fn stat_line(path: &Path) -> std::io::Result<String> {
     Ok(format!("{} {}", about.len(), about.modified().map_or(0, seconds)))
 }
 
-fn stat(path: &str) -> Ran {
-    match stat_line(Path::new(path)) {
-        Ok(line) => Ran::said(format!("{line}\n")),
-        Err(error) => Ran::failed(1, format!("stat: cannot statx '{path}': {}\n", complaint(&error))),
-    }
-}
-
-fn list(path: &str) -> Ran {
-    let Ok(entries) = std::fs::read_dir(path) else {
-        return Ran::failed(1, format!("wechsler: 1: cd: can't cd to {path}\n"));
-    };
-    let mut lines: Vec<String> = entries
-        .flatten()
-        .filter(|entry| entry.path().is_file())
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok().filter(|name| !name.starts_with('.'))?;
-            Some(format!("{} {name}\n", stat_line(&entry.path()).ok()?))
-        })
-        .collect();
-    lines.truncate(512);
-    Ran::said(format!("{}@@end\n", lines.concat()))
-}
-
-/// As `head -c BYTES | od -An -v -tx1`, of which the end hides a failure of the beginning.
-fn head(path: &str, bytes: usize) -> Ran {
+/// The first bytes as `od -An -v -tx1 -N 24` prints them.
+fn head_lines(path: &Path) -> std::io::Result<String> {
     let mut first = vec![];
-    let most = u64::try_from(bytes).unwrap_or(u64::MAX);
-    let read = std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut first));
-    if let Err(error) = read {
-        return Ran {
-            stderr: format!("head: cannot open '{path}' for reading: {}\n", complaint(&error)),
-            ..Ran::default()
-        };
-    }
+    std::fs::File::open(path)?.take(24).read_to_end(&mut first)?;
     let line = |part: &[u8]| part.iter().fold(String::new(), |line, byte| format!("{line} {byte:02x}")) + "\n";
-    Ran::said(first.chunks(16).map(line).collect::<String>())
+    Ok(first.chunks(16).map(line).collect())
 }
 
-fn free(shared: &Shared, path: &str) -> Ran {
-    let Ok(entries) = std::fs::read_dir(path) else {
-        return Ran::failed(1, format!("df: {path}: No such file or directory\n"));
+/// Size, age and first bytes; what `stat` complains of in their place.
+fn file_lines(path: &Path) -> String {
+    match (stat_line(path), head_lines(path)) {
+        (Ok(about), Ok(head)) => format!("{about}\n{head}"),
+        (Ok(about), Err(error)) => format!("{about}\nod: {}: {}\n", path.display(), complaint(&error)),
+        (Err(error), _) => format!("stat: cannot statx '{}': {}\n", path.display(), complaint(&error)),
+    }
+}
+
+fn files(shared: &Shared, folder: &str, asked: &Files) -> Ran {
+    let dir = Path::new(folder);
+    match asked {
+        Files::Survey { free: wanted, model, names } => {
+            let free = if *wanted { free(shared, folder) } else { String::new() };
+            let model = model.as_ref().map_or_else(String::new, |model| match stat_line(Path::new(model)) {
+                Ok(line) => format!("{line}\n"),
+                Err(error) => format!("stat: cannot statx '{model}': {}\n", complaint(&error)),
+            });
+            let files: String = names.iter().map(|name| format!("@@file\n{}", file_lines(&dir.join(name)))).collect();
+            Ran::said(format!("@@free\n{free}@@model\n{model}{files}@@end\n"))
+        }
+        _ if !dir.is_dir() => Ran::failed(2, format!("sh: 2: cd: can't cd to {folder}\n")),
+        Files::List { suffix } => list(dir, suffix),
+        Files::Keep { from, to, bytes } => keep(shared, dir, from, to, *bytes),
+        Files::Remove(names) => remove(shared, dir, names),
+    }
+}
+
+fn list(dir: &Path, suffix: &str) -> Ran {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.filter(|entry| entry.path().is_file()).filter_map(|entry| entry.file_name().into_string().ok());
+    let ours = names.filter(|name| name.ends_with(suffix) && !name.starts_with('.'));
+    let lines: String = ours.take(512).map(|name| name + "\n").collect();
+    Ran::said(format!("{lines}@@end\n"))
+}
+
+fn free(shared: &Shared, folder: &str) -> String {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return format!("df: {folder}: No such file or directory\n");
     };
     let sizes = entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|about| about.len());
     let used = sizes.sum::<u64>() / 1024;
     let all = shared.setup.disk_mib * 1024;
     let full = shared.faults.folder.strike_if(|fault| *fault == FolderFault::Full).is_some();
     let available = if full { 0 } else { all.saturating_sub(used) };
-    Ran::said(format!(
+    format!(
         "Filesystem     1024-blocks     Used Available Capacity Mounted on\n/dev/sda1 {all} {used} {available} 1% /mnt\n"
-    ))
+    )
 }
 
 /// Only what lies in the slot folder is ever changed.
-fn foreign(shared: &Shared, path: &str) -> bool {
-    let inside = Path::new(path).parent() == Some(&shared.setup.slot_dir());
+fn foreign(shared: &Shared, dir: &Path) -> bool {
+    let inside = dir == shared.setup.slot_dir();
     if !inside {
-        shared.violated(format!("a change outside the slot folder: {path}"));
+        shared.violated(format!("a change outside the slot folder: {}", dir.display()));
     }
     !inside
 }
@@ -261,25 +279,34 @@ fn read_only(shared: &Shared) -> bool {
     shared.faults.folder.strike_if(|fault| *fault == FolderFault::ReadOnly).is_some()
 }
 
-fn remove(shared: &Shared, path: &str) -> Ran {
-    if foreign(shared, path) || read_only(shared) {
-        return Ran::failed(1, format!("rm: cannot remove '{path}': Read-only file system\n"));
+fn keep(shared: &Shared, dir: &Path, from: &str, to: &str, bytes: u64) -> Ran {
+    let (old, new) = (dir.join(from), dir.join(to));
+    let found = file_lines(&old);
+    let is_whole = std::fs::metadata(&old).is_ok_and(|about| about.len() == bytes) && found.contains("\n 71 73 67 67");
+    if is_whole {
+        if foreign(shared, dir) || read_only(shared) {
+            return Ran::failed(1, format!("mv: cannot move '{from}' to '{to}': Read-only file system\n"));
+        }
+        if let Err(error) = std::fs::rename(&old, &new) {
+            return Ran::failed(1, format!("mv: cannot stat '{from}': {}\n", complaint(&error)));
+        }
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        shared.did(What::FileRenamed(text(&old), text(&new)));
     }
-    match std::fs::remove_file(path) {
-        Ok(()) => shared.did(What::FileRemoved(path.into())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Ran::failed(1, format!("rm: cannot remove '{path}': {}\n", complaint(&error))),
-    }
-    Ran::default()
+    Ran::said(format!("@@file\n{found}@@end\n"))
 }
 
-fn rename(shared: &Shared, from: &str, to: &str) -> Ran {
-    if foreign(shared, from) || foreign(shared, to) || read_only(shared) {
-        return Ran::failed(1, format!("mv: cannot move '{from}' to '{to}': Read-only file system\n"));
+fn remove(shared: &Shared, dir: &Path, names: &[String]) -> Ran {
+    if foreign(shared, dir) || read_only(shared) {
+        return Ran::failed(1, "rm: cannot remove: Read-only file system\n");
     }
-    match std::fs::rename(from, to) {
-        Ok(()) => shared.did(What::FileRenamed(from.into(), to.into())),
-        Err(error) => return Ran::failed(1, format!("mv: cannot stat '{from}': {}\n", complaint(&error))),
+    for name in names {
+        let path = dir.join(name);
+        match std::fs::remove_file(&path) {
+            Ok(()) => shared.did(What::FileRemoved(path.to_string_lossy().into_owned())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Ran::failed(1, format!("rm: cannot remove '{name}': {}\n", complaint(&error))),
+        }
     }
     Ran::default()
 }

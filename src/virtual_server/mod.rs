@@ -21,6 +21,7 @@ mod shared;
 mod shell;
 mod sshd;
 mod truth;
+mod unit;
 mod units;
 
 use std::{
@@ -52,7 +53,7 @@ pub use truth::{By, Deed, Power, Truth, UnitTruth, What};
 use ports::Port;
 use programs::{LlamaSetup, Program, ProgramFaults, Signal, VllmSetup};
 use shared::{Keys, Shared};
-use units::Unit;
+use unit::Unit;
 
 /// Becoming as it should be takes milliseconds.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -244,11 +245,6 @@ impl VirtualServer {
         let _ = fs::rename(from, to);
     }
 
-    /// GPU memory nobody uses.
-    pub fn gpu_free_mib(&self) -> u64 {
-        gpu::free(&self.shared, &mut self.shared.state())
-    }
-
     /// The last lines of a unit's journal.
     pub fn journal(&self, unit: &str, lines: usize) -> Vec<String> {
         let state = self.shared.state();
@@ -286,7 +282,8 @@ impl VirtualServer {
         self.shared.deeds()
     }
 
-    /// The deeds from the `first` on (0 is the first that ever was), as far as they are remembered.
+    /// The deeds from the `first` on (0 is the first that ever was), as far as they are remembered, in the order in which
+    /// they became known.
     pub fn deeds_from(&self, first: u64) -> Vec<Deed> {
         self.shared.deeds_from(first)
     }

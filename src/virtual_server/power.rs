@@ -10,6 +10,7 @@ use tokio::{
 
 use super::{
     faults::BootFault,
+    people::People,
     ports::Port,
     shared::Shared,
     truth::{By, Power, What},
@@ -46,19 +47,22 @@ pub(super) fn go_down(shared: &Arc<Shared>, again: bool) {
     shared.power.send_replace(Power::GoingDown);
     let server = Arc::clone(shared);
     shared.spawn(async move {
-        let over = Instant::now() + server.setup.times.power_off;
+        let begun = Instant::now();
+        let takes = server.setup.times.power_off;
+        let over = begun + takes;
         let names: Vec<String> = server.state().units.iter().map(|u| u.setup.name.clone()).collect();
         for answer in names.iter().map(|name| units::stop(&server, name, By::Systemd)).collect::<Vec<_>>() {
             if let Answer::Later(ended) = answer {
                 let _ = timeout_at(over, ended).await;
             }
         }
-        sleep_until(over).await;
-        if server.state().turn != turn {
+        // sshd has long ended when the network goes down, and the power goes last.
+        sleep_until(begun + takes / 2).await;
+        silence(&server).await;
+        if !halt(&server, turn) {
             return;
         }
-        // Everything has ended: nothing of it refuses once it counts as off.
-        silence(&server).await;
+        sleep_until(over).await;
         if server.state().turn != turn {
             return;
         }
@@ -71,6 +75,15 @@ pub(super) fn go_down(shared: &Arc<Shared>, again: bool) {
             press(&server);
         }
     });
+}
+
+fn halt(shared: &Shared, turn: u64) -> bool {
+    let state = shared.state();
+    let same = state.turn == turn;
+    if same {
+        shared.power.send_replace(Power::Halting);
+    }
+    same
 }
 
 /// Puts a server that is on from the beginning into that state.
@@ -134,12 +147,13 @@ fn finish(shared: &Arc<Shared>, turn: u64) {
 fn lose(shared: &Arc<Shared>) {
     {
         let mut state = shared.state();
+        shared.collect_slot_deeds(&state);
         state.turn += 1;
         for unit in &mut state.units {
             unit.lose_power();
         }
         state.lingering.clear();
-        state.people = Default::default();
+        state.people = People::default();
         shared.power.send_replace(Power::Off);
     }
     let server = Arc::clone(shared);

@@ -19,9 +19,10 @@ use super::{
     gpu::Lingering,
     people::People,
     ports::{Port, Silent},
+    programs::SlotDeed,
     setup::Setup,
     truth::{Deed, Power, What},
-    units::Unit,
+    unit::Unit,
 };
 use crate::machine::BootId;
 
@@ -159,7 +160,11 @@ impl Shared {
     }
 
     pub(super) fn did(&self, what: What) {
-        let at = self.began.elapsed();
+        self.did_at(Instant::now(), what);
+    }
+
+    fn did_at(&self, at: Instant, what: What) {
+        let at = at.saturating_duration_since(self.began);
         let mut deeds = locked(&self.deeds);
         if deeds.kept.len() == MOST_DEEDS {
             deeds.kept.pop_front();
@@ -168,11 +173,25 @@ impl Shared {
         deeds.kept.push_back(Deed { at, what });
     }
 
-    pub(super) fn deeds(&self) -> Vec<Deed> {
-        self.deeds_from(0)
+    /// Takes down what the processes did with slot files.
+    pub(super) fn collect_slot_deeds(&self, state: &State) {
+        for unit in &state.units {
+            for deed in unit.process().into_iter().flat_map(|process| process.take_slot_deeds()) {
+                let (unit, SlotDeed { at, act, file, tokens }) = (unit.setup.name.clone(), deed);
+                self.did_at(at, What::Slot { unit, act, file, tokens });
+            }
+        }
     }
 
+    pub(super) fn deeds(&self) -> Vec<Deed> {
+        let mut deeds = self.deeds_from(0);
+        deeds.sort_by_key(|deed| deed.at);
+        deeds
+    }
+
+    /// In the order in which they became known.
     pub(super) fn deeds_from(&self, first: u64) -> Vec<Deed> {
+        self.collect_slot_deeds(&self.state());
         let deeds = locked(&self.deeds);
         let skipped = usize::try_from(first.saturating_sub(deeds.forgotten)).unwrap_or(usize::MAX);
         deeds.kept.iter().skip(skipped).cloned().collect()

@@ -5,7 +5,10 @@
 
 use std::time::Duration;
 
-use crate::host::remote::{self, CommandLine, FileQuestion, Interface, RemotePath, RemoteVerb, UnitName};
+use crate::host::{
+    remote::{self, CommandLine, FileQuestion, Interface, RemotePath, RemoteVerb, UnitName},
+    slot_files::FileName,
+};
 
 /// A command line that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,18 +19,24 @@ pub(super) enum Command {
     ResetFailed(String),
     PowerOff,
     Units(Vec<String>),
+    UnitsDown(Vec<String>),
     PostMortem(String, u16),
     People,
     /// With the limit of one call.
     Gpu(Duration),
     /// With the interface, if one was named.
     WakeOn(Option<String>),
-    Stat(String),
-    List(String),
-    Head(String, usize),
-    Remove(String),
-    Rename(String, String),
-    Free(String),
+    /// What is asked of, or done with, the files of that folder.
+    Files(String, Files),
+}
+
+/// What is asked of, or done with, the files of a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Files {
+    Survey { free: bool, model: Option<String>, names: Vec<String> },
+    Keep { from: String, to: String, bytes: u64 },
+    List { suffix: String },
+    Remove(Vec<String>),
 }
 
 impl Command {
@@ -40,8 +49,7 @@ impl Command {
                 | Self::Kill(_)
                 | Self::ResetFailed(_)
                 | Self::PowerOff
-                | Self::Remove(_)
-                | Self::Rename(..)
+                | Self::Files(_, Files::Keep { .. } | Files::Remove(_))
         )
     }
 }
@@ -52,9 +60,18 @@ pub(super) fn understand(line: &str) -> Option<Command> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["env", "LC_ALL=C", ref rest @ ..] => verb(line, rest),
-        ["exec", "sh", "-c", _, "wechsler", ref parameters @ ..] => question(line, parameters),
+        ["exec", "sh", "-c", _, "wechsler", ref parameters @ ..] => {
+            question(parameters, |asked| asked.as_str() == line)
+        }
         _ => None,
     }
+}
+
+/// Understands what a shell was fed with, if it is one of our questions.
+pub(super) fn understand_fed(text: &str) -> Option<Command> {
+    let words = words(text.lines().nth(1)?.strip_prefix("set --")?)?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    question(&words, |asked| asked.fed() == Some(text))
 }
 
 fn verb(line: &str, words: &[&str]) -> Option<Command> {
@@ -76,12 +93,12 @@ fn verb(line: &str, words: &[&str]) -> Option<Command> {
     meant.find_map(|(verb, command)| (remote::verb(&privilege, verb).as_str() == line).then_some(command))
 }
 
-fn question(line: &str, parameters: &[&str]) -> Option<Command> {
-    let names = || parameters.iter().map(|word| UnitName::new(word)).collect::<Option<Vec<_>>>();
-    let path = |word: &str| RemotePath::new(word);
+fn question(parameters: &[&str], is_it: impl Fn(&CommandLine) -> bool) -> Option<Command> {
     let mut meant: Vec<(CommandLine, Command)> = vec![];
-    if let Some(units) = names() {
-        meant.push((remote::units(&units), Command::Units(units.iter().map(ToString::to_string).collect())));
+    if let Some(units) = parameters.iter().map(|word| UnitName::new(word)).collect::<Option<Vec<_>>>() {
+        let names: Vec<String> = units.iter().map(ToString::to_string).collect();
+        meant.push((remote::units_down(&units), Command::UnitsDown(names.clone())));
+        meant.push((remote::units(&units), Command::Units(names)));
     }
     match *parameters {
         [] => meant.push((remote::people(), Command::People)),
@@ -94,28 +111,49 @@ fn question(line: &str, parameters: &[&str]) -> Option<Command> {
             if one.is_empty() || interface.is_some() {
                 meant.push((remote::wake_on(interface.as_ref()), Command::WakeOn(interface.map(|i| i.to_string()))));
             }
-            if let Some(path) = path(one) {
-                meant.push((remote::files(FileQuestion::Stat(&path)), Command::Stat(one.into())));
-                meant.push((remote::files(FileQuestion::List(&path)), Command::List(one.into())));
-                meant.push((remote::files(FileQuestion::Remove(&path)), Command::Remove(one.into())));
-                meant.push((remote::files(FileQuestion::Free(&path)), Command::Free(one.into())));
-            }
         }
         [one, two] => {
             if let (Some(unit), Ok(port)) = (UnitName::new(one), two.parse()) {
                 meant.push((remote::post_mortem(&unit, port), Command::PostMortem(one.into(), port)));
             }
-            if let (Some(path), Ok(bytes)) = (path(one), two.parse()) {
-                meant.push((remote::files(FileQuestion::Head(&path, bytes)), Command::Head(one.into(), bytes)));
-            }
-            if let (Some(from), Some(to)) = (path(one), path(two)) {
-                let command = Command::Rename(one.into(), two.into());
-                meant.push((remote::files(FileQuestion::Rename(&from, &to)), command));
-            }
         }
         _ => {}
     }
-    meant.into_iter().find_map(|(written, command)| (written.as_str() == line).then_some(command))
+    if let [folder, rest @ ..] = parameters {
+        meant.extend(files(folder, rest));
+    }
+    meant.into_iter().find_map(|(written, command)| is_it(&written).then_some(command))
+}
+
+/// What might have been meant about the files of a folder.
+fn files(folder: &str, parameters: &[&str]) -> Vec<(CommandLine, Command)> {
+    let Some(path) = RemotePath::new(folder) else { return vec![] };
+    let mut meant = vec![];
+    let mut add = |question: FileQuestion<'_>, files: Files| {
+        meant.push((remote::files(&path, question), Command::Files(folder.into(), files)));
+    };
+    let names = |words: &[&str]| words.iter().map(|word| FileName::new(word)).collect::<Option<Vec<_>>>();
+    let texts = |names: &[FileName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    if let [free, model, rest @ ..] = parameters
+        && let Some(files) = names(rest)
+    {
+        let (free, model) = (!free.is_empty(), RemotePath::new(model));
+        let told = Files::Survey { free, model: model.as_ref().map(ToString::to_string), names: texts(&files) };
+        add(FileQuestion::Survey { free, model: model.as_ref(), files: &files }, told);
+    }
+    if let [from, to, bytes] = parameters
+        && let (Some(from), Some(to), Ok(bytes)) = (FileName::new(from), FileName::new(to), bytes.parse())
+    {
+        let told = Files::Keep { from: from.to_string(), to: to.to_string(), bytes };
+        add(FileQuestion::Keep(&from, &to, bytes), told);
+    }
+    if let [suffix] = parameters {
+        add(FileQuestion::List(suffix), Files::List { suffix: (*suffix).into() });
+    }
+    if let Some(files) = names(parameters) {
+        add(FileQuestion::Remove(&files), Files::Remove(texts(&files)));
+    }
+    meant
 }
 
 /// The words of a line for a POSIX shell, of which only single quotes and `\'` mean something. `None` for half a word.
@@ -148,7 +186,8 @@ mod tests {
         let unit = UnitName::new("llama-cpp.service").expect("a unit");
         let name = || unit.to_string();
         let path = RemotePath::new("/mnt/my models/it").expect("a path");
-        let at = || "/mnt/my models/it".to_owned();
+        let [one, two] = ["a.slot", "b.slot"].map(|name| FileName::new(name).expect("a name"));
+        let about = |files| Command::Files("/mnt/my models/it".into(), files);
         let sudo = ["sudo".to_owned(), "-n".to_owned()];
         let interface = Interface::new("enp5s0").expect("an interface");
         for (line, command) in [
@@ -164,14 +203,29 @@ mod tests {
             (remote::gpu(Duration::from_secs(5)), Command::Gpu(Duration::from_secs(5))),
             (remote::wake_on(None), Command::WakeOn(None)),
             (remote::wake_on(Some(&interface)), Command::WakeOn(Some("enp5s0".into()))),
-            (remote::files(FileQuestion::Stat(&path)), Command::Stat(at())),
-            (remote::files(FileQuestion::List(&path)), Command::List(at())),
-            (remote::files(FileQuestion::Head(&path, 36)), Command::Head(at(), 36)),
-            (remote::files(FileQuestion::Remove(&path)), Command::Remove(at())),
-            (remote::files(FileQuestion::Rename(&path, &path)), Command::Rename(at(), at())),
-            (remote::files(FileQuestion::Free(&path)), Command::Free(at())),
+            (remote::units_down(std::slice::from_ref(&unit)), Command::UnitsDown(vec![name()])),
+            (
+                remote::files(&path, FileQuestion::Survey { free: true, model: Some(&path), files: &[one.clone()] }),
+                about(Files::Survey { free: true, model: Some(path.to_string()), names: vec![one.to_string()] }),
+            ),
+            (
+                remote::files(&path, FileQuestion::Survey { free: false, model: None, files: &[] }),
+                about(Files::Survey { free: false, model: None, names: vec![] }),
+            ),
+            (
+                remote::files(&path, FileQuestion::Keep(&one, &two, 36)),
+                about(Files::Keep { from: one.to_string(), to: two.to_string(), bytes: 36 }),
+            ),
+            (remote::files(&path, FileQuestion::List(".part")), about(Files::List { suffix: ".part".into() })),
+            (
+                remote::files(&path, FileQuestion::Remove(&[one.clone(), two.clone()])),
+                about(Files::Remove(vec![one.to_string(), two.to_string()])),
+            ),
         ] {
-            assert_eq!(understand(line.as_str()), Some(command), "{}", line.as_str());
+            assert_eq!(understand(line.as_str()).as_ref(), Some(&command), "{}", line.as_str());
+            if let Some(fed) = line.fed() {
+                assert_eq!(understand_fed(fed), Some(command), "{fed}");
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! word (sshd closes it), cut off, or in silence because nobody is there any more.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
         Arc,
@@ -33,6 +34,7 @@ use super::{
     truth::Power,
     units::Ran,
 };
+use crate::host::remote;
 
 /// How often the state of the port is compared with what it should be.
 const LOOK: Duration = Duration::from_millis(10);
@@ -57,7 +59,7 @@ enum Wanted {
 
 fn wanted(shared: &Shared) -> Wanted {
     match (shared.power(), shared.faults.ssh.now()) {
-        (Power::Off | Power::PoweringUp, _) => Wanted::Silent,
+        (Power::Off | Power::PoweringUp | Power::Halting, _) => Wanted::Silent,
         (_, Some(SshFault::Silent)) => Wanted::Silent,
         (Power::Booting | Power::GoingDown, _) | (_, Some(SshFault::Refuses)) => Wanted::Closed,
         (Power::On, _) => Wanted::Open,
@@ -72,13 +74,14 @@ pub(super) async fn serve(shared: Arc<Shared>, ready: watch::Sender<bool>) {
     loop {
         let on = shared.power() == Power::On;
         port = match (port, wanted(&shared)) {
-            (Port::Closed, Wanted::Open) => match shared.ssh_port.listen().await {
-                Ok(listener) => Port::Open(listener),
-                Err(_) => {
+            (Port::Closed, Wanted::Open) => {
+                if let Ok(listener) = shared.ssh_port.listen().await {
+                    Port::Open(listener)
+                } else {
                     sleep(LOOK).await;
                     Port::Closed
                 }
-            },
+            }
             (Port::Closed, Wanted::Silent) => match shared.ssh_port.silence().await {
                 Ok(held) => {
                     count_outage(&shared, on);
@@ -161,7 +164,7 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream, number: u64) {
     let _ = stream.set_nodelay(true);
     let line = watch::Sender::new(Line::Up);
     let mut told = line.subscribe();
-    let client = Client { shared: Arc::clone(&shared), number, fault, line };
+    let client = Client { shared: Arc::clone(&shared), number, fault, line, shells: HashMap::new() };
     let (mut ours, theirs) = tokio::io::duplex(RELAYED);
     let session = async {
         if let Ok(session) = russh::server::run_stream(config, theirs, client).await {
@@ -174,7 +177,7 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream, number: u64) {
         tokio::select! {
             line = async { told.wait_for(|line| *line != Line::Up).await.map_or(Line::Cut, |line| *line) } => line,
             power = async { power.wait_for(|power| *power != Power::On).await.map_or(Power::Off, |power| *power) } => {
-                if power != Power::GoingDown {
+                if !matches!(power, Power::GoingDown | Power::Halting) {
                     return Line::Dead;
                 }
                 // sshd is stopped with everything else.
@@ -213,6 +216,31 @@ struct Client {
     number: u64,
     fault: Option<SshFault>,
     line: watch::Sender<Line>,
+    /// Shells that wait for their script on standard input, and what they have of it.
+    shells: HashMap<ChannelId, Vec<u8>>,
+}
+
+impl Client {
+    /// Runs what was understood, or says that it was not, and ends the channel.
+    fn run(&self, channel: ChannelId, command: Option<Command>, text: &str, session: &Session) {
+        if command.is_none() {
+            self.shared.violated(format!("not one of our commands: {text}"));
+        }
+        let (handle, line) = (session.handle(), self.line.clone());
+        let (server, number) = (Arc::clone(&self.shared), self.number);
+        self.shared.spawn(async move {
+            let Some(ran) = run(&server, command, number, &line).await else {
+                return;
+            };
+            let _ = handle.data(channel, ran.stdout.into_bytes()).await;
+            if !ran.stderr.is_empty() {
+                let _ = handle.extended_data(channel, 1, ran.stderr.into_bytes()).await;
+            }
+            let _ = handle.exit_status_request(channel, ran.status).await;
+            let _ = handle.eof(channel).await;
+            let _ = handle.close(channel).await;
+        });
+    }
 }
 
 impl Handler for Client {
@@ -250,24 +278,31 @@ impl Handler for Client {
         }
         session.channel_success(channel)?;
         let text = String::from_utf8_lossy(data);
-        let command = shell::understand(&text);
-        if command.is_none() {
-            self.shared.violated(format!("not one of our commands: {text}"));
+        if text == remote::SHELL {
+            self.shells.insert(channel, vec![]);
+        } else {
+            self.run(channel, shell::understand(&text), &text, session);
         }
-        let (handle, line) = (session.handle(), self.line.clone());
-        let (server, number) = (Arc::clone(&self.shared), self.number);
-        self.shared.spawn(async move {
-            let Some(ran) = run(&server, command, number, &line).await else {
-                return;
-            };
-            let _ = handle.data(channel, ran.stdout.into_bytes()).await;
-            if !ran.stderr.is_empty() {
-                let _ = handle.extended_data(channel, 1, ran.stderr.into_bytes()).await;
-            }
-            let _ = handle.exit_status_request(channel, ran.status).await;
-            let _ = handle.eof(channel).await;
-            let _ = handle.close(channel).await;
-        });
+        Ok(())
+    }
+
+    async fn data(&mut self, channel: ChannelId, data: &[u8], _: &mut Session) -> Result<(), Self::Error> {
+        if let Some(script) = self.shells.get_mut(&channel).filter(|script| script.len() < RELAYED) {
+            script.extend_from_slice(data);
+        }
+        Ok(())
+    }
+
+    async fn channel_eof(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
+        if let Some(script) = self.shells.remove(&channel) {
+            let text = String::from_utf8_lossy(&script);
+            self.run(channel, shell::understand_fed(&text), &text, session);
+        }
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, channel: ChannelId, _: &mut Session) -> Result<(), Self::Error> {
+        self.shells.remove(&channel);
         Ok(())
     }
 }

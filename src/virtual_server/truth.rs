@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::programs::{self, Exit};
+use super::programs::{self, Exit, SlotAct};
 use crate::machine::BootId;
 
 /// Whether it has power, and how far it is.
@@ -16,8 +16,10 @@ pub enum Power {
     Booting,
     /// SSH answers.
     On,
-    /// It was told to go down.
+    /// It was told to go down: SSH is closed, services are stopped.
     GoingDown,
+    /// ... and its network is down already.
+    Halting,
 }
 
 /// Who did something.
@@ -103,6 +105,17 @@ pub enum What {
         pid: u32,
         /// How.
         exit: Exit,
+    },
+    /// Something was done with a slot file.
+    Slot {
+        /// By this unit.
+        unit: String,
+        /// What.
+        act: SlotAct,
+        /// The file.
+        file: String,
+        /// Tokens in it.
+        tokens: u64,
     },
     /// A file of the slot folder was removed over SSH.
     FileRemoved(String),

@@ -1,6 +1,6 @@
-//! systemd: the units, as far as anybody can tell from outside.
+//! systemd: what it does with units, as far as anybody can tell from outside.
 
-use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::oneshot,
@@ -9,19 +9,18 @@ use tokio::{
 
 use super::{
     faults::UnitFault,
-    gpu::Lingering,
-    programs::{Exit, Process, Program, ProgramFaults, Signal},
-    setup::{Restart, UnitSetup},
+    gpu::{self, Lingering},
+    programs::{Exit, Fault, Process, Signal},
+    setup::Restart,
     shared::{Shared, State},
     truth::{By, What},
+    unit::{Phase, Shown},
 };
 
 /// Starts within `StartLimitIntervalSec`, those by hand included.
 const START_LIMIT: usize = 5;
 /// Between two looks at what a process holds on the GPU: afterwards nobody can tell.
 const SAMPLE: Duration = Duration::from_millis(20);
-/// Journal lines kept of each unit.
-const MOST_JOURNAL: usize = 200;
 
 /// How a command ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,223 +44,6 @@ impl Ran {
 pub(super) enum Answer {
     Now(Ran),
     Later(oneshot::Receiver<Ran>),
-}
-
-/// A unit.
-pub(super) struct Unit {
-    pub(super) setup: UnitSetup,
-    pub(super) address: SocketAddr,
-    pub(super) faults: Arc<ProgramFaults>,
-    program: Program,
-    phase: Phase,
-    /// The main process.
-    process: Option<Arc<Process>>,
-    since: Option<Instant>,
-    /// What the main process was last seen to hold on the GPU.
-    vram_mib: u64,
-    /// Processes that systemd has given up on, and such that have left a worker behind.
-    left: Vec<Arc<Process>>,
-    job: Option<u32>,
-    stop_jobs: Vec<oneshot::Sender<Ran>>,
-    start_jobs: Vec<oneshot::Sender<Ran>>,
-    starts: VecDeque<Instant>,
-    shown: Shown,
-    journal: VecDeque<String>,
-}
-
-/// What `systemctl show` tells beside the phase.
-#[derive(Clone, Debug, Default)]
-struct Shown {
-    invocation: u128,
-    restarts: u32,
-    result: &'static str,
-    exec_code: u8,
-    exec_status: i32,
-    entered: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Inactive,
-    Failed,
-    Running,
-    AutoRestart,
-    /// ... and whether SIGKILL has taken the place of SIGTERM.
-    Stopping(bool),
-}
-
-impl Phase {
-    const fn active(self) -> &'static str {
-        match self {
-            Self::Inactive => "inactive",
-            Self::Failed => "failed",
-            Self::Running => "active",
-            Self::AutoRestart => "activating",
-            Self::Stopping(_) => "deactivating",
-        }
-    }
-
-    const fn sub(self) -> &'static str {
-        match self {
-            Self::Inactive => "dead",
-            Self::Failed => "failed",
-            Self::Running => "running",
-            Self::AutoRestart => "auto-restart",
-            Self::Stopping(false) => "stop-sigterm",
-            Self::Stopping(true) => "stop-sigkill",
-        }
-    }
-}
-
-impl Unit {
-    pub(super) fn new(setup: UnitSetup, address: SocketAddr, program: Program) -> Self {
-        Self {
-            setup,
-            address,
-            faults: Arc::default(),
-            program,
-            phase: Phase::Inactive,
-            process: None,
-            since: None,
-            vram_mib: 0,
-            left: vec![],
-            job: None,
-            stop_jobs: vec![],
-            start_jobs: vec![],
-            starts: VecDeque::new(),
-            shown: Shown { result: "success", ..Shown::default() },
-            journal: VecDeque::new(),
-        }
-    }
-
-    /// Everything of it is gone at once, and forgotten. Its journal is on disk.
-    pub(super) fn lose_power(&mut self) {
-        self.collect_log();
-        for process in self.process.iter().chain(&self.left) {
-            // Without power nothing hangs on.
-            process.signal(Signal::Abort);
-            process.kill_orphan();
-        }
-        let journal = std::mem::take(&mut self.journal);
-        let faults = Arc::clone(&self.faults);
-        *self = Self::new(self.setup.clone(), self.address, self.program.clone());
-        self.journal = journal;
-        self.faults = faults;
-    }
-
-    pub(super) const fn active(&self) -> &'static str {
-        self.phase.active()
-    }
-
-    /// Its process, or one that is stuck.
-    pub(super) fn process(&self) -> Option<&Arc<Process>> {
-        self.process.as_ref().or_else(|| self.left.iter().find(|p| p.exited().borrow().is_none()))
-    }
-
-    pub(super) const fn since(&self) -> Option<Instant> {
-        self.since
-    }
-
-    /// Its processes on the GPU with what they hold.
-    pub(super) fn on_gpu(&self) -> Vec<(u32, u64)> {
-        let held = |p: &Arc<Process>| p.orphan().unwrap_or_else(|| (p.pid(), p.vram_mib()));
-        self.process.iter().chain(&self.left).map(held).filter(|(_, mib)| *mib > 0).collect()
-    }
-
-    /// The user it runs as, and the program as `nvidia-smi` names it.
-    pub(super) const fn program_name(&self) -> (&'static str, &'static str) {
-        match self.program {
-            Program::LlamaCpp(_) => ("llama", "/usr/local/bin/llama-server"),
-            Program::Vllm(_) => ("vllm", "VLLM::EngineCore"),
-        }
-    }
-
-    /// Something of it is left in its control group.
-    pub(super) fn is_populated(&self) -> bool {
-        self.process.is_some() || !self.left.is_empty()
-    }
-
-    fn say(&mut self, line: String) {
-        if self.journal.len() == MOST_JOURNAL {
-            self.journal.pop_front();
-        }
-        self.journal.push_back(line);
-    }
-
-    /// What the process said goes to the journal; while it runs, it is read from the process itself.
-    fn collect_log(&mut self) {
-        let said = self.process.as_ref().map_or_else(Vec::new, |p| p.log());
-        for line in said {
-            self.say(line);
-        }
-    }
-
-    /// The last lines of its journal.
-    pub(super) fn journal(&self, lines: usize) -> Vec<String> {
-        let running = self.process.as_ref().map_or_else(Vec::new, |p| p.log());
-        let mut all: Vec<String> = self.journal.iter().cloned().chain(running).collect();
-        all.split_off(all.len().saturating_sub(lines))
-    }
-
-    /// The block of `systemctl show` in answer to [`crate::host::remote::units`].
-    pub(super) fn show(&self, fault: Option<&UnitFault>, timeout_stop: Duration) -> String {
-        let name = &self.setup.name;
-        let down = matches!(self.phase, Phase::Inactive | Phase::Failed);
-        let load = match fault {
-            Some(UnitFault::Missing(unit)) if unit == name => return absent(name),
-            Some(UnitFault::Masked(unit)) if unit == name => "masked",
-            _ => "loaded",
-        };
-        // A stopped unit that nothing refers to is unloaded, and its counters with it.
-        let fresh = Shown { result: "success", ..Shown::default() };
-        let shown = if self.phase == Phase::Inactive && !self.setup.enabled { &fresh } else { &self.shown };
-        let pid = if down { 0 } else { self.process.as_ref().map_or(0, |p| p.pid()) };
-        let invocation = match shown.invocation {
-            0 => String::new(),
-            id => format!("{id:032x}"),
-        };
-        format!(
-            "TimeoutStopUSec={}\nMainPID={pid}\nNRestarts={}\nResult={}\nExecMainStatus={}\nNames={name}\nLoadState={load}\n\
-             ActiveState={}\nSubState={}\nFragmentPath=/etc/systemd/system/{name}\nUnitFileState={}\n\
-             ActiveEnterTimestamp={}\nJob={}\nInvocationID={invocation}\n",
-            timespan(timeout_stop),
-            shown.restarts,
-            shown.result,
-            shown.exec_status,
-            self.phase.active(),
-            self.phase.sub(),
-            if self.setup.enabled { "enabled" } else { "disabled" },
-            shown.entered.as_deref().unwrap_or_default(),
-            self.job.map_or_else(String::new, |job| job.to_string()),
-        )
-    }
-
-    /// ... and of [`crate::host::remote::post_mortem`].
-    pub(super) fn show_end(&self) -> String {
-        let Shown { result, exec_code, exec_status, restarts, .. } = &self.shown;
-        format!(
-            "ExecMainCode={exec_code}\nExecMainStatus={exec_status}\nActiveState={}\nSubState={}\nResult={result}\nNRestarts={restarts}\n",
-            self.phase.active(),
-            self.phase.sub()
-        )
-    }
-}
-
-/// The block of a unit that is not there.
-pub(super) fn absent(name: &str) -> String {
-    format!(
-        "TimeoutStopUSec=1min 30s\nMainPID=0\nNRestarts=0\nResult=success\nExecMainStatus=0\nNames={name}\n\
-         LoadState=not-found\nActiveState=inactive\nSubState=dead\nFragmentPath=\nUnitFileState=\nActiveEnterTimestamp=\n\
-         Job=\nInvocationID=\n"
-    )
-}
-
-/// As systemd writes it: `1min 30s`, `1s 500ms`.
-fn timespan(time: Duration) -> String {
-    let (minutes, seconds, millis) = (time.as_secs() / 60, time.as_secs() % 60, time.subsec_millis());
-    let parts = [(minutes, "min"), (seconds, "s"), (u64::from(millis), "ms")];
-    let said: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect();
-    if said.is_empty() { "0".into() } else { said.join(" ") }
 }
 
 /// Where a unit is, or how systemd says that it is not. `doing` is `start`, `stop`.
@@ -340,9 +122,14 @@ fn launch(shared: &Arc<Shared>, state: &mut State, at: usize, by: By) -> Ran {
         return Ran::failed(1, text);
     }
     unit.starts.push_back(now);
-    let (pid, invocation) = (state.pid(), state.id());
+    let (pid, invocation, free) = (state.pid(), state.id(), gpu::free(shared, state));
     let unit = &mut state.units[at];
     let restarts = if again { unit.shown.restarts + 1 } else { 0 };
+    if unit.setup.vram_mib > free {
+        // Half loaded, it finds no more.
+        unit.faults.set_times(Fault::LoadFails(Exit::Code(1)), 1);
+        unit.say("CUDA error: out of memory".into());
+    }
     let process = Arc::new(unit.program.start(pid, Arc::clone(&unit.faults)));
     unit.phase = Phase::Running;
     unit.job = None;
@@ -368,6 +155,7 @@ fn launch(shared: &Arc<Shared>, state: &mut State, at: usize, by: By) -> Ran {
                 _ = sample.tick() => {
                     let held = process.vram_mib();
                     let mut state = server.state();
+                    server.collect_slot_deeds(&state);
                     let unit = &mut state.units[at];
                     if held > 0 && unit.process.as_ref().is_some_and(|p| p.pid() == process.pid()) {
                         unit.vram_mib = held;
@@ -383,6 +171,7 @@ fn launch(shared: &Arc<Shared>, state: &mut State, at: usize, by: By) -> Ran {
 /// A process has ended.
 fn ended(shared: &Arc<Shared>, at: usize, process: &Arc<Process>, exit: Exit) {
     let mut state = shared.state();
+    shared.collect_slot_deeds(&state);
     let until = Instant::now() + shared.setup.times.gpu_lag;
     let unit = &mut state.units[at];
     let pid = process.pid();
@@ -599,16 +388,4 @@ pub(super) fn reset_failed(shared: &Shared, name: &str) -> Ran {
     drop(state);
     shared.did(What::ResetFailed { unit: name.into() });
     Ran::default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_as_systemd_writes_them() {
-        for (millis, text) in [(90_000, "1min 30s"), (1500, "1s 500ms"), (60_000, "1min"), (0, "0")] {
-            assert_eq!(timespan(Duration::from_millis(millis)), text);
-        }
-    }
 }

@@ -15,7 +15,7 @@ use wechsler::{
     config,
     host::{
         http::Probe,
-        slot_files::{FileName, FileStat, ListedFile, SlotFiles, SlotFilesError},
+        slot_files::{FileName, FileStat, Found, HEAD_BYTES, SlotFiles, SlotFilesError, Survey, Surveyed},
         slots::SlotStore,
     },
     machine::{BackendKind, Outcome, Warning},
@@ -60,6 +60,10 @@ pub(crate) struct State {
     pub(crate) free: u64,
     /// SSH is down.
     pub(crate) ssh_down: bool,
+    /// A request comes into slot 0 while files are looked at.
+    pub(crate) used_meanwhile: bool,
+    /// How often the folder was looked at.
+    pub(crate) surveys: u32,
     /// Method and path of every question, in order.
     pub(crate) asked: Vec<String>,
 }
@@ -89,6 +93,8 @@ impl World {
             disk: BTreeMap::new(),
             free: 1 << 40,
             ssh_down: false,
+            used_meanwhile: false,
+            surveys: 0,
             asked: vec![],
         })))
     }
@@ -252,51 +258,50 @@ impl World {
     }
 }
 
-fn stat_of(bytes: &[u8]) -> FileStat {
-    FileStat { bytes: bytes.len() as u64, mtime: 0 }
+fn found(bytes: &Vec<u8>) -> Found {
+    Found {
+        stat: FileStat { bytes: bytes.len() as u64, mtime: 0 },
+        head: bytes.iter().copied().take(HEAD_BYTES).collect(),
+    }
 }
 
 impl SlotFiles for World {
-    async fn stat(&self, name: &FileName) -> Result<Option<FileStat>, SlotFilesError> {
-        Ok(self.ssh()?.disk.get(name.as_str()).map(|b| stat_of(b)))
-    }
-
-    async fn list(&self) -> Result<Vec<ListedFile>, SlotFilesError> {
-        let state = self.ssh()?;
-        let named =
-            |(name, bytes): (&String, &Vec<u8>)| Some(ListedFile { name: FileName::new(name)?, stat: stat_of(bytes) });
-        Ok(state.disk.iter().filter_map(named).collect())
-    }
-
-    async fn head(&self, name: &FileName, bytes: usize) -> Result<Vec<u8>, SlotFilesError> {
-        let state = self.ssh()?;
-        let file = state.disk.get(name.as_str()).cloned().unwrap_or_default();
-        Ok(file.into_iter().take(bytes).collect())
-    }
-
-    async fn remove(&self, name: &FileName) -> Result<(), SlotFilesError> {
+    async fn survey(&self, what: Survey<'_>) -> Result<Surveyed, SlotFilesError> {
         let mut state = self.ssh()?;
-        let freed = state.disk.remove(name.as_str()).map_or(0, |b| b.len());
-        state.free += freed as u64;
-        Ok(())
+        state.surveys += 1;
+        if state.used_meanwhile && !what.files.is_empty() {
+            state.slots[0] = Slot { tokens: Some(5), ..Slot::default() };
+        }
+        let is_model = what.model.is_some_and(|path| path == state.model_path);
+        Ok(Surveyed {
+            free: what.free.then_some(state.free),
+            model: is_model.then_some(FileStat { bytes: 1000, mtime: state.model_mtime }),
+            files: what.files.iter().map(|file| Ok(state.disk.get(file.as_str()).map(found))).collect(),
+        })
     }
 
-    async fn rename(&self, from: &FileName, to: &FileName) -> Result<(), SlotFilesError> {
+    async fn keep(&self, unfinished: &FileName, name: &FileName, bytes: u64) -> Result<Option<Found>, SlotFilesError> {
         let mut state = self.ssh()?;
-        if let Some(bytes) = state.disk.remove(from.as_str()) {
-            state.disk.insert(to.as_str().into(), bytes);
+        let Some(content) = state.disk.get(unfinished.as_str()).cloned() else { return Ok(None) };
+        if content.len() as u64 == bytes && content.starts_with(b"qsgg") {
+            state.disk.remove(unfinished.as_str());
+            assert!(state.disk.insert(name.as_str().into(), content.clone()).is_none(), "the name is new");
+        }
+        Ok(Some(found(&content)))
+    }
+
+    async fn list(&self, suffix: &str) -> Result<Vec<FileName>, SlotFilesError> {
+        let state = self.ssh()?;
+        Ok(state.disk.keys().filter(|name| name.ends_with(suffix)).filter_map(|name| FileName::new(name)).collect())
+    }
+
+    async fn remove(&self, names: &[FileName]) -> Result<(), SlotFilesError> {
+        let mut state = self.ssh()?;
+        for name in names {
+            let freed = state.disk.remove(name.as_str()).map_or(0, |b| b.len());
+            state.free += freed as u64;
         }
         Ok(())
-    }
-
-    async fn free_bytes(&self) -> Result<u64, SlotFilesError> {
-        Ok(self.ssh()?.free)
-    }
-
-    async fn stat_path(&self, path: &str) -> Result<Option<FileStat>, SlotFilesError> {
-        let state = self.ssh()?;
-        let is_model = path == state.model_path;
-        Ok(is_model.then_some(FileStat { bytes: 1000, mtime: state.model_mtime }))
     }
 }
 
@@ -345,6 +350,11 @@ impl Rig {
         assert_eq!(codes(&self.save().await), ["saved"]);
         self.world.restart();
         self.world.asked("");
+    }
+
+    /// The daemon is killed and started again: what it knows is what lies on its disk.
+    pub(crate) fn next_life(&mut self) {
+        self.store = store_in(&self.state_dir, 3);
     }
 
     /// The only file in the slot folder.

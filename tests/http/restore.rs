@@ -58,7 +58,7 @@ async fn trap_1_a_truncated_file_is_put_aside_and_never_sent() {
     rig.save_and_restart(909).await;
     truncate(&rig, &rig.file());
     assert_eq!(codes(&rig.restore().await), ["!restore_damaged"]);
-    let why = rig.store.saved()[0].put_aside.clone().expect("put aside");
+    let why = rig.store.saved().await[0].put_aside.clone().expect("put aside");
     assert!(why.contains("bytes instead of"), "{why}");
     assert_eq!(codes(&rig.restore().await), ["!restore_nothing"]);
     assert_eq!(rig.sent(), [""; 0]);
@@ -80,7 +80,7 @@ async fn a_damaged_generation_gives_way_to_the_one_before() {
     let rig = Rig::new().await;
     rig.save_and_restart(800).await;
     rig.save_and_restart(909).await;
-    let newest = rig.store.saved()[0].file.clone();
+    let newest = rig.store.saved().await[0].file.clone();
     truncate(&rig, &newest);
     assert_eq!(codes(&rig.restore().await), ["restore_damaged", "restored"]);
     assert_eq!(rig.world.state().slots[0].restored, 800);
@@ -126,7 +126,7 @@ async fn trap_5_a_file_of_another_model_build_context_or_layout_is_not_sent() {
         let message = message(outcome);
         assert!(message.contains(told), "{message}");
         assert_eq!(rig.sent(), [""; 0]);
-        assert_eq!(rig.store.saved()[0].put_aside, None, "it may fit again");
+        assert_eq!(rig.store.saved().await[0].put_aside, None, "it may fit again");
     }
 }
 
@@ -150,6 +150,41 @@ async fn only_a_slot_never_used_since_the_start_is_restored() {
     rig.world.use_slot(0, 5);
     assert_eq!(codes(&rig.restore().await), ["!restore_slot_used"]);
     assert_eq!(rig.sent(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_request_that_comes_while_the_files_are_checked_keeps_its_slot() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.world.state().used_meanwhile = true;
+    assert_eq!(codes(&rig.restore().await), ["!restore_slot_used"]);
+    assert_eq!(rig.sent(), [""; 0]);
+    assert_eq!(rig.store.saved().await[0].put_aside, None, "the file has done nothing");
+    rig.world.state().used_meanwhile = false;
+    rig.world.restart();
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    let asked = rig.world.asked("");
+    let last = asked.iter().position(|what| what.starts_with("POST")).expect("a restore") - 1;
+    assert_eq!(asked[last], "GET /slots", "{asked:?}");
+}
+
+#[tokio::test]
+async fn files_looked_at_while_the_backend_loads_are_not_looked_at_again() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.store.look_ahead(&rig.world).await;
+    rig.world.state().surveys = 0;
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    assert_eq!(rig.world.state().surveys, 0);
+    rig.world.restart();
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    assert_eq!(rig.world.state().surveys, 1, "once, that counts for one start");
+
+    rig.world.restart();
+    rig.store.look_ahead(&rig.world).await;
+    rig.world.state().model_path = "/models/other.gguf";
+    assert_eq!(codes(&rig.restore().await), ["!restore_mismatch"], "of another model nothing is known yet");
+    assert_eq!(rig.world.state().surveys, 3);
 }
 
 #[tokio::test]
@@ -193,7 +228,7 @@ async fn trap_15_a_rejected_file_is_put_aside_and_never_sent_again() {
     rig.world.state().rejects = false;
     assert_eq!(codes(&rig.restore().await), ["!restore_nothing"]);
     assert_eq!(rig.sent(), [""; 0]);
-    assert!(rig.store.saved()[0].put_aside.is_some());
+    assert!(rig.store.saved().await[0].put_aside.is_some());
 }
 
 #[tokio::test]
@@ -212,15 +247,16 @@ async fn after_a_rejected_file_nothing_more_is_sent_to_that_process() {
 
 #[tokio::test]
 async fn a_file_that_kills_the_server_is_put_aside() {
-    let rig = Rig::new().await;
+    let mut rig = Rig::new().await;
     rig.save_and_restart(909).await;
     let (file, note) = (rig.file(), rig.note_path(&rig.file()));
     // Truncated in a way that no look can tell: the note is wrong as well.
     truncate(&rig, &file);
     let text = std::fs::read_to_string(&note).expect("a note");
-    let bytes = rig.store.saved()[0].bytes;
+    let bytes = rig.store.saved().await[0].bytes;
     let text = text.replace(&bytes.to_string(), &(bytes - 1).to_string());
     std::fs::write(&note, text).expect("a note");
+    rig.next_life();
     assert_eq!(codes(&rig.restore().await), ["!restore_killed_process"]);
     assert!(rig.world.state().dead);
     rig.world.restart();
@@ -245,13 +281,13 @@ async fn a_restore_is_noted_before_it_is_sent_and_one_that_never_ended_is_not_re
         }
         let text = std::fs::read_to_string(&note).expect("a note");
         assert!(text.contains(r#""restoring": true"#), "{text}");
-        assert_eq!(rig.store.saved()[0].put_aside, None, "it is under way");
+        assert_eq!(rig.store.saved().await[0].put_aside, None, "it is under way");
         // The daemon is killed here.
     }
     rig.world.state().hangs = false;
     rig.world.restart();
     let next_life = store_in(&rig.state_dir, 3);
-    assert!(next_life.saved()[0].put_aside.is_some());
+    assert!(next_life.saved().await[0].put_aside.is_some());
     let outcome = next_life.restore(&rig.probe, &rig.world, Duration::from_secs(10)).await;
     assert_eq!(codes(&outcome), ["!restore_nothing"]);
     assert_eq!(rig.sent(), [""; 0]);
@@ -265,7 +301,7 @@ async fn a_restore_that_hangs_ends_in_time_in_doubt() {
     let within = Duration::from_millis(400);
     let outcome = rig.store.restore(&rig.probe, &rig.world, within).await;
     assert_eq!(codes(&outcome), ["?restore_timeout"]);
-    assert!(rig.store.saved()[0].put_aside.is_some());
+    assert!(rig.store.saved().await[0].put_aside.is_some());
 }
 
 #[tokio::test]
@@ -292,20 +328,21 @@ async fn a_server_that_cannot_or_sleeps_keeps_the_file_good() {
         rig.save_and_restart(909).await;
         change(&mut rig.world.state());
         assert_eq!(codes(&rig.restore().await), [code]);
-        assert_eq!(rig.store.saved()[0].put_aside, None);
+        assert_eq!(rig.store.saved().await[0].put_aside, None);
     }
 }
 
 #[tokio::test]
 async fn trap_14_which_save_is_newest_does_not_hang_on_any_clock() {
-    let rig = Rig::new().await;
+    let mut rig = Rig::new().await;
     rig.save_and_restart(800).await;
-    let (file, old) = (rig.file(), rig.store.saved()[0].saved_at);
+    let (file, old) = (rig.file(), rig.store.saved().await[0].saved_at);
     // The clock of that day was an hour ahead.
     let note = rig.note_path(&file);
     let text = std::fs::read_to_string(&note).expect("a note");
     let ahead = text.replace(&old.to_string(), &(old + 3600).to_string());
     std::fs::write(&note, ahead).expect("a note");
+    rig.next_life();
     rig.save_and_restart(909).await;
     assert_eq!(codes(&rig.restore().await), ["restored"]);
     assert_eq!(rig.world.state().slots[0].restored, 909);

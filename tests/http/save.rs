@@ -14,7 +14,7 @@ async fn a_save_goes_to_a_new_name_is_checked_and_noted() {
     let file = rig.file();
     assert!(file.starts_with("localbot.2"), "{file}");
     assert_eq!(rig.sent(), ["POST /slots/0?action=save"]);
-    let saved = &rig.store.saved()[0];
+    let saved = &rig.store.saved().await[0];
     assert_eq!((saved.name.as_str(), &saved.file, saved.slot), ("localbot", &file, 0));
     assert_eq!((saved.tokens, saved.n_ctx), (909, 4096));
     assert_eq!(saved.bytes, 24 + 909 * BYTES_PER_TOKEN as u64);
@@ -29,7 +29,7 @@ async fn notes_outlive_the_daemon_and_are_for_its_eyes_only() {
     let mode = |path: &std::path::Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
     assert_eq!(mode(&note), 0o600);
     assert_eq!(mode(note.parent().expect("a folder")), 0o700);
-    assert_eq!(store_in(&rig.state_dir, 3).saved(), rig.store.saved());
+    assert_eq!(store_in(&rig.state_dir, 3).saved().await, rig.store.saved().await);
 }
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn each_slot_has_its_name_and_what_holds_most_is_saved_first() {
     rig.world.use_slot(2, 500);
     assert_eq!(codes(&rig.save().await), ["saved", "saved"]);
     assert_eq!(rig.sent(), ["POST /slots/2?action=save", "POST /slots/0?action=save"]);
-    let mut names: Vec<_> = rig.store.saved().into_iter().map(|s| s.name).collect();
+    let mut names: Vec<_> = rig.store.saved().await.into_iter().map(|s| s.name).collect();
     names.sort();
     assert_eq!(names, ["localbot", "localbot-2"]);
 }
@@ -64,7 +64,7 @@ async fn trap_3_an_empty_slot_is_not_saved() {
     rig.world.use_slot(0, 0);
     assert_eq!(codes(&rig.save().await), ["slot_empty"]);
     assert_eq!(rig.sent(), [""; 0]);
-    assert_eq!(rig.store.saved().len(), 1);
+    assert_eq!(rig.store.saved().await.len(), 1);
 }
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn trap_3_a_save_that_turns_out_empty_does_not_count_and_leaves_nothing() 
     let outcome = rig.store.save(&probe, &rig.world, Duration::from_secs(10)).await;
     assert_eq!(codes(&outcome), ["slot_empty"]);
     assert_eq!(rig.file(), good);
-    assert_eq!(rig.store.saved().len(), 1);
+    assert_eq!(rig.store.saved().await.len(), 1);
 }
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn trap_2_a_full_disk_costs_the_new_file_and_no_older_one() {
     assert_eq!(codes(&rig.save().await), ["!disk_full"]);
     assert_eq!(rig.sent().len(), 1);
     assert_eq!(rig.file(), good, "the truncated rest is removed");
-    assert_eq!(rig.store.saved().len(), 1);
+    assert_eq!(rig.store.saved().await.len(), 1);
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn trap_15_an_answer_for_another_slot_does_not_count() {
     let probe = wrapping.probe(wechsler::machine::BackendKind::LlamaCpp);
     let outcome = rig.store.save(&probe, &rig.world, Duration::from_secs(10)).await;
     assert_eq!(codes(&outcome), ["!save_failed"]);
-    assert!(rig.store.saved().is_empty());
+    assert!(rig.store.saved().await.is_empty());
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_save_that_nobody_could_check_does_not_count() {
     rig.world.use_slot(0, 909);
     rig.world.state().ssh_down = true;
     assert_eq!(codes(&rig.save().await), ["!save_unchecked"]);
-    assert!(rig.store.saved().is_empty());
+    assert!(rig.store.saved().await.is_empty());
 }
 
 #[tokio::test]
@@ -205,7 +205,7 @@ async fn a_save_that_hangs_ends_in_time() {
     let within = Duration::from_millis(300);
     let outcome = rig.store.save(&rig.probe, &rig.world, within).await;
     assert_eq!(codes(&outcome), ["!save_timeout"]);
-    assert!(rig.store.saved().is_empty());
+    assert!(rig.store.saved().await.is_empty());
 }
 
 #[tokio::test]
@@ -221,7 +221,8 @@ async fn generations_beyond_those_to_keep_go_and_the_longest_conversation_stays(
     for tokens in [5, 900, 10, 11, 12] {
         rig.save_and_restart(tokens).await;
     }
-    let tokens: Vec<_> = rig.store.saved().iter().map(|s| s.tokens).collect();
+    rig.store.prune(&rig.world).await;
+    let tokens: Vec<_> = rig.store.saved().await.iter().map(|s| s.tokens).collect();
     assert_eq!(tokens, [12, 11, 10, 900]);
     assert_eq!(rig.world.files().len(), 4);
 }
@@ -231,37 +232,183 @@ async fn a_damaged_note_is_told_and_lived_without() {
     let rig = Rig::new().await;
     rig.save_and_restart(5).await;
     rig.save_and_restart(6).await;
-    let newest = rig.store.saved()[0].file.clone();
+    let newest = rig.store.saved().await[0].file.clone();
     std::fs::write(rig.note_path(&newest), b"{half").expect("a note");
     std::fs::write(rig.note_path("x"), vec![b' '; 1 << 20]).expect("a note");
-    let tokens: Vec<_> = rig.store.saved().iter().map(|s| s.tokens).collect();
+    let tokens: Vec<_> = rig.store.saved().await.iter().map(|s| s.tokens).collect();
     assert_eq!(tokens, [5]);
-    assert_eq!(rig.store.damaged().len(), 2);
+    assert_eq!(rig.store.damaged().await.len(), 2);
     rig.world.use_slot(0, 7);
     assert_eq!(codes(&rig.save().await), ["saved"]);
 }
 
+/// An unfinished file as a save that broke off long ago would have left it.
+fn leftover(rig: &Rig, like: &str) -> String {
+    let serial = like.rsplit_once('-').expect("a stamp and what tells whose it is").1;
+    let file = format!("localbot.20200101T000000-{}", serial.replace(".slot", ".part"));
+    rig.world.state().disk.insert(file.clone(), vec![1]);
+    file
+}
+
 #[tokio::test]
-async fn a_sweep_takes_old_leftovers_of_ours_and_nothing_else() {
+async fn a_save_has_a_name_of_its_own_kind_until_it_was_checked() {
+    let mut rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().ssh_down = true;
+    assert_eq!(codes(&rig.save().await), ["!save_unchecked"]);
+    assert!(rig.file().ends_with(".part"), "{:?}", rig.file());
+    rig.world.state().ssh_down = false;
+    assert_eq!(codes(&rig.save().await), ["saved"]);
+    let finished = rig.world.files().into_iter().filter(|f| f.ends_with(".slot")).count();
+    assert_eq!((rig.world.files().len(), finished), (2, 1));
+    rig.next_life();
+    assert_eq!(rig.store.sweep(&rig.world).await, Ok(0), "the other one is too young");
+}
+
+#[tokio::test]
+async fn a_sweep_takes_old_unfinished_files_of_ours_and_nothing_else() {
     let rig = Rig::new().await;
     rig.save_and_restart(5).await;
-    rig.save_and_restart(6).await;
-    let noted = rig.store.saved();
-    // The digits before the running number tell whose file it is.
-    let own = &noted[0].file[..noted[0].file.len() - "0000.slot".len()];
-    let tag = &own[own.len() - 6..];
-    let leftover = format!("localbot.20200101T000000-{tag}0001.slot");
-    let others =
-        ["localbot.bin".to_owned(), "localbot.20200101T000000-zzzzzz0001.slot".to_owned(), format!("{own}ffff.slot")];
-    for file in others.iter().chain([&leftover]) {
+    let noted = rig.file();
+    let leftover = leftover(&rig, &noted);
+    let others = [
+        "localbot.bin".to_owned(),
+        "localbot.20200101T000000-abcdef0001.slot".to_owned(),
+        "localbot.20200101T000000-abcdef0001.part".to_owned(),
+        "localbot.20200101T000000-abcdef1234560001.part".to_owned(),
+        leftover.replace("localbot", "other"),
+        leftover.replace(".part", ".slot"),
+        noted.replace(".slot", ".part"),
+    ];
+    for file in &others {
         rig.world.state().disk.insert(file.clone(), vec![1]);
     }
-    // A note that cannot be read still protects its file.
-    std::fs::write(rig.note_path(&noted[1].file), b"{half").expect("a note");
-    assert_eq!(rig.store.sweep(&rig.world).await, 1);
+    assert_eq!(rig.store.sweep(&rig.world).await, Ok(1));
     let files = rig.world.files();
-    assert!(!files.contains(&leftover));
-    assert_eq!(files.len(), 5);
+    assert!(!files.contains(&leftover), "{files:?}");
+    assert_eq!(files.len(), 1 + others.len());
     rig.world.state().ssh_down = true;
-    assert_eq!(rig.store.sweep(&rig.world).await, 0);
+    assert!(rig.store.sweep(&rig.world).await.is_err(), "it is to be tried again");
+}
+
+#[tokio::test]
+async fn whatever_is_lost_here_no_whole_file_is_swept_there() {
+    type Loss = fn(&Rig, &str);
+    let losses: [Loss; 4] = [
+        |rig, _| std::fs::remove_dir_all(&rig.state_dir).expect("the state directory"),
+        |rig, _| std::fs::remove_dir_all(rig.state_dir.join("slots")).expect("all notes"),
+        |rig, _| std::fs::remove_file(rig.state_dir.join("slot-owner")).expect("the owner"),
+        // As a crash between the check and the note leaves it.
+        |rig, file| std::fs::remove_file(rig.note_path(file)).expect("half the notes"),
+    ];
+    for (number, loss) in losses.into_iter().enumerate() {
+        let mut rig = Rig::new().await;
+        rig.save_and_restart(5).await;
+        rig.save_and_restart(6).await;
+        // They were saved long ago.
+        let recent = std::mem::take(&mut rig.world.state().disk);
+        let aged = |file: &str| format!("localbot.20200101T000000-{}", file.rsplit_once('-').expect("a stamp").1);
+        for (file, content) in &recent {
+            rig.world.state().disk.insert(aged(file), content.clone());
+            std::fs::rename(rig.note_path(file), rig.note_path(&aged(file))).expect("a note");
+        }
+        let files = rig.world.files();
+        let left = leftover(&rig, &files[0]);
+        loss(&rig, &files[0]);
+        rig.next_life();
+        let swept = rig.store.sweep(&rig.world).await.expect("a sweep");
+        // Without the owner's id nothing is known to be ours; with it, the unfinished one is.
+        assert_eq!(swept, usize::from(number == 1 || number == 3), "{number}");
+        assert_eq!(rig.world.files().contains(&left), swept == 0);
+        assert!(files.iter().all(|file| rig.world.files().contains(file)), "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_daemon_with_the_same_names_touches_nothing() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(5).await;
+    let left = leftover(&rig, &rig.file());
+    let other_dir = rig.state_dir.join("another");
+    let other = store_in(&other_dir, 1);
+    rig.world.use_slot(0, 7);
+    let outcome = other.save(&rig.probe, &rig.world, Duration::from_secs(10)).await;
+    assert_eq!(codes(&outcome), ["saved"]);
+    other.prune(&rig.world).await;
+    assert_eq!(other.sweep(&rig.world).await, Ok(0));
+    assert_eq!(rig.world.files().len(), 3);
+    assert_eq!(rig.store.sweep(&rig.world).await, Ok(1));
+    assert!(!rig.world.files().contains(&left));
+    assert_eq!(rig.store.saved().await.len(), 1);
+}
+
+#[tokio::test]
+async fn who_owns_the_files_is_decided_once_and_by_one() {
+    let rig = Rig::new().await;
+    let owner = rig.state_dir.join("slot-owner");
+    let stores: Vec<_> = (0..8).map(|_| store_in(&rig.state_dir, 3)).collect();
+    futures_util::future::join_all(stores.iter().map(|store| store.sweep(&rig.world))).await;
+    let id = std::fs::read_to_string(&owner).expect("an id");
+    assert_eq!(id.len(), 32);
+    assert_eq!(std::fs::metadata(&owner).expect("it").permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::read_dir(&rig.state_dir).expect("it").count(), 1, "nothing half made is left");
+    assert_eq!(store_in(&rig.state_dir, 3).sweep(&rig.world).await, Ok(0));
+    assert_eq!(std::fs::read_to_string(&owner).expect("an id"), id);
+    std::fs::write(&owner, "half").expect("damage");
+    assert_eq!(store_in(&rig.state_dir, 3).sweep(&rig.world).await, Ok(0));
+    assert_ne!(std::fs::read_to_string(&owner).expect("an id"), id);
+}
+
+#[tokio::test]
+async fn files_and_notes_of_the_older_naming_are_restored_and_left_alone() {
+    let mut rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    let (file, old) = (rig.file(), "localbot.20200101T000000-abcdef0001.slot");
+    let note = std::fs::read_to_string(rig.note_path(&file)).expect("a note").replace(&file, old);
+    std::fs::write(rig.note_path(old), note).expect("a note");
+    std::fs::remove_file(rig.note_path(&file)).expect("a note");
+    let content = rig.world.state().disk.remove(&file).expect("it is there");
+    rig.world.state().disk.insert(old.into(), content);
+    rig.next_life();
+    assert_eq!(rig.store.sweep(&rig.world).await, Ok(0));
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    assert_eq!(rig.world.files(), [old]);
+}
+
+#[tokio::test]
+async fn an_old_generation_that_cannot_be_removed_now_keeps_its_note_and_goes_later() {
+    let rig = Rig::new().await;
+    for tokens in [5, 6, 7, 8] {
+        rig.save_and_restart(tokens).await;
+    }
+    rig.world.state().ssh_down = true;
+    rig.store.prune(&rig.world).await;
+    let notes = || std::fs::read_dir(rig.note_path("x").parent().expect("a folder")).expect("notes").count();
+    assert_eq!((notes(), rig.store.saved().await.len()), (4, 3), "it is not shown any more");
+    rig.world.state().ssh_down = false;
+    rig.store.prune(&rig.world).await;
+    assert_eq!((notes(), rig.world.files().len()), (3, 3));
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_holds_nobody_up() {
+    let mut rig = Rig::new().await;
+    rig.save_and_restart(5).await;
+    let note = rig.note_path("x");
+    let made = std::process::Command::new("mkfifo").arg(&note).status().expect("there is a mkfifo");
+    assert!(made.success());
+    rig.next_life();
+    let began = std::time::Instant::now();
+    // The loop goes on meanwhile.
+    let ticks = async {
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    };
+    let (saved, ()) = tokio::join!(rig.store.saved(), ticks);
+    assert!(saved.is_empty());
+    assert!(rig.store.damaged().await[0].1.contains("does not answer"));
+    // Whoever waits in there is let go.
+    std::fs::File::options().write(true).open(&note).expect("the other end");
 }

@@ -3,12 +3,15 @@
 A: `wechsler switch NAME --no-drain`, the wall time of the whole client process, over SSH and HTTP from the management
 host (--no-drain because waiting for clients, and confirming that there are none, is no overhead of the supervisor).
 B: server/switch_by_hand.py on the server itself, which saves, stops, starts, polls /health every millisecond and
-restores; the time it measures itself. Prints median and 95th percentile of both and of the difference.
+restores; the time it measures itself. Prints median and 95th percentile of both and of the difference, and the medians of
+their steps: of A by the daemon's log, from one line to the next.
 """
 
 import argparse
+import datetime
 import json
 import pathlib
+import re
 import shutil
 import statistics
 import sys
@@ -27,6 +30,40 @@ URL = {"llama-cpp": machine.GpuServer.LLAMA, "vllm": machine.GpuServer.VLLM}
 def percentile(values: list[float], part: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
+STEPS = ("saved", "stopped", "proven", "started", "healthy", "restored")
+
+
+def steps_of_the_log(log: str, skip: int) -> list[dict[str, float]]:
+    """Milliseconds of each step of each switch that the daemon logged, but the first `skip`."""
+    marks = {"SaveSlots": "saved", "StopUnit": "stopped", "StartUnit": "started", "RestoreSlots": "restored"}
+    switches: list[dict[str, float]] = []
+    last = 0.0
+    for line in log.splitlines():
+        stamp, _, rest = line.partition(" ")
+        what = re.search(r"(command request=|order succeeded |order verb=).*?(?:what|command)=(\w+)", rest)
+        if not what:
+            continue
+        at = datetime.datetime.fromisoformat(stamp).timestamp() * 1000
+        if what[1] == "command request=":
+            switches.append({})
+            last = at
+        elif switches and what[1] == "order succeeded " and what[2] in marks:
+            switches[-1][marks[what[2]]], last = at - last, at
+        elif switches and what[1] == "order verb=" and what[2] in ("StartUnit", "RestoreSlots"):
+            step = "proven" if what[2] == "StartUnit" else "healthy"
+            switches[-1][step], last = at - last, at
+    return switches[skip:]
+
+
+def steps_of_the_script(all_marks: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The same of what the script says, which counts from its beginning."""
+    found = []
+    for marks in all_marks:
+        times = [0.0, *marks.values()]
+        found.append({step: after - before for step, before, after in zip(marks, times, times[1:])})
+    return found
 
 
 def main() -> None:
@@ -65,10 +102,13 @@ ExecStart=/usr/bin/python3 /opt/lab/bin/llama_server.py --model /opt/lab/model.g
             wechsler.wait(old, lambda s: s["state"] == old and not s["operation"], 10)
             return wechsler.do("switch", new, "--no-drain").seconds * 1000
 
+        marks = []
+
         def by_hand(old: str, new: str) -> float:
             out = gpu.ssh(f"/usr/bin/python3 /opt/lab/bin/switch_by_hand.py {UNIT[old]} {PORT[old]} {UNIT[new]} "
                           f"{PORT[new]} by-hand").stdout
-            return json.loads(out)["restored"]
+            marks.append(json.loads(out))
+            return marks[-1]["restored"]
 
         times = {by_daemon: [], by_hand: []}
         current, other = NAMES
@@ -96,6 +136,11 @@ ExecStart=/usr/bin/python3 /opt/lab/bin/llama_server.py --model /opt/lab/model.g
             print(f"{label:24}{percentile(values, .5):9.1f}{percentile(values, .95):9.1f}{statistics.mean(values):9.1f}")
         print(f"{'difference':24}{percentile(a, .5) - percentile(b, .5):9.1f}"
               f"{percentile(a, .95) - percentile(b, .95):9.1f}{statistics.mean(a) - statistics.mean(b):9.1f}")
+        print(f"{'':24}" + "".join(f"{step:>9}" for step in STEPS) + "  ms, medians")
+        log = steps_of_the_log(wechsler.log.read_text(), skip=3)
+        for label, found in (("wechsler switch", log), ("script on the server", steps_of_the_script(marks[2:]))):
+            medians = (statistics.median([s[step] for s in found if step in s] or [0]) for step in STEPS)
+            print(f"{label:24}" + "".join(f"{median:9.1f}" for median in medians))
         if options.json:
             print(json.dumps({"wechsler": a, "script": b}))
     except AssertionError:

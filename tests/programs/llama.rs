@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use wechsler::virtual_server::programs::{Fault, chat_prompt, right_text};
 
-use crate::rig::Rig;
+use crate::rig::{Rig, SHORT};
 
 const LONG_LOAD: Duration = Duration::from_secs(20);
 
@@ -100,10 +100,11 @@ async fn what_a_request_does_shows_in_the_slots_while_it_runs() {
 }
 
 #[tokio::test]
-async fn counters_move_when_a_request_ends_but_decodes_while_it_runs() {
+async fn counters_of_text_move_when_a_request_ends_but_those_of_its_prompt_and_decodes_while_it_runs() {
     let rig = Rig::llama().await;
     let request = rig.long_request().await;
     assert_eq!(rig.metric("llamacpp:tokens_predicted_total").await, 0);
+    assert_eq!(rig.metric("llamacpp:prompt_tokens_total").await, 4);
     assert_eq!(rig.metric("llamacpp:requests_processing").await, 1);
     let before = rig.metric("llamacpp:n_decode_total").await;
     sleep(Duration::from_millis(30)).await;
@@ -239,4 +240,14 @@ async fn asleep_it_has_lost_its_slots_and_the_slots_question_wakes_it() {
     assert_eq!(rig.get_json("/slots").await[0].get("n_prompt_tokens"), None);
     assert_eq!(rig.get_json("/props").await["is_sleeping"], false);
     assert_eq!(rig.process.vram_mib(), 8000);
+}
+
+#[tokio::test]
+async fn a_stream_begins_with_its_first_token_and_not_while_it_waits() {
+    let rig = Rig::llama().await;
+    let running = rig.long_request().await;
+    let asked = json!({ "prompt": "p", "n_predict": 3, "stream": true });
+    let waiting = rig.post_request("/completion", &asked).send();
+    assert!(tokio::time::timeout(SHORT, waiting).await.is_err());
+    running.abort();
 }

@@ -173,7 +173,7 @@ impl Checker {
                 }
             }
             What::FileRemoved(path) => self.removed(path, places, l),
-            What::FileRenamed(..) | What::ResetFailed { .. } | What::PowerOn => {}
+            What::FileRenamed(..) | What::ResetFailed { .. } | What::PowerOn | What::Slot { .. } => {}
         }
     }
 

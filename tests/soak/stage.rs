@@ -18,7 +18,7 @@ use tokio::{
     net::UnixStream,
     process::{Child, Command},
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 use wechsler::{
     driver::status::Status,
@@ -43,6 +43,9 @@ pub const SOON: Duration = Duration::from_secs(5);
 pub const LONG: Duration = Duration::from_secs(45);
 /// A request to a backend.
 const ASKED: Duration = Duration::from_secs(10);
+
+/// ... and its answer.
+const ANSWER_BYTES: usize = 64 * 1024;
 
 /// What a process takes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -348,8 +351,12 @@ impl Stage {
 
 async fn ask(http: &reqwest::Client, url: String, prompt: String, tokens: u32) -> Option<Value> {
     let body = json!({"prompt": prompt, "max_tokens": tokens});
-    let answer = timeout(ASKED, http.post(url).json(&body).send()).await.ok()?.ok()?;
-    serde_json::from_slice(&timeout(ASKED, answer.bytes()).await.ok()?.ok()?).ok()
+    let mut answer = http.post(url).json(&body).send().await.ok()?;
+    let mut text = vec![];
+    while let Some(part) = answer.chunk().await.ok()?.filter(|part| text.len() + part.len() <= ANSWER_BYTES) {
+        text.extend_from_slice(&part);
+    }
+    serde_json::from_slice(&text).ok()
 }
 
 fn usage(pid: u32) -> Usage {

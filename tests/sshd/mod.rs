@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "shared by several tests, each using its part")]
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
@@ -19,7 +20,11 @@ use russh::{
     },
     server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session},
 };
-use tokio::{net::TcpListener, process::Command, sync::watch};
+use tokio::{
+    net::TcpListener,
+    process::Command,
+    sync::{mpsc, watch},
+};
 use wechsler::config::SshTarget;
 
 /// The user that is let in.
@@ -95,7 +100,7 @@ impl Sshd {
                     ..Config::default()
                 });
                 served.live.send_modify(|n| *n += 1);
-                let client = Client { shared: Arc::clone(&served), number: 0 };
+                let client = Client { shared: Arc::clone(&served), number: 0, inputs: HashMap::new() };
                 tokio::spawn(async move {
                     if let Ok(session) = russh::server::run_stream(config, stream, client).await {
                         let _ = session.await;
@@ -123,6 +128,8 @@ impl Sshd {
 struct Client {
     shared: Arc<Shared>,
     number: usize,
+    /// Standard input of the shells that read their script from it.
+    inputs: HashMap<ChannelId, mpsc::UnboundedSender<Vec<u8>>>,
 }
 
 impl Drop for Client {
@@ -173,6 +180,11 @@ impl Handler for Client {
         }
         let handle = session.handle();
         let path = self.shared.path.clone();
+        let shared = Arc::clone(&self.shared);
+        let (input, mut script) = mpsc::unbounded_channel::<Vec<u8>>();
+        if line == "exec sh -s" {
+            self.inputs.insert(channel, input);
+        }
         tokio::spawn(async move {
             match act {
                 Act::Hang | Act::Cut | Act::CutFirst | Act::Refuse => return,
@@ -182,6 +194,15 @@ impl Handler for Client {
                 }
                 Act::Flood => while handle.data(channel, vec![b'x'; 16 * 1024]).await.is_ok() {},
                 Act::Run => {
+                    let mut whole = Vec::new();
+                    // Ends at once where there is no input.
+                    while let Some(part) = script.recv().await {
+                        whole.extend(part);
+                    }
+                    let line = if whole.is_empty() { line } else { String::from_utf8_lossy(&whole).into_owned() };
+                    if !whole.is_empty() {
+                        shared.commands.lock().expect("the commands").push(line.clone());
+                    }
                     let mut command = Command::new("sh");
                     command.args(["-c", &line]);
                     if let Some(stubs) = path {
@@ -199,6 +220,23 @@ impl Handler for Client {
             let _ = handle.eof(channel).await;
             let _ = handle.close(channel).await;
         });
+        Ok(())
+    }
+
+    async fn data(&mut self, channel: ChannelId, data: &[u8], _: &mut Session) -> Result<(), Self::Error> {
+        if let Some(input) = self.inputs.get(&channel) {
+            let _ = input.send(data.to_vec());
+        }
+        Ok(())
+    }
+
+    async fn channel_eof(&mut self, channel: ChannelId, _: &mut Session) -> Result<(), Self::Error> {
+        self.inputs.remove(&channel);
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, channel: ChannelId, _: &mut Session) -> Result<(), Self::Error> {
+        self.inputs.remove(&channel);
         Ok(())
     }
 }

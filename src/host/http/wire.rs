@@ -189,6 +189,7 @@ impl Wire {
         most: usize,
         deadline: Instant,
     ) -> Result<Answer, WireError> {
+        let began = Instant::now();
         let mut request =
             self.client.request(method, format!("{}{path}", self.base)).header(header::CONNECTION, "close");
         if let Some(key) = key {
@@ -207,7 +208,10 @@ impl Wire {
         let mut body = Vec::new();
         loop {
             match timeout_at(deadline, parts.next()).await {
-                Ok(None) => return Ok(Answer { status, body }),
+                Ok(None) => {
+                    tracing::trace!(took = ?began.elapsed(), path, status = status.as_u16(), "answer");
+                    return Ok(Answer { status, body });
+                }
                 Ok(Some(Ok(part))) if body.len() + part.len() <= most => {
                     body.extend_from_slice(&part);
                 }

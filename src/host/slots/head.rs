@@ -2,9 +2,6 @@
 //! record, the record. In builds since mid 2026 the record begins with `ffffffff`, 1 and the number of tokens; older ones are
 //! a plain list of tokens. There is no model's name and no checksum in it.
 
-/// So many bytes of a file are looked at.
-pub(super) const BYTES: usize = 24;
-
 /// "qsgg" on disk.
 const MAGIC: u32 = 0x6767_7371;
 /// A record that says its own length.

@@ -1,5 +1,8 @@
-//! Names of slot files: `NAME.YYYYmmddTHHMMSS-XXXXXXXXXX.slot`, UTC. The ten hexadecimal digits are six that tell whose file
-//! it is (server and backend) and four that count up, so that no name is ever used twice and a sweep touches only its own.
+//! Names of slot files: `NAME.YYYYmmddTHHMMSS-XXXXXXXXXXXXXXXX.slot`, UTC. The hexadecimal digits are twelve that tell whose
+//! file it is (this very state directory, server and backend) and four that count up, so that no name is ever used twice.
+//!
+//! Until a save was checked its file ends in `.part`: only such files are ever swept. What ends in `.slot` was whole once,
+//! and goes only with its note.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -9,13 +12,24 @@ use std::{
 use crate::host::slot_files::FileName;
 
 const SUFFIX: &str = ".slot";
+/// The end of the name of a file that nobody has checked yet.
+pub(super) const UNFINISHED: &str = ".part";
 
-/// Six hexadecimal digits for a backend of a server.
-pub(super) fn tag(server: &str, backend: &str) -> String {
+/// Both names of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Names {
+    /// While it is written.
+    pub(super) unfinished: FileName,
+    /// Once it was checked.
+    pub(super) finished: FileName,
+}
+
+/// Twelve hexadecimal digits for a backend of a server in the state directory of `owner`.
+pub(super) fn tag(owner: &str, server: &str, backend: &str) -> String {
     // SipHash with fixed keys; stable enough: after a change of it leftovers of before are merely not swept.
     let mut hasher = DefaultHasher::new();
-    (server, backend).hash(&mut hasher);
-    format!("{:06x}", hasher.finish() & 0xff_ffff)
+    (owner, server, backend).hash(&mut hasher);
+    format!("{:012x}", hasher.finish() & 0xffff_ffff_ffff)
 }
 
 /// The name that slot `id` is saved under.
@@ -23,19 +37,23 @@ pub(super) fn of_slot(name: &str, id: u32) -> String {
     if id == 0 { name.to_owned() } else { format!("{name}-{id}") }
 }
 
-/// A new file name; `None` if `name` breaks llama.cpp's rules (or ours).
-pub(super) fn new_file(name: &str, at: u64, tag: &str, serial: u16) -> Option<FileName> {
+/// A new name; `None` if `name` breaks llama.cpp's rules (or ours).
+pub(super) fn new_file(name: &str, at: u64, tag: &str, serial: u16) -> Option<Names> {
     let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(at))?;
     let stamp: String =
         humantime::format_rfc3339_seconds(at).to_string().chars().filter(|c| c.is_ascii_digit() || *c == 'T').collect();
-    let file = format!("{name}.{stamp}-{tag}{serial:04x}{SUFFIX}");
-    // llama.cpp refuses two dots in a row anywhere.
-    (!file.contains("..")).then(|| FileName::new(&file))?
+    let named = |suffix: &str| {
+        let file = format!("{name}.{stamp}-{tag}{serial:04x}{suffix}");
+        // llama.cpp refuses two dots in a row anywhere.
+        (!file.contains("..")).then(|| FileName::new(&file))?
+    };
+    Some(Names { unfinished: named(UNFINISHED)?, finished: named(SUFFIX)? })
 }
 
-/// When a file of ours was made, seconds since the epoch by this machine's clock; `None`: the file is not ours.
-pub(super) fn made_at(file: &str, name: &str, tag: &str) -> Option<u64> {
-    let (stem, stamp) = file.strip_suffix(SUFFIX)?.rsplit_once('.')?;
+/// When the save of an unfinished file of ours began, seconds since the epoch by this machine's clock; `None`: the file is
+/// not ours, or it is finished.
+pub(super) fn begun_at(file: &str, name: &str, tag: &str) -> Option<u64> {
+    let (stem, stamp) = file.strip_suffix(UNFINISHED)?.rsplit_once('.')?;
     let of_a_slot = stem == name
         || stem.strip_prefix(name).and_then(|rest| rest.strip_prefix('-')).is_some_and(|id| id.parse::<u32>().is_ok());
     let (date, rest) = stamp.split_once('T')?;
@@ -63,27 +81,41 @@ mod tests {
 
     #[test]
     fn a_file_name_tells_its_time_and_whose_it_is() {
-        let tag = tag("gpu", "llama-cpp");
+        let tag = tag("owner", "gpu", "llama-cpp");
         let name = of_slot("localbot", 2);
-        let file = new_file(&name, 1_795_471_200, &tag, 0x2a).expect("a good name");
-        assert_eq!(file.as_str(), format!("localbot-2.20261123T220000-{tag}002a.slot"));
-        assert_eq!(made_at(file.as_str(), "localbot", &tag), Some(1_795_471_200));
+        let names = new_file(&name, 1_795_471_200, &tag, 0x2a).expect("a good name");
+        assert_eq!(names.finished.as_str(), format!("localbot-2.20261123T220000-{tag}002a.slot"));
+        assert_eq!(names.unfinished.as_str(), format!("localbot-2.20261123T220000-{tag}002a.part"));
+        assert_eq!(begun_at(names.unfinished.as_str(), "localbot", &tag), Some(1_795_471_200));
+        assert_eq!(begun_at(names.finished.as_str(), "localbot", &tag), None, "it is finished");
+    }
+
+    #[test]
+    fn state_directories_servers_and_backends_have_tags_of_their_own() {
+        let mut tags = vec![tag("a", "gpu", "x"), tag("b", "gpu", "x"), tag("a", "gpu2", "x"), tag("a", "gpu", "y")];
+        assert!(tags.iter().all(|tag| tag.len() == 12));
+        tags.sort();
+        tags.dedup();
+        assert_eq!(tags.len(), 4);
     }
 
     #[test]
     fn files_of_others_are_not_ours() {
         for file in [
-            "localbot.20261123T220000-abcdef002a.slot.bak",
-            "localbot.20261123T220000-000000002a.slot",
-            "localbot-x.20261123T220000-abcdef002a.slot",
-            "localbots.20261123T220000-abcdef002a.slot",
-            "localbot.20261399T990000-abcdef002a.slot",
-            "localbot.bin",
-            "x.slot",
-            ".slot",
+            "localbot.20261123T220000-abcdef123456002a.part.bak",
+            "localbot.20261123T220000-abcdef123456002a.slot",
+            "localbot.20261123T220000-000000000000002a.part",
+            "localbot.20261123T220000-abcdef002a.part",
+            "localbot-x.20261123T220000-abcdef123456002a.part",
+            "localbots.20261123T220000-abcdef123456002a.part",
+            "localbot.20261399T990000-abcdef123456002a.part",
+            "localbot.part",
+            "x.part",
+            ".part",
         ] {
-            assert_eq!(made_at(file, "localbot", "abcdef"), None, "{file}");
+            assert_eq!(begun_at(file, "localbot", "abcdef123456"), None, "{file}");
         }
+        assert!(begun_at("localbot.20261123T220000-abcdef123456002a.part", "localbot", "abcdef123456").is_some());
     }
 
     #[test]

@@ -2,13 +2,18 @@
 //! is the commit point of a save: it is written, in one step, after the file was checked.
 
 use std::{
+    collections::hash_map::RandomState,
     fs::{self, DirBuilder, File, OpenOptions},
+    hash::{BuildHasher, Hasher},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{host::slot_files::FileName, machine::reading::SavedSlot};
 
@@ -18,6 +23,10 @@ const MOST_NOTES: usize = 512;
 const MOST_NOTE_BYTES: u64 = 64 * 1024;
 const SUFFIX: &str = ".json";
 const UNFINISHED: &str = ".note.tmp";
+/// In the state directory: whose slot files are ours.
+const OWNER: &str = "slot-owner";
+/// A disk that takes longer is not waited for: a save or restore then goes without it.
+const DISK_AT_MOST: Duration = Duration::from_secs(3);
 
 /// The model a slot belongs to. The slot file itself does not know: another model of the same shape would take it and
 /// answer garbage.
@@ -126,14 +135,26 @@ impl Note {
     }
 }
 
-/// The folder of notes of one backend.
-#[derive(Clone, Debug)]
+/// The folder of notes of one backend: read once, and then kept in memory and written through. All work on the disk is done
+/// beside the daemon's one thread, one piece at a time, and waited for no longer than [`DISK_AT_MOST`].
+#[derive(Debug)]
 pub(super) struct Shelf {
     dir: PathBuf,
+    owner_file: PathBuf,
+    /// Goes with the work, so that a disk that hangs holds one thread and no more.
+    disk: Arc<Semaphore>,
+    known: Mutex<Known>,
+}
+
+/// What is known of the disk.
+#[derive(Debug, Default)]
+struct Known {
+    notes: Option<Arc<Notes>>,
+    owner: Option<String>,
 }
 
 /// What lies on the shelf.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Notes {
     /// Newest first.
     pub(super) notes: Vec<Note>,
@@ -144,29 +165,37 @@ pub(super) struct Notes {
 impl Shelf {
     /// `state_dir/slots/SERVER/BACKEND`.
     pub(super) fn new(state_dir: &Path, server: &str, backend: &str) -> Self {
-        let dir = state_dir.join("slots").join(component(server)).join(component(backend));
-        Self { dir }
+        Self {
+            dir: state_dir.join("slots").join(component(server)).join(component(backend)),
+            owner_file: state_dir.join(OWNER),
+            disk: Arc::new(Semaphore::new(1)),
+            known: Mutex::default(),
+        }
     }
 
-    /// All notes. A folder that cannot be read is empty, and says so in `damaged`.
-    pub(super) fn load(&self) -> Notes {
-        let mut found = Notes::default();
-        let names = match names(&self.dir) {
-            Ok(names) => names,
+    /// All notes, as they are known.
+    pub(super) async fn notes(&self) -> Arc<Notes> {
+        let known = self.known().notes.clone();
+        match known {
+            Some(notes) => notes,
+            None => self.read_again().await,
+        }
+    }
+
+    /// All notes, read from the disk: people may have changed them. A folder that cannot be read is as it was, or empty,
+    /// and says so in `damaged`.
+    pub(super) async fn read_again(&self) -> Arc<Notes> {
+        let dir = self.dir.clone();
+        let read = self.blocking(move || load(&dir)).await;
+        let mut known = self.known();
+        match read {
+            Ok(notes) => known.notes.insert(Arc::new(notes)).clone(),
             Err(error) => {
-                let dir = self.dir.display().to_string();
-                found.damaged.push((dir, error.to_string()));
-                return found;
-            }
-        };
-        for name in names.into_iter().take(MOST_NOTES) {
-            match read(&self.dir.join(&name), &name) {
-                Ok(note) => found.notes.push(note),
-                Err(why) => found.damaged.push((name, why)),
+                let mut notes = known.notes.as_deref().cloned().unwrap_or_default();
+                notes.damaged.push((self.dir.display().to_string(), error.to_string()));
+                Arc::new(notes)
             }
         }
-        found.notes.sort_by(|a, b| (b.round, &b.file).cmp(&(a.round, &a.file)));
-        found
     }
 
     /// Writes a note in one step, surviving a crash or power cut at any moment. Mode 0600: it tells of conversations.
@@ -174,46 +203,133 @@ impl Shelf {
         let dir = self.dir.clone();
         let name = format!("{}{SUFFIX}", note.file);
         let text = serde_json::to_vec_pretty(note)?;
-        blocking(move || {
+        self.blocking(move || {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
             let unfinished = dir.join(UNFINISHED);
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
+            write_synced(&unfinished, &text)?;
             fs::rename(unfinished, dir.join(name))?;
             File::open(dir)?.sync_all()
         })
-        .await
+        .await?;
+        self.change(|notes| {
+            notes.retain(|n| n.file != note.file);
+            notes.push(note.clone());
+        });
+        Ok(())
     }
 
     /// Forgets a note.
     pub(super) async fn remove(&self, note: &Note) -> io::Result<()> {
         let dir = self.dir.clone();
         let name = format!("{}{SUFFIX}", note.file);
-        blocking(move || {
-            fs::remove_file(dir.join(name))?;
+        self.blocking(move || {
+            none_if_missing(fs::remove_file(dir.join(name)))?;
             File::open(dir)?.sync_all()
         })
-        .await
+        .await?;
+        self.change(|notes| notes.retain(|n| n.file != note.file));
+        Ok(())
     }
 
-    /// The slot files that any backend of any server has a note of, readable or not. An error means that nobody knows.
-    pub(super) fn noted_anywhere(&self) -> io::Result<Vec<String>> {
-        let mut noted = Vec::new();
-        let Some(all) = self.dir.parent().and_then(Path::parent) else {
-            return Ok(noted);
-        };
-        for server in folders(all)? {
-            for backend in folders(&server)? {
-                noted.extend(names(&backend)?.into_iter().filter_map(|n| n.strip_suffix(SUFFIX).map(str::to_owned)));
-            }
+    /// What tells this state directory from any other: made at the first need and kept in it.
+    pub(super) async fn owner(&self) -> io::Result<String> {
+        if let Some(owner) = self.known().owner.clone() {
+            return Ok(owner);
         }
-        Ok(noted)
+        let file = self.owner_file.clone();
+        let owner = self.blocking(move || owner_in(&file)).await?;
+        Ok(self.known().owner.insert(owner).clone())
+    }
+
+    /// Does some work on the disk.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let work = async {
+            let turn = Arc::clone(&self.disk).acquire_owned().await.map_err(io::Error::other)?;
+            let work = move || {
+                let _turn = turn;
+                work()
+            };
+            tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+        };
+        let hangs = |_| io::Error::new(io::ErrorKind::TimedOut, "the disk of the state directory does not answer");
+        timeout(DISK_AT_MOST, work).await.map_err(hangs)?
+    }
+
+    /// Changes what is known; what was never read stays so.
+    fn change(&self, change: impl FnOnce(&mut Vec<Note>)) {
+        if let Some(notes) = &mut self.known().notes {
+            let notes = Arc::make_mut(notes);
+            change(&mut notes.notes);
+            notes.sort();
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Never held over an await, and nothing under it can panic.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+impl Notes {
+    fn sort(&mut self) {
+        self.notes.sort_by(|a, b| (b.round, &b.file).cmp(&(a.round, &a.file)));
+    }
+}
+
+fn load(dir: &Path) -> io::Result<Notes> {
+    let mut found = Notes::default();
+    for name in names(dir)?.into_iter().take(MOST_NOTES) {
+        match read(&dir.join(&name), &name) {
+            Ok(note) => found.notes.push(note),
+            Err(why) => found.damaged.push((name, why)),
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn write_synced(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(text)?;
+    file.sync_all()
+}
+
+/// The owner's id in `file`, which is made if it is missing or damaged. Of several who make it at once one wins, and all
+/// take that one's: it appears whole, under a name that is taken only once.
+fn owner_in(file: &Path) -> io::Result<String> {
+    let read = || -> io::Result<Option<String>> {
+        let Some(opened) = none_if_missing(File::open(file))? else { return Ok(None) };
+        let mut text = String::new();
+        opened.take(100).read_to_string(&mut text)?;
+        let id = text.trim();
+        let whole = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
+        Ok(Some(if whole { id.to_owned() } else { String::new() }))
+    };
+    match read() {
+        Ok(Some(id)) if !id.is_empty() => return Ok(id),
+        Ok(None) => {}
+        Ok(Some(_)) => fs::remove_file(file)?,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => fs::remove_file(file)?,
+        Err(error) => return Err(error),
+    }
+    let dir = file.parent().unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
+    // std keys its hashers with the system's own randomness.
+    let word = || RandomState::new().build_hasher().finish();
+    let mine = format!("{:016x}{:016x}", word(), word());
+    let unfinished = file.with_extension(format!("{mine}.tmp"));
+    write_synced(&unfinished, mine.as_bytes())?;
+    let linked = fs::hard_link(&unfinished, file);
+    fs::remove_file(&unfinished)?;
+    match linked {
+        Ok(()) => File::open(dir)?.sync_all()?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    read()?.filter(|id| !id.is_empty()).ok_or_else(|| io::Error::other("the owner's id cannot be read back"))
 }
 
 /// A name as one component of a path.
@@ -221,17 +337,6 @@ fn component(name: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
     let safe: String = name.chars().map(|c| if plain(c) { c } else { '_' }).collect();
     if safe.trim_matches('.').is_empty() { "_".into() } else { safe }
-}
-
-fn folders(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in none_if_missing(fs::read_dir(dir))?.into_iter().flatten() {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
 }
 
 /// The names of notes in a folder.

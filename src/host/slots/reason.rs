@@ -90,6 +90,11 @@ impl Reason {
         matches!(self, Self::SlotBusy | Self::SlotEmpty | Self::SlotsAsleep)
     }
 
+    /// Tokens came back into the slot.
+    pub(super) const fn has_come_back(self) -> bool {
+        matches!(self, Self::Restored | Self::RestorePartial)
+    }
+
     /// A restore that was sent and went wrong: nothing more may be sent to this process.
     pub(super) const fn is_spoilt(self) -> bool {
         matches!(self, Self::RestoreRejected | Self::RestoreKilledProcess | Self::RestoreTimeout | Self::RestoreFailed)

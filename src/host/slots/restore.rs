@@ -1,13 +1,61 @@
-//! Restoring: checked before it is sent, noted before it is sent, and never twice after it went wrong.
+//! Restoring: checked and noted before it is sent, and never twice after it went wrong.
+//!
+//! A switch waits for this, so the files are looked at while the backend still loads ([`SlotStore::look_ahead`]). The slot
+//! itself is looked at last: whoever has used it by then keeps it.
+
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, Note, Probe, Reason, Said, SlotError, SlotFiles, SlotReading, SlotStore, UNFINISHED, UnderWay,
-    head, left, look_in, name,
+    Awake, FileName, FileStat, Found, MOST_SURVEYED, Note, Probe, Reason, Said, SlotError, SlotFiles, SlotFilesError,
+    SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay, left, look_in, name, whole,
 };
 
+/// What was looked at while the backend loaded is looked at again after so long.
+const CHECKED_FOR: Duration = Duration::from_secs(30);
+
+/// What is known of the files.
+#[derive(Debug)]
+pub(super) struct Checked {
+    at: Instant,
+    /// The path that was asked for.
+    model_path: Option<String>,
+    model: Option<FileStat>,
+    files: BTreeMap<FileName, Result<Option<Found>, SlotFilesError>>,
+}
+
+impl Checked {
+    fn new(model_path: Option<String>, asked: Vec<FileName>, surveyed: Surveyed) -> Self {
+        let files = asked.into_iter().zip(surveyed.files).collect();
+        Self { at: Instant::now(), model_path, model: surveyed.model, files }
+    }
+
+    /// Takes over what a newer look has found.
+    fn add(&mut self, newer: Self) {
+        (self.model_path, self.model) = (newer.model_path, newer.model);
+        self.files.extend(newer.files);
+    }
+}
+
 impl SlotStore {
+    /// Looks at the files that a restore will most likely want: for use while the backend loads.
+    pub async fn look_ahead(&self, files: &impl SlotFiles) {
+        let notes = self.notes().await;
+        let mut newest: BTreeMap<&str, &Note> = BTreeMap::new();
+        for note in notes.notes.iter().filter(|note| note.is_good()) {
+            newest.entry(note.name.as_str()).or_insert(note);
+        }
+        let Some(model_path) = newest.values().next().map(|note| note.fit.model.path.clone()) else {
+            return;
+        };
+        let wanted = newest.values().filter_map(|note| FileName::new(&note.file)).take(MOST_SURVEYED).collect();
+        // What went wrong is met again, and said, by the restore.
+        if let Ok(checked) = survey(files, model_path, wanted).await {
+            self.seen().checked = Some(checked);
+        }
+    }
+
     pub(super) async fn restore_each(
         &self,
         probe: &Probe,
@@ -15,11 +63,12 @@ impl SlotStore {
         deadline: Instant,
         said: &mut Vec<Said>,
     ) {
-        let notes = self.notes().notes;
-        for note in notes.iter().filter(|n| n.restoring) {
+        let ahead = self.seen().checked.take().filter(|checked| checked.at.elapsed() < CHECKED_FOR);
+        let notes = self.notes().await;
+        for note in notes.notes.iter().filter(|n| n.restoring) {
             self.put_aside(note, UNFINISHED).await;
         }
-        let good: Vec<Note> = notes.into_iter().filter(Note::is_good).collect();
+        let good: Vec<Note> = notes.notes.iter().filter(|note| note.is_good()).cloned().collect();
         let Some(newest) = good.first() else {
             return;
         };
@@ -46,13 +95,27 @@ impl SlotStore {
             .filter(|(_, notes): &(_, Vec<&Note>)| !notes.is_empty())
             .collect();
         order.sort_by_key(|(slot, notes)| (std::cmp::Reverse(notes[0].round), slot.id));
+        order.retain(|(slot, notes)| match is_unused(slot, &notes[0].name) {
+            Ok(()) => true,
+            Err(why) => {
+                said.push(why);
+                false
+            }
+        });
+        if order.is_empty() {
+            return;
+        }
+        let wanted = order.iter().filter_map(|(_, notes)| FileName::new(&notes[0].file)).take(MOST_SURVEYED);
+        let mut checked = match looked_at(ahead, &awake, wanted.collect(), files).await {
+            Ok(checked) => checked,
+            Err(error) => {
+                said.push(Reason::RestoreUnchecked.say(error.to_string()));
+                return;
+            }
+        };
         let mut restored = 0;
         for (slot, notes) in order {
-            if let Err(why) = is_unused(slot, &notes[0].name) {
-                said.push(why);
-                continue;
-            }
-            let Some((note, file)) = self.choose(&awake, slot, &notes, files, said).await else {
+            let Some((note, file)) = self.choose(&awake, slot, &notes, &mut checked, files, said).await else {
                 continue;
             };
             if note.round != newest_round && restored + note.tokens > slot.n_ctx {
@@ -60,8 +123,10 @@ impl SlotStore {
                 said.push(Reason::RestoreNoRoom.say(why));
                 continue;
             }
-            restored += note.tokens;
             let outcome = self.send(probe, slot, note, &file, deadline).await;
+            if outcome.reason.has_come_back() {
+                restored += note.tokens;
+            }
             let goes_on = !outcome.reason.is_spoilt();
             said.push(outcome);
             if !goes_on {
@@ -77,10 +142,11 @@ impl SlotStore {
         awake: &Awake,
         slot: &SlotReading,
         notes: &[&'a Note],
+        checked: &mut Checked,
         files: &impl SlotFiles,
         said: &mut Vec<Said>,
     ) -> Option<(&'a Note, FileName)> {
-        let now = awake.fit(slot.n_ctx, files).await;
+        let now = awake.fit(slot.n_ctx, checked.model);
         let mut mismatch = None;
         for &note in notes {
             let differences = note.fit.differences(&now);
@@ -91,7 +157,7 @@ impl SlotStore {
                 });
                 continue;
             }
-            match whole_file(note, files).await {
+            match whole_file(note, checked, files).await {
                 Ok(file) => {
                     said.extend(mismatch);
                     return Some((note, file));
@@ -120,21 +186,17 @@ impl SlotStore {
         if let Err(error) = self.shelf.write(&marked).await {
             return Reason::RestoreUnchecked.say(format!("{name}: not sent, its note cannot be written: {error}"));
         }
-        let done = probe.restore_slot(slot.id, file, left(deadline)).await;
-        let said = match done {
-            Ok(done) if done.tokens == note.tokens => {
-                Reason::Restored.say(format!("{name}: {} tokens restored into slot {}", done.tokens, slot.id))
-            }
-            Ok(done) => Reason::RestorePartial.say(format!(
-                "{name}: {} tokens restored into slot {}, {} were saved",
-                done.tokens, slot.id, note.tokens
-            )),
-            Err(error) => failure(&error).say(format!("{name}: {error}")),
+        let said = match still_unused(probe, slot, name).await {
+            Ok(()) => self.sent(probe, slot, note, file, deadline).await,
+            Err(why) => why,
         };
         let aside = match said.reason {
             Reason::Restored
             | Reason::RestorePartial
             // Surely not begun: the file has done nothing.
+            | Reason::RestoreNoSlot
+            | Reason::RestoreSlotBusy
+            | Reason::RestoreSlotUsed
             | Reason::RestoreNotSupported
             | Reason::RestoreUnchecked => None,
             _ => Some(format!("{}: {}", said.reason.code(), said.message)),
@@ -148,6 +210,55 @@ impl SlotStore {
             }
         }
         said
+    }
+
+    async fn sent(&self, probe: &Probe, slot: &SlotReading, note: &Note, file: &FileName, deadline: Instant) -> Said {
+        let name = &note.name;
+        match probe.restore_slot(slot.id, file, left(deadline)).await {
+            Ok(done) if done.tokens == note.tokens => {
+                Reason::Restored.say(format!("{name}: {} tokens restored into slot {}", done.tokens, slot.id))
+            }
+            Ok(done) => Reason::RestorePartial.say(format!(
+                "{name}: {} tokens restored into slot {}, {} were saved",
+                done.tokens, slot.id, note.tokens
+            )),
+            Err(error) => failure(&error).say(format!("{name}: {error}")),
+        }
+    }
+}
+
+/// The last look before a restore is sent: between the first one and this, files were checked and a note was written.
+async fn still_unused(probe: &Probe, slot: &SlotReading, name: &str) -> Result<(), Said> {
+    let slots = probe.slots().await.map_err(|e| Reason::RestoreUnchecked.say(format!("{name}: /slots: {e}")))?;
+    match slots.iter().find(|now| now.id == slot.id) {
+        Some(now) => is_unused(now, name),
+        None => Err(Reason::RestoreNoSlot.say(format!("the server has no slot {}", slot.id))),
+    }
+}
+
+/// One look at files and model.
+async fn survey(
+    files: &impl SlotFiles,
+    model_path: Option<String>,
+    wanted: Vec<FileName>,
+) -> Result<Checked, SlotFilesError> {
+    let surveyed = files.survey(Survey { free: false, model: model_path.as_deref(), files: &wanted }).await?;
+    Ok(Checked::new(model_path, wanted, surveyed))
+}
+
+/// What is known of the wanted files and of the model that the server has loaded; looks where it is not known.
+async fn looked_at(
+    ahead: Option<Checked>,
+    awake: &Awake,
+    wanted: Vec<FileName>,
+    files: &impl SlotFiles,
+) -> Result<Checked, SlotFilesError> {
+    let model_path = awake.model_path().map(str::to_owned);
+    match ahead {
+        Some(ahead) if ahead.model_path == model_path && wanted.iter().all(|f| ahead.files.contains_key(f)) => {
+            Ok(ahead)
+        }
+        _ => survey(files, model_path, wanted).await,
     }
 }
 
@@ -172,27 +283,26 @@ fn is_unused(slot: &SlotReading, name: &str) -> Result<(), Said> {
 }
 
 /// The file of a note, if it lies there exactly as it was saved.
-async fn whole_file(note: &Note, files: &impl SlotFiles) -> Result<FileName, Said> {
+async fn whole_file(note: &Note, checked: &mut Checked, files: &impl SlotFiles) -> Result<FileName, Said> {
     let name = &note.name;
     let damaged = |why: String| Reason::RestoreDamaged.say(format!("{name}: {why}"));
-    let unchecked = |e| Reason::RestoreUnchecked.say(format!("{name}: {e}"));
+    let unchecked = |e: SlotFilesError| Reason::RestoreUnchecked.say(format!("{name}: {e}"));
     let Some(file) = FileName::new(&note.file) else {
         return Err(damaged(format!("{:?} cannot be a file name", note.file)));
     };
-    let (stat, first) = tokio::join!(files.stat(&file), files.head(&file, head::BYTES));
-    let Some(found) = stat.map_err(unchecked)? else {
-        // Not damaged: the folder may only not be mounted now.
-        return Err(Reason::RestoreMissing.say(format!("{name}: {file} is not in the slot folder")));
-    };
-    if found.bytes != note.bytes {
-        let (now, then) = (found.bytes, note.bytes);
-        return Err(damaged(format!("{file} has {now} bytes instead of {then}")));
+    if !checked.files.contains_key(&file) {
+        let newer = survey(files, checked.model_path.clone(), vec![file.clone()]).await.map_err(unchecked)?;
+        checked.add(newer);
     }
-    let first = first.map_err(unchecked)?;
-    match head::check(&first, found.bytes, note.tokens) {
-        Ok(format) if format == note.format => Ok(file),
-        Ok(format) => Err(damaged(format!("{file} is of version {format} instead of {}", note.format))),
-        Err(why) => Err(damaged(format!("{file}: {why}"))),
+    match checked.files.get(&file) {
+        // Not damaged: the folder may only not be mounted now.
+        None | Some(Ok(None)) => Err(Reason::RestoreMissing.say(format!("{name}: {file} is not in the slot folder"))),
+        Some(Err(error)) => Err(unchecked(error.clone())),
+        Some(Ok(Some(found))) => match whole(found, note) {
+            Ok(format) if format == note.format => Ok(file),
+            Ok(format) => Err(damaged(format!("{file} is of version {format} instead of {}", note.format))),
+            Err(why) => Err(damaged(format!("{file}: {why}"))),
+        },
     }
 }
 

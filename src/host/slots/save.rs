@@ -1,12 +1,17 @@
 //! Saving: to a new name, checked on disk, noted last.
+//!
+//! A switch waits for this, so what can be done at once is: the folder is looked at while the server tells of its slots, and
+//! each file is checked while the next one is written.
 
 use std::cmp::Reverse;
 
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, Fit, Note, Notes, Probe, Reason, Said, SlotError, SlotFiles, SlotReading, SlotStore, head, left,
-    look_in, name, now, remove,
+    Awake, FileStat, Fit, Note, Notes, Probe, Reason, Said, SlotError, SlotFiles, SlotReading, SlotStore, Survey, left,
+    look_in,
+    name::{self, Names},
+    now, remove, whole,
 };
 
 /// With less free than this after a failed save, the disk counts as full.
@@ -19,8 +24,18 @@ struct Round<'a, F> {
     deadline: Instant,
     awake: &'a Awake,
     notes: &'a Notes,
+    /// The model's file.
+    model: Option<FileStat>,
+    tag: &'a str,
     number: u64,
     at: u64,
+}
+
+/// A file that nobody has checked yet.
+struct Written {
+    names: Names,
+    /// What it becomes.
+    note: Note,
 }
 
 /// Slots that are used while they are saved are saved again so many times at most.
@@ -34,15 +49,29 @@ impl SlotStore {
         deadline: Instant,
         said: &mut Vec<Said>,
     ) {
-        let awake = match look_in(probe).await {
+        let notes = self.notes().await;
+        let newest = notes.notes.first();
+        // Most likely the model is the one of last time; what it is, the server tells at the same time.
+        let guess = newest.and_then(|note| note.fit.model.path.as_deref());
+        let survey = |model| files.survey(Survey { free: true, model, files: &[] });
+        let (awake, tag, surveyed) = tokio::join!(look_in(probe), self.tag(), survey(guess));
+        let awake = match awake {
             Ok(awake) => awake,
             Err(closed) => {
                 said.push(closed.say(Reason::SaveNotSupported, Reason::SlotsAsleep, Reason::SaveFailed));
                 return;
             }
         };
-        let notes = self.notes();
-        let newest = notes.notes.first();
+        let tag = match tag {
+            Ok(tag) => tag,
+            Err(error) => {
+                said.push(Reason::NoteFailed.say(format!("the state directory: {error}")));
+                return;
+            }
+        };
+        let surveyed = if awake.model_path() == guess { surveyed } else { survey(awake.model_path()).await };
+        let surveyed = surveyed.unwrap_or_default();
+        let mut free = surveyed.free;
         let first = newest.map_or(1, |n| n.round.saturating_add(1));
         let mut known = awake.slots.clone();
         let mut slots = known.clone();
@@ -54,16 +83,29 @@ impl SlotStore {
                 deadline,
                 awake: &awake,
                 notes: &notes,
+                model: surveyed.model,
+                tag: &tag,
                 number: first.saturating_add(again),
                 at: now(),
             };
             // What holds most comes first: if time runs out, the least is lost.
             slots.sort_by_key(|slot| Reverse(slot.tokens));
+            let mut unchecked = None;
             for slot in &slots {
-                holds |= self.save_if_worth(&round, slot, said).await;
+                let (checked, written) =
+                    tokio::join!(self.check(&round, unchecked.take()), self.write_if_worth(&round, slot, &mut free));
+                said.extend(checked);
+                match written {
+                    Some(Ok(written)) => unchecked = Some(written),
+                    Some(Err(why)) => said.push(why),
+                    None => continue,
+                }
+                holds = true;
             }
+            let (checked, after) = tokio::join!(self.check(&round, unchecked), look_in(probe));
+            said.extend(checked);
             // What was used meanwhile is not what was saved.
-            let Ok(after) = look_in(probe).await else { break };
+            let Ok(after) = after else { break };
             slots = after.slots.iter().filter(|slot| !known.contains(slot)).cloned().collect();
             if slots.is_empty() {
                 break;
@@ -75,113 +117,96 @@ impl SlotStore {
         }
     }
 
-    /// Saves a slot that holds tokens, or says why not. False if there is nothing in it.
-    async fn save_if_worth<F: SlotFiles>(
+    /// Has a slot that holds tokens written to its file, or says why not. `None` if there is nothing in it.
+    async fn write_if_worth<F: SlotFiles>(
         &self,
         round: &Round<'_, F>,
         slot: &SlotReading,
-        said: &mut Vec<Said>,
-    ) -> bool {
+        free: &mut Option<u64>,
+    ) -> Option<Result<Written, Said>> {
         let name = name::of_slot(&self.slots.name, slot.id);
         if slot.is_processing {
             let why = format!("{name}: slot {} is processing a request", slot.id);
-            said.push(Reason::SlotBusy.say(why));
-        } else if slot.tokens.unwrap_or(0) > 0 {
-            match self.save_one(round, slot, &name).await {
-                Ok(note) => {
-                    let (tokens, bytes) = (note.tokens, note.bytes);
-                    said.push(Reason::Saved.say(format!("{name}: {tokens} tokens, {bytes} bytes")));
-                    self.prune(round.files, &name).await;
-                }
-                Err(why) => said.push(why),
-            }
-        } else {
-            return false;
+            return Some(Err(Reason::SlotBusy.say(why)));
         }
-        true
+        if slot.tokens.unwrap_or(0) == 0 {
+            return None;
+        }
+        Some(self.write(round, slot, &name, free).await)
     }
 
-    /// Saves one slot. Whatever goes wrong, its file is removed again (or swept later) and older generations stay as they are.
-    async fn save_one<F: SlotFiles>(&self, round: &Round<'_, F>, slot: &SlotReading, name: &str) -> Result<Note, Said> {
-        let file = name::new_file(name, round.at, &self.tag, self.next_serial())
-            .ok_or_else(|| Reason::SaveFailed.say(format!("{name:?} cannot be a file name")))?;
-        let (fit, free) = tokio::join!(round.awake.fit(slot.n_ctx, round.files), round.files.free_bytes());
-        if let (Ok(free), Some(needed)) = (free, needed(round.notes, &fit, slot))
-            && free < needed
-        {
-            return Err(Reason::DiskFull.say(format!("{name}: about {needed} bytes needed, {free} free")));
-        }
-        let saved = self.save_checked(round, slot, name, &file, fit).await;
-        if saved.is_err() {
-            remove(round.files, &file).await;
-        }
-        saved
-    }
-
-    async fn save_checked<F: SlotFiles>(
+    /// Whatever goes wrong, the file is removed again (or swept later) and older generations stay as they are.
+    async fn write<F: SlotFiles>(
         &self,
         round: &Round<'_, F>,
         slot: &SlotReading,
         name: &str,
-        file: &FileName,
-        fit: Fit,
-    ) -> Result<Note, Said> {
-        let files = round.files;
-        let done = round.probe.save_slot(slot.id, file, left(round.deadline)).await;
-        let done = match done {
-            Ok(done) => done,
+        free: &mut Option<u64>,
+    ) -> Result<Written, Said> {
+        let names = name::new_file(name, round.at, round.tag, self.next_serial())
+            .ok_or_else(|| Reason::SaveFailed.say(format!("{name:?} cannot be a file name")))?;
+        let fit = round.awake.fit(slot.n_ctx, round.model);
+        if let (Some(free), Some(needed)) = (*free, needed(round.notes, &fit, slot))
+            && free < needed
+        {
+            return Err(Reason::DiskFull.say(format!("{name}: about {needed} bytes needed, {free} free")));
+        }
+        let saved = round.probe.save_slot(slot.id, &names.unfinished, left(round.deadline)).await;
+        let why = match saved {
+            Ok(done) if done.tokens > 0 => {
+                *free = free.map(|free| free.saturating_sub(done.bytes));
+                let note = Note {
+                    name: name.to_owned(),
+                    file: names.finished.as_str().to_owned(),
+                    slot: slot.id,
+                    bytes: done.bytes,
+                    tokens: done.tokens,
+                    saved_at: round.at,
+                    round: round.number,
+                    fit,
+                    format: 0,
+                    restoring: false,
+                    put_aside: None,
+                };
+                return Ok(Written { names, note });
+            }
+            Ok(_) => Reason::SlotEmpty.say(format!("{name}: slot {} turned out to be empty", slot.id)),
             Err(error) => {
                 // Asked before the remains are removed: they may be what fills the disk.
-                let free = files.free_bytes().await.ok();
-                return Err(failure(&error, free).say(format!("{name}: {error}")));
+                let surveyed = round.files.survey(Survey { free: true, ..Survey::default() }).await;
+                let free = surveyed.ok().and_then(|surveyed| surveyed.free);
+                failure(&error, free).say(format!("{name}: {error}"))
             }
         };
-        if done.tokens == 0 {
-            let why = format!("{name}: slot {} turned out to be empty", slot.id);
-            return Err(Reason::SlotEmpty.say(why));
-        }
-        let (stat, first) = tokio::join!(files.stat(file), files.head(file, head::BYTES));
-        let unchecked = |e| Reason::SaveUnchecked.say(format!("{name}: {e}"));
-        let Some(found) = stat.map_err(unchecked)? else {
+        remove(round.files, &[names.unfinished]).await;
+        Err(why)
+    }
+
+    /// Checks a file and makes it count. What comes of it is said, if there was one.
+    async fn check<F: SlotFiles>(&self, round: &Round<'_, F>, written: Option<Written>) -> Option<Said> {
+        let Written { names, mut note } = written?;
+        let kept = self.keep(round, &names, &mut note).await;
+        Some(match kept {
+            Ok(()) => Reason::Saved.say(format!("{}: {} tokens, {} bytes", note.name, note.tokens, note.bytes)),
+            Err(why) => {
+                remove(round.files, &[names.unfinished, names.finished]).await;
+                why
+            }
+        })
+    }
+
+    async fn keep<F: SlotFiles>(&self, round: &Round<'_, F>, names: &Names, note: &mut Note) -> Result<(), Said> {
+        let name = &note.name;
+        let found = round.files.keep(&names.unfinished, &names.finished, note.bytes).await;
+        let found = found.map_err(|error| Reason::SaveUnchecked.say(format!("{name}: {error}")))?;
+        let Some(found) = found else {
             let dir = self.slots.dir.display();
             return Err(Reason::SaveMisplaced
                 .say(format!("{name}: saved, but not in {dir}; is --slot-save-path another folder?")));
         };
-        let first = first.map_err(unchecked)?;
-        if found.bytes != done.bytes {
-            return Err(
-                Reason::SaveDamaged.say(format!("{name}: {} bytes written, {} on disk", done.bytes, found.bytes))
-            );
-        }
-        let format = head::check(&first, found.bytes, done.tokens)
-            .map_err(|why| Reason::SaveDamaged.say(format!("{name}: {why}")))?;
-        let note = Note {
-            name: name.to_owned(),
-            file: file.as_str().to_owned(),
-            slot: slot.id,
-            bytes: found.bytes,
-            tokens: done.tokens,
-            saved_at: round.at,
-            round: round.number,
-            fit,
-            format,
-            restoring: false,
-            put_aside: None,
-        };
-        self.shelf.write(&note).await.map_err(|e| Reason::NoteFailed.say(format!("{name}: {e}")))?;
-        Ok(note)
-    }
-
-    /// Removes generations of `name` beyond those to keep: note first, so that a file without one is only a leftover.
-    async fn prune(&self, files: &impl SlotFiles, name: &str) {
-        let notes = self.notes().notes;
-        for note in superseded(&notes, name, self.slots.keep) {
-            if let Err(error) = self.shelf.remove(note).await {
-                tracing::warn!(file = note.file, %error, "an old note could not be removed");
-            } else if let Some(file) = FileName::new(&note.file) {
-                remove(files, &file).await;
-            }
-        }
+        note.format = whole(&found, note).map_err(|why| Reason::SaveDamaged.say(format!("{name}: {why}")))?;
+        let kept = self.shelf.write(note).await;
+        kept.map_err(|error| Reason::NoteFailed.say(format!("{}: {error}", note.name)))
     }
 }
 

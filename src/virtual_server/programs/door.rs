@@ -125,8 +125,8 @@ async fn whole(request: Request<Incoming>) -> Option<Ask> {
     })
 }
 
-/// Whether a connection is in the middle of a request or an answer: set by the first byte of a request, also one that never
-/// becomes whole, and taken back with the last of its answer.
+/// Whether a connection is in the middle of a request or an answer: set by the first byte of a request, also one that
+/// never becomes whole, and taken back with the last of its answer.
 type Middle = Arc<Mutex<Option<Busy>>>;
 
 struct Heard {

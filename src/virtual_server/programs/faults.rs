@@ -1,5 +1,5 @@
-//! What can be wrong with a program, set from outside while it runs. Each fault counts how often it fired, so that a test
-//! can tell a supervisor that coped from one that was never put to it.
+//! What can be wrong with a program, set from outside while it runs. Each fault counts how often it fired, so that a
+//! test can tell a supervisor that coped from one that was never put to it.
 
 use std::{
     collections::BTreeMap,

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Exit, Fault, ProgramFaults, Truth};
+use super::{Exit, Fault, ProgramFaults, SlotAct, SlotDeed, Truth};
 
 /// So many lines of output are kept.
 const MOST_LINES: usize = 2000;
@@ -60,6 +60,7 @@ pub(super) struct Life {
     exited: watch::Sender<Option<Exit>>,
     tasks: Mutex<Option<JoinSet<()>>>,
     lines: Mutex<VecDeque<String>>,
+    slot_deeds: Mutex<VecDeque<SlotDeed>>,
     vram: AtomicU64,
     orphan: AtomicU64,
     /// Connections that are in the middle of a request or an answer.
@@ -81,6 +82,7 @@ impl Life {
             exited: watch::Sender::default(),
             tasks: Mutex::new(Some(JoinSet::new())),
             lines: Mutex::default(),
+            slot_deeds: Mutex::default(),
             vram: AtomicU64::new(0),
             orphan: AtomicU64::new(0),
             busy: watch::Sender::default(),
@@ -90,7 +92,8 @@ impl Life {
         })
     }
 
-    /// Runs `main` until it says how the process ends, or something else ends it; then closes all and publishes the end.
+    /// Runs `main` until it says how the process ends, or something else ends it; then closes all and publishes the
+    /// end.
     pub(super) fn run(self: &Arc<Self>, main: impl Future<Output = Exit> + Send + 'static) {
         let life = Arc::clone(self);
         let mut dying = self.dying.subscribe();
@@ -202,7 +205,8 @@ impl Life {
                 if let Some(Fault::LoadFails(exit)) = self.faults.fires("load-fails") {
                     return Err(exit);
                 }
-                if self.faults.is_set("term-lost-in-load") {
+                // A load on waking is not one: by then signals are handled.
+                if self.phase() == Phase::Loading && self.faults.is_set("term-lost-in-load") {
                     self.set_phase(Phase::Deaf);
                 }
             }
@@ -221,6 +225,20 @@ impl Life {
             lines.pop_front();
         }
         lines.push_back(line.into());
+    }
+
+    /// Something was done with a slot file.
+    pub(super) fn slot_did(&self, act: SlotAct, file: &str, tokens: usize) {
+        let mut deeds = lock(&self.slot_deeds);
+        if deeds.len() == MOST_LINES {
+            deeds.pop_front();
+        }
+        let tokens = u64::try_from(tokens).unwrap_or(u64::MAX);
+        deeds.push_back(SlotDeed { at: Instant::now(), act, file: file.to_owned(), tokens });
+    }
+
+    pub(super) fn take_slot_deeds(&self) -> Vec<SlotDeed> {
+        lock(&self.slot_deeds).drain(..).collect()
     }
 
     pub(super) const fn pid(&self) -> u32 {
@@ -300,7 +318,7 @@ impl Drop for Busy {
     }
 }
 
-/// Sleeps until the next moment at which something is due, and tells how many of `most` steps are due by then.
+/// Steps at even distances, as many at a time as are due: timers are coarser than a token.
 #[derive(Debug)]
 pub(super) struct Pace {
     begun: Instant,
@@ -330,7 +348,7 @@ impl Pace {
     }
 }
 
-/// A wait that other tasks may also be in; nothing is lost if it is cut off.
+/// A wait.
 pub(super) async fn pause(time: Duration) {
     sleep(time).await;
 }

@@ -1,12 +1,12 @@
 //! The programs of a virtual GPU server: a llama.cpp and a vLLM without a model, answering real HTTP on loopback.
 //!
-//! They do what the real ones were seen doing, also the surprising things: a llama.cpp that aborts on a truncated slot file,
-//! that says 200 to the save of an empty slot, that waits for ever for a client at SIGTERM; a vLLM that refuses connections
-//! for its whole load and exits with 0 when its engine has died. A lab test holds the virtual llama.cpp against the real one.
-//! On top of that come faults, set from outside ([`ProgramFaults`]).
+//! They do what the real ones were seen doing, also the surprising things: a llama.cpp that aborts on a truncated slot
+//! file, that says 200 to the save of an empty slot, that waits for ever for a client at SIGTERM; a vLLM that refuses
+//! connections for its whole load and exits with 0 when its engine has died. A lab test holds the virtual llama.cpp
+//! against the real one. On top of that come faults, set from outside ([`ProgramFaults`]).
 //!
-//! One byte is one token. The text that comes out is a function of the model and of what the slot really holds, so that a
-//! slot with another model's contents says something else than [`right_text`].
+//! One byte is one token. The text that comes out is a function of the model and of what the slot really holds, so that
+//! a slot with another model's contents says something else than [`right_text`].
 
 mod alone;
 mod door;
@@ -18,10 +18,10 @@ mod vllm;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 pub use self::{
-    alone::as_process,
+    alone::{VERB, command},
     faults::{Fault, ProgramFaults},
     llama::tokens_of_file,
     text::{chat_prompt, right_text},
@@ -114,6 +114,32 @@ pub struct Truth {
     pub unsaved: Option<(u64, Duration)>,
 }
 
+/// What became of a slot file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotAct {
+    /// A slot was written to it.
+    Saved,
+    /// It was to be written, and is not there, or not whole.
+    SaveFailed,
+    /// A slot was filled from it.
+    Restored,
+    /// It was rejected, or has killed the process.
+    RestoreFailed,
+}
+
+/// What a llama.cpp did with a slot file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotDeed {
+    /// When.
+    pub at: Instant,
+    /// What.
+    pub act: SlotAct,
+    /// Its name.
+    pub file: String,
+    /// Tokens in it.
+    pub tokens: u64,
+}
+
 /// A running program. It is killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -121,8 +147,8 @@ pub struct Process {
 }
 
 impl Program {
-    /// Starts it, within a tokio runtime with time and IO. It binds its own port when the real one would: llama.cpp at once
-    /// (503 while it loads), vLLM when it is ready.
+    /// Starts it, within a tokio runtime with time and IO. It binds its own port when the real one would: llama.cpp at
+    /// once (503 while it loads), vLLM when it is ready.
     pub fn start(&self, pid: u32, faults: Arc<ProgramFaults>) -> Process {
         let life = match self {
             Self::LlamaCpp(setup) => llama::start(setup.clone(), pid, faults),
@@ -163,6 +189,11 @@ impl Process {
     /// What it has printed.
     pub fn log(&self) -> Vec<String> {
         self.life.lines()
+    }
+
+    /// What it has done with slot files since this was last asked.
+    pub fn take_slot_deeds(&self) -> Vec<SlotDeed> {
+        self.life.take_slot_deeds()
     }
 
     /// MiB it holds on the GPU now; grows while it loads. After its end this is 0, or what an orphan still holds.

@@ -19,8 +19,8 @@ pub(super) fn next(mind: u64) -> u8 {
     LETTERS[usize::from((mind >> 57) as u8 & 31)]
 }
 
-/// What the model at this path answers to a prompt with this many tokens: what a virtual program generates unless its slot
-/// holds something else than it should.
+/// What the model at this path answers to a prompt with this many tokens: what a virtual program generates unless its
+/// slot holds something else than it should.
 pub fn right_text(model: &str, prompt: &str, tokens: usize) -> String {
     let mut mind = prompt.bytes().fold(seed(model), step);
     (0..tokens)

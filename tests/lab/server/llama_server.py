@@ -109,7 +109,7 @@ def main() -> int:
     if options.slot_save_path:
         params.slot_save_path = os.path.join(options.slot_save_path, "")
     if options.alias:
-        params.model_alias = options.alias
+        params.model_alias = {options.alias}  # a set: a bare string would be one of its letters
     if options.api_key:
         params.api_keys = [options.api_key]
     server = xllamacpp.Server(params)

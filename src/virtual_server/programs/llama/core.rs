@@ -218,8 +218,8 @@ impl State {
         Some(at)
     }
 
-    /// The free slot that shares most with the prompt, if that is enough; else the one not used for longest, of several the
-    /// last.
+    /// The free slot that shares most with the prompt, if that is enough; else the one not used for longest, of several
+    /// the last.
     fn best_for(&self, prompt: &[u8]) -> Option<usize> {
         let free = || self.slots.iter().enumerate().filter(|(_, slot)| !slot.busy);
         let alike = |slot: &Slot| ratio(common(&slot.tokens, prompt), prompt.len());

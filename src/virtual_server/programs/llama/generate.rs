@@ -1,6 +1,6 @@
 //! Requests that generate text.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -21,7 +21,7 @@ use super::{
     },
     Llama,
     core::{Claim, Core, Wanted, Which, count},
-    paths::{error, invalid},
+    paths::{asked, error, invalid},
 };
 
 /// A model that is given no limit ends by itself after so many tokens.
@@ -85,7 +85,7 @@ impl Llama {
         if faults.fires("answers-cut-off").is_some() {
             return cut_off();
         }
-        let job = match ask.json().map_err(|why| why.to_string()).and_then(|asked| Job::read(form, &asked)) {
+        let job = match asked(ask).and_then(|asked| Job::read(form, &asked)) {
             Ok(job) => job,
             Err(why) => return invalid(why),
         };
@@ -105,11 +105,18 @@ impl Llama {
         let guard = self.life.inference();
         let (form, wanted) = (job.form, job.wanted);
         if wanted.stream {
-            let (tell, told) = mpsc::channel(MOST_CHUNKS);
+            let (tell, mut told) = mpsc::channel(MOST_CHUNKS);
             self.life.spawn(Arc::clone(&self).work(job, Sink::Stream(tell), guard));
-            let chunks = stream::unfold(told, |mut told| async {
-                let chunk = told.recv().await?;
-                Some((Ok::<_, std::convert::Infallible>(chunk), told))
+            // Not even the head is sent before there is something to say.
+            let Some(first) = told.recv().await else {
+                return std::future::pending().await;
+            };
+            let chunks = stream::unfold((Some(first), told), |(first, mut told)| async {
+                let chunk = match first {
+                    Some(first) => first,
+                    None => told.recv().await?,
+                };
+                Some((Ok::<_, Infallible>(chunk), (None, told)))
             });
             return answer(200, "text/event-stream", Body::from_stream(chunks));
         }
@@ -143,7 +150,7 @@ impl Llama {
             sink.hung_up().await;
             return;
         }
-        self.account(&claim, &done);
+        self.account_text(&claim, &done);
         drop(claim);
         if !ended {
             return;
@@ -188,10 +195,12 @@ impl Llama {
             }
         }
         done.prompt_time = begun.elapsed();
+        self.account_prompt(claim, done);
         let begun = Instant::now();
         let room = self.slot_n_ctx().saturating_sub(done.prompt);
         let wanted = u64::try_from(job.wanted.n_predict).ok();
-        let limit = wanted.unwrap_or(SAYS_AT_MOST).min(room);
+        // The prompt's last decode gives a token, wanted or not.
+        let limit = wanted.unwrap_or(SAYS_AT_MOST).max(1).min(room);
         done.by_itself = wanted.is_none() && limit == SAYS_AT_MOST;
         done.truncated = wanted.is_some_and(|wanted| wanted > room);
         let odd = if self.life.faults.fires("wrong-text").is_some() { u64::MAX } else { 0 };
@@ -235,21 +244,28 @@ impl Llama {
         true
     }
 
-    /// The counters move when a request ends.
-    fn account(&self, claim: &Claim, done: &Done) {
+    /// The counters of the prompt move when all of it is worked on, ...
+    fn account_prompt(&self, claim: &Claim, done: &Done) {
         self.core.with(|state| {
-            let held = count(state.slots[claim.slot].tokens.len());
             let processed = state.slots[claim.slot].work.unwrap_or_default().processed;
             let counters = &mut state.counters;
-            let predicted = count(done.text.len());
             counters.prompt += processed;
             counters.cached += done.cached;
-            counters.predicted += predicted;
             counters.prompt_time += done.prompt_time;
-            counters.predicted_time += done.time;
-            counters.most_tokens = counters.most_tokens.max(held);
             counters.bucket.prompt += processed;
             counters.bucket.prompt_time += done.prompt_time;
+        });
+    }
+
+    /// ... those of the text when the request ends.
+    fn account_text(&self, claim: &Claim, done: &Done) {
+        self.core.with(|state| {
+            let held = count(state.slots[claim.slot].tokens.len());
+            let counters = &mut state.counters;
+            let predicted = count(done.text.len());
+            counters.predicted += predicted;
+            counters.predicted_time += done.time;
+            counters.most_tokens = counters.most_tokens.max(held);
             counters.bucket.predicted += predicted;
             counters.bucket.predicted_time += done.time;
         });
@@ -334,7 +350,7 @@ impl Job {
     fn read(form: Form, asked: &Value) -> Result<Self, String> {
         let missing = |key: &str| format!("[json.exception.out_of_range.403] key '{key}' not found");
         let prompt = if form == Form::Chat {
-            let messages = asked.get("messages").ok_or_else(|| missing("messages"))?;
+            let messages = asked.get("messages").ok_or("'messages' is required")?;
             text::chat_prompt(messages).into_bytes()
         } else {
             tokens(asked.get("prompt").ok_or_else(|| missing("prompt"))?)?
@@ -369,8 +385,8 @@ fn tokens(prompt: &Value) -> Result<Vec<u8>, String> {
 }
 
 impl Sink {
-    /// The client has gone, and that has been noticed: at once in a stream, else only when nothing came for anybody for a
-    /// while. Frequent polls of `/slots` and `/metrics` keep it from being noticed.
+    /// The client has gone, and that has been noticed: at once in a stream, else only when nothing came for anybody for
+    /// a while. Frequent polls of `/slots` and `/metrics` keep it from being noticed.
     fn is_gone(&self, core: &Core) -> bool {
         match self {
             Self::Stream(tell) => tell.is_closed(),

@@ -168,7 +168,7 @@ impl Llama {
 
     async fn tokenize(&self, ask: &Ask) -> Response<Body> {
         self.awake().await;
-        match ask.json() {
+        match asked(ask) {
             Ok(asked) => {
                 let text = asked.get("content").and_then(Value::as_str).unwrap_or_default();
                 json_answer(200, json!({ "tokens": text.as_bytes() }))
@@ -188,6 +188,14 @@ impl Llama {
 /// An error as a task answers it.
 pub(super) fn error(status: u16, message: impl ToString, kind: &str) -> Response<Body> {
     json_answer(status, json!({ "error": { "code": status, "message": message.to_string(), "type": kind } }))
+}
+
+/// The body of a request, or what llama.cpp's JSON library says of it.
+pub(super) fn asked(ask: &Ask) -> Result<Value, String> {
+    ask.json().map_err(|why| {
+        let why = if ask.body.is_empty() { "attempting to parse an empty input".to_owned() } else { why.to_string() };
+        format!("[json.exception.parse_error.101] parse error: {why}")
+    })
 }
 
 /// A request that is none.

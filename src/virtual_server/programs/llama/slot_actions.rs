@@ -8,12 +8,12 @@ use tokio::{fs::File, io::AsyncWriteExt, sync::oneshot, time::Instant};
 
 use super::{
     super::{
-        Exit,
+        Exit, SlotAct,
         door::{Ask, json as json_answer},
     },
     Llama,
     core::{Claim, Which, count},
-    paths::{error, invalid, not_supported},
+    paths::{asked, error, invalid, not_supported},
     slot_file::{self, Contents, Unfit},
 };
 
@@ -92,7 +92,10 @@ impl Llama {
         let faults = &self.life.faults;
         let begun = Instant::now();
         faults.wait_out("save-hangs").await;
-        let failed = || error(500, "Unable to save slot", "server_error");
+        let failed = || {
+            self.life.slot_did(SlotAct::SaveFailed, file, 0);
+            error(500, "Unable to save slot", "server_error")
+        };
         if faults.fires("save-fails").is_some() {
             return failed();
         }
@@ -118,6 +121,7 @@ impl Llama {
         if faults.fires("save-says-other-size").is_some() {
             written += 4096;
         }
+        self.life.slot_did(SlotAct::Saved, file, contents.tokens.len());
         json_answer(
             200,
             json!({
@@ -130,7 +134,9 @@ impl Llama {
     async fn restore(&self, id: u64, slot: usize, file: &str) -> Response<Body> {
         let faults = &self.life.faults;
         let begun = Instant::now();
+        let failed = || self.life.slot_did(SlotAct::RestoreFailed, file, 0);
         if faults.fires("restore-kills").is_some() {
+            failed();
             return self.abort().await;
         }
         let rejected = if faults.fires("restore-rejected").is_some() { Some("as told") } else { None };
@@ -142,8 +148,12 @@ impl Llama {
         };
         let contents = match read {
             Ok(contents) => contents,
-            Err(Unfit::Truncated) => return self.abort().await,
+            Err(Unfit::Truncated) => {
+                failed();
+                return self.abort().await;
+            }
             Err(unfit) => {
+                failed();
                 // Whatever the slot held is gone.
                 self.core.with(|state| state.slots[slot].empty());
                 let Unfit::Rejected(why) = unfit else {
@@ -163,6 +173,7 @@ impl Llama {
             slot.unsaved = None;
             slot.unusable = unusable;
         });
+        self.life.slot_did(SlotAct::Restored, file, restored);
         json_answer(
             200,
             json!({
@@ -195,10 +206,7 @@ async fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn file_name(ask: &Ask) -> Result<String, String> {
-    let asked = ask.json().map_err(|why| {
-        let why = if ask.body.is_empty() { "attempting to parse an empty input".to_owned() } else { why.to_string() };
-        format!("[json.exception.parse_error.101] parse error: {why}")
-    })?;
+    let asked = asked(ask)?;
     match asked.get("filename") {
         None => Err("[json.exception.out_of_range.403] key 'filename' not found".into()),
         Some(Value::String(name)) if is_file_name(name) => Ok(name.clone()),

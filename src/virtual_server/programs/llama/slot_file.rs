@@ -1,5 +1,5 @@
-//! Slot files, in llama.cpp's layout (little endian): magic, version, number of words of the token record, the record; then
-//! the KV state: streams with their cells, and 512 bytes for each token. No model's name, no checksum.
+//! Slot files, in llama.cpp's layout (little endian): magic, version, number of words of the token record, the record;
+//! then the KV state: streams with their cells, and 512 bytes for each token. No model's name, no checksum.
 
 use std::path::Path;
 
