@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    faults::{FolderFault, GpuFault, Refusal},
+    faults::{FolderFault, GpuFault, Refusal, UnitFault},
     gpu, power,
     shared::Shared,
     shell::{Command, Files},
@@ -90,6 +90,11 @@ fn show(shared: &Shared, names: &[String]) -> String {
     let fault = shared.faults.unit.now();
     let state = shared.state();
     let boot = uuid(state.boot.0);
+    if let Some(UnitFault::Missing(unit) | UnitFault::Masked(unit)) = &fault
+        && names.contains(unit)
+    {
+        shared.faults.unit.count();
+    }
     let known = |name: &String| state.units.iter().find(|u| u.setup.name == *name);
     let block = |name: &String| match known(name) {
         Some(unit) => unit.show(fault.as_ref(), shared.setup.times.timeout_stop),

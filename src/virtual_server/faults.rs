@@ -151,6 +151,10 @@ pub enum CommandFault {
     Truncated(usize),
     /// This comes in place of its output.
     Garbage(String),
+    /// It is answered so much later.
+    Late(Duration),
+    /// It is carried out twice, as if somebody had sent it again; the second answer comes.
+    Doubled,
 }
 
 /// How polkit says no.

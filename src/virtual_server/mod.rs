@@ -282,6 +282,17 @@ impl VirtualServer {
         self.shared.deeds()
     }
 
+    /// The deeds from the `first` on (0 is the first that ever was), as far as they are remembered, in the order in which
+    /// they became known.
+    pub fn deeds_from(&self, first: u64) -> Vec<Deed> {
+        self.shared.deeds_from(first)
+    }
+
+    /// How long it has existed: what [`Deed::at`] counts in.
+    pub fn age(&self) -> Duration {
+        self.shared.began.elapsed()
+    }
+
     /// What was asked over SSH that the daemon never asks: command lines not of [`crate::host::remote`], changes outside the
     /// slot folder.
     pub fn violations(&self) -> Vec<String> {

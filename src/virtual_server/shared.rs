@@ -43,9 +43,17 @@ pub(super) struct Shared {
     pub(super) power: watch::Sender<Power>,
     pub(super) began: Instant,
     state: Mutex<State>,
-    deeds: Mutex<VecDeque<Deed>>,
+    deeds: Mutex<Deeds>,
     violations: Mutex<Vec<String>>,
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// What was done.
+#[derive(Default)]
+struct Deeds {
+    kept: VecDeque<Deed>,
+    /// So many came before those that are kept.
+    forgotten: u64,
 }
 
 /// What changes.
@@ -158,10 +166,11 @@ impl Shared {
     fn did_at(&self, at: Instant, what: What) {
         let at = at.saturating_duration_since(self.began);
         let mut deeds = locked(&self.deeds);
-        if deeds.len() == MOST_DEEDS {
-            deeds.pop_front();
+        if deeds.kept.len() == MOST_DEEDS {
+            deeds.kept.pop_front();
+            deeds.forgotten += 1;
         }
-        deeds.push_back(Deed { at, what });
+        deeds.kept.push_back(Deed { at, what });
     }
 
     /// Takes down what the processes did with slot files.
@@ -175,10 +184,17 @@ impl Shared {
     }
 
     pub(super) fn deeds(&self) -> Vec<Deed> {
-        self.collect_slot_deeds(&self.state());
-        let mut deeds: Vec<Deed> = locked(&self.deeds).iter().cloned().collect();
+        let mut deeds = self.deeds_from(0);
         deeds.sort_by_key(|deed| deed.at);
         deeds
+    }
+
+    /// In the order in which they became known.
+    pub(super) fn deeds_from(&self, first: u64) -> Vec<Deed> {
+        self.collect_slot_deeds(&self.state());
+        let deeds = locked(&self.deeds);
+        let skipped = usize::try_from(first.saturating_sub(deeds.forgotten)).unwrap_or(usize::MAX);
+        deeds.kept.iter().skip(skipped).cloned().collect()
     }
 
     /// Something was asked that no daemon of ours ever asks.

@@ -326,6 +326,9 @@ async fn run(shared: &Arc<Shared>, command: Option<Command>, number: u64, line: 
         Some((_, CommandFault::Hangs)) => return None,
         _ => {}
     }
+    if matches!(fault, Some((_, CommandFault::Doubled))) {
+        answers::carry_out(shared, &command, number).await;
+    }
     let mut ran = answers::carry_out(shared, &command, number).await;
     // A machine without power says nothing.
     if !shared.is_up() {
@@ -341,6 +344,7 @@ async fn run(shared: &Arc<Shared>, command: Option<Command>, number: u64, line: 
             ran.stdout.truncate(at.unwrap_or(0));
         }
         Some((_, CommandFault::Garbage(garbage))) => ran.stdout = garbage,
+        Some((_, CommandFault::Late(delay))) => sleep(delay).await,
         _ => {}
     }
     Some(ran)

@@ -76,6 +76,15 @@ pub enum What {
         /// By whom.
         by: By,
     },
+    /// ... of a llama.cpp whose slots were used since anybody asked to save them.
+    Unsaved {
+        /// Its unit.
+        unit: String,
+        /// Tokens in those slots.
+        tokens: u64,
+        /// How long ago they were last used.
+        used: Duration,
+    },
     /// SIGKILL was ordered for a unit.
     Killed {
         /// The unit.

@@ -284,12 +284,15 @@ pub(super) fn stop(shared: &Arc<Shared>, name: &str, by: By) -> Answer {
             unit.phase = Phase::Stopping(false);
             unit.job = Some(job);
             unit.say(format!("Stopping {name}..."));
+            shared.did(What::StopBegan { unit: name.into(), by });
             if let Some(process) = &unit.process {
+                if let Some((tokens, used)) = process.truth().unsaved {
+                    shared.did(What::Unsaved { unit: name.into(), tokens, used });
+                }
                 process.signal(Signal::Term);
                 let (server, process) = (Arc::clone(shared), Arc::clone(process));
                 shared.spawn(async move { stop_timer(&server, at, &process).await });
             }
-            shared.did(What::StopBegan { unit: name.into(), by });
         }
     }
     let (job, ended) = oneshot::channel();

@@ -41,6 +41,9 @@ pub(super) enum Phase {
 pub(super) trait Held: Send + Sync + std::fmt::Debug {
     /// Of each slot.
     fn held(&self) -> Vec<Option<u64>>;
+
+    /// For [`Truth::unsaved`].
+    fn unsaved(&self) -> Option<(u64, Duration)>;
 }
 
 /// What all programs share.
@@ -265,11 +268,13 @@ impl Life {
 
     pub(super) fn truth(&self) -> Truth {
         let dead = self.dying.borrow().is_some();
+        let held = self.held.get().and_then(Weak::upgrade);
         Truth {
             ready: !dead && self.phase() == Phase::Ready,
             in_flight: self.in_flight.load(Relaxed),
             served: self.served.load(Relaxed),
-            slots: self.held.get().and_then(Weak::upgrade).map(|held| held.held()).unwrap_or_default(),
+            unsaved: held.as_ref().and_then(|held| held.unsaved()),
+            slots: held.map(|held| held.held()).unwrap_or_default(),
         }
     }
 

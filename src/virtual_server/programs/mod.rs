@@ -23,6 +23,7 @@ use tokio::{sync::watch, time::Instant};
 pub use self::{
     alone::{VERB, command},
     faults::{Fault, ProgramFaults},
+    llama::tokens_of_file,
     text::{chat_prompt, right_text},
 };
 use life::Life;
@@ -109,6 +110,8 @@ pub struct Truth {
     pub served: u64,
     /// llama.cpp: the tokens that each slot holds and can really use; `None`: never used since the start, nor restored.
     pub slots: Vec<Option<u64>>,
+    /// llama.cpp: tokens in slots that were used since anybody asked to save them, and how long ago they were last used.
+    pub unsaved: Option<(u64, Duration)>,
 }
 
 /// What became of a slot file.

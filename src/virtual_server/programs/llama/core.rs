@@ -27,6 +27,8 @@ pub(super) struct Slot {
     pub(super) unusable: bool,
     /// It was restored and not used since.
     pub(super) restored: bool,
+    /// When it was last used, if nobody has asked to save it since.
+    pub(super) unsaved: Option<Instant>,
     /// The last request it worked on; `None`: never used.
     pub(super) task: Option<u64>,
     /// Busy with a request, a save, a restore or an erase.
@@ -144,6 +146,14 @@ impl Core {
         })
     }
 
+    /// Somebody asks to save that slot.
+    pub(super) fn save_is_wanted(&self, id: u64) {
+        self.with(|state| {
+            let at = wrapped(id, state.slots.len());
+            state.slots[at].unsaved = None;
+        });
+    }
+
     /// A result was posted.
     pub(super) fn posted(&self) {
         self.with(|state| state.last_result = Instant::now());
@@ -175,6 +185,14 @@ impl Held for Core {
             let usable = |slot: &Slot| if slot.unusable { 0 } else { count(slot.tokens.len()) };
             let ever = |slot: &Slot| slot.task.is_some() || slot.restored;
             state.slots.iter().map(|slot| ever(slot).then(|| usable(slot))).collect()
+        })
+    }
+
+    fn unsaved(&self) -> Option<(u64, Duration)> {
+        self.with(|state| {
+            let slots = || state.slots.iter().filter(|slot| slot.unsaved.is_some() && !slot.tokens.is_empty());
+            let used = slots().filter_map(|slot| slot.unsaved).max()?;
+            Some((slots().map(|slot| count(slot.tokens.len())).sum(), used.elapsed()))
         })
     }
 }
@@ -228,6 +246,7 @@ impl State {
         }
         slot.unusable = false;
         slot.restored = false;
+        slot.unsaved = Some(Instant::now());
         slot.tokens.truncate(cached);
         slot.minds.truncate(cached);
         slot.task = Some(task);
@@ -257,6 +276,7 @@ impl Slot {
         self.minds.clear();
         self.unusable = false;
         self.restored = false;
+        self.unsaved = None;
     }
 
     /// As `/slots` shows it: shortly until it is used.
@@ -308,7 +328,9 @@ impl Drop for Claim {
         self.core.with(|state| {
             let slot = &mut state.slots[self.slot];
             slot.busy = false;
-            slot.work = None;
+            if slot.work.take().is_some() {
+                slot.unsaved = Some(Instant::now());
+            }
             state.last_task = Instant::now();
         });
         self.core.freed.notify_waiters();

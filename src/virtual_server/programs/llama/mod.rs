@@ -20,6 +20,8 @@ use super::{
     life::{Held, Life, Phase, pause},
 };
 
+pub use self::slot_file::tokens_of_file;
+
 /// Between the last answer and the end, so that it leaves.
 const FAREWELL: Duration = Duration::from_millis(5);
 /// Of its GPU memory a sleeping server keeps this share: the context.

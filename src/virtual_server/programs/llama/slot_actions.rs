@@ -50,6 +50,9 @@ impl Llama {
         self.one_of_the_queue().await;
         self.awake().await;
         self.core.post();
+        if matches!(action, Action::Save(_)) {
+            self.core.save_is_wanted(id);
+        }
         // A client that gives up here takes its task back.
         let claim = self.core.claim(Which::Id(id)).await;
         // ... and from here on it does not.
@@ -167,6 +170,7 @@ impl Llama {
             slot.tokens = contents.tokens;
             slot.minds = contents.minds;
             slot.restored = true;
+            slot.unsaved = None;
             slot.unusable = unusable;
         });
         self.life.slot_did(SlotAct::Restored, file, restored);

@@ -1,6 +1,8 @@
 //! Slot files, in llama.cpp's layout (little endian): magic, version, number of words of the token record, the record;
 //! then the KV state: streams with their cells, and 512 bytes for each token. No model's name, no checksum.
 
+use std::path::Path;
+
 use super::super::text;
 
 const MAGIC: u32 = 0x6767_7371;
@@ -29,6 +31,17 @@ pub(super) enum Unfit {
     Tokens,
     /// The KV state ends too early: an assertion fails, and the process aborts.
     Truncated,
+}
+
+/// For checkers: the tokens in a slot file that is whole; `None` for any other.
+#[must_use]
+pub fn tokens_of_file(file: &Path) -> Option<u64> {
+    let bytes = std::fs::read(file).ok()?;
+    let word = |at: usize| bytes.get(at * 4..at * 4 + 4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
+    // The number of streams comes after the token record.
+    let streams = word(3 + usize::try_from(word(2)?).ok()?)?;
+    let contents = read(&bytes, "", u64::MAX - 4, streams).ok()?;
+    u64::try_from(contents.tokens.len()).ok()
 }
 
 /// The bytes of a file.

@@ -1,0 +1,98 @@
+//! The daemon's operations, as its event stream tells them.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use wechsler::{driver::OperationRecord, front::client::Client};
+
+/// Operations remembered; the laws look back for seconds.
+const KEPT: usize = 500;
+
+/// An operation, in the server's time.
+#[derive(Clone, Debug)]
+pub struct Op {
+    /// Of this life of the daemon.
+    pub life: usize,
+    pub began: Duration,
+    pub ended: Option<Duration>,
+    /// The daemon was killed while it was under way.
+    pub forgotten: bool,
+    pub record: OperationRecord,
+}
+
+impl Op {
+    /// It was under way then, give or take `slack`.
+    pub fn covers(&self, at: Duration, slack: Duration) -> bool {
+        self.began <= at + slack && self.ended.is_none_or(|ended| ended + slack >= at)
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Ops {
+    pub all: VecDeque<Op>,
+    /// Ended since they were last taken.
+    pub ended: Vec<Op>,
+    /// What no daemon may tell.
+    pub wrong: Vec<String>,
+}
+
+impl Ops {
+    fn told(&mut self, life: usize, at: Duration, record: OperationRecord, is_end: bool) {
+        let known = self.all.iter_mut().rev().find(|op| op.life == life && op.record.id == record.id);
+        match (known, is_end) {
+            (None, false) => {
+                if self.all.len() == KEPT {
+                    self.all.pop_front();
+                }
+                self.all.push_back(Op { life, began: at, ended: None, forgotten: false, record });
+            }
+            (Some(op), true) if op.ended.is_none() => {
+                op.ended = Some(at);
+                op.record = record;
+                self.ended.push(op.clone());
+            }
+            (None, true) => self.wrong.push(format!("an operation that never began has ended: {record:?}")),
+            (Some(op), _) => self.wrong.push(format!("told twice: {op:?}, now {record:?}")),
+        }
+    }
+
+    /// The daemon is gone.
+    pub fn forget(&mut self, life: usize, at: Duration) {
+        for op in self.all.iter_mut().filter(|op| op.life == life && op.ended.is_none()) {
+            op.ended = Some(at);
+            op.forgotten = true;
+        }
+    }
+}
+
+/// Shared with the task that listens.
+pub type Shared = Arc<Mutex<Ops>>;
+
+pub fn locked(ops: &Shared) -> MutexGuard<'_, Ops> {
+    ops.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Listens for as long as it is not aborted. `origin` is when the server came to be.
+pub fn listen(client: Client, life: usize, ops: Shared, origin: Instant) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            if let Ok(mut events) = client.events().await {
+                while let Ok(Some(change)) = events.next().await {
+                    let is_end = change.what == "operation_ended";
+                    if let (true, Some(record)) = (is_end || change.what == "operation_began", change.operation) {
+                        locked(&ops).told(life, origin.elapsed(), record, is_end);
+                    }
+                }
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+}
