@@ -260,7 +260,7 @@ pub(super) fn is_new(before: &Server, after: &Server) -> bool {
     }
 }
 
-/// A backend is running that was not, or by another run: its use is worth a look at once.
+/// A backend is running that was not, or by another run: its use and what it holds are worth a look at once.
 pub(super) fn newly_running(before: &Look, after: &Look) -> bool {
     after
         .backends
