@@ -1,5 +1,5 @@
-//! What looks odd about a backend that runs, for people to judge: no state hangs on it, and nothing is done about it. Each
-//! is a fact that was read, worded no stronger than it is, and clears itself.
+//! What looks odd about a backend that runs, for people to judge: no state hangs on it, and nothing is done about it.
+//! Each is a fact that was read, worded no stronger than it is, and clears itself.
 
 use std::time::Duration;
 

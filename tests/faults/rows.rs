@@ -68,7 +68,7 @@ pub const ROWS: &[Row] = &[
     row(
         "H2",
         "the engine is dead, its API answers 200",
-        "seen as soon as it says so; `no_progress` where requests are in flight and nothing moves; nothing of ours tries it",
+        "seen as soon as it says so; `no_progress` where requests are in flight and nothing moves; we ask it nothing",
     ),
     row("H3", "healthy and wrong text", "a wrong model is a stranger; wrong text is nobody's to judge"),
     row("H4", "health is silent during a long prompt", "busy is not dead: nothing is stopped for it"),

@@ -339,7 +339,9 @@ fn below(dir: &Path) -> Vec<(PathBuf, u32)> {
     let mut found = vec![];
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
-        found.push((path.clone(), entry.metadata().expect("there").permissions().mode() & 0o777));
+        // One that is being written has another name in a moment.
+        let Ok(about) = entry.metadata() else { continue };
+        found.push((path.clone(), about.permissions().mode() & 0o777));
         found.extend(below(&path));
     }
     found
@@ -367,7 +369,7 @@ async fn row_k11_what_was_said_stays_in_the_slot_file_and_notes_are_closed_to_st
         assert_eq!(mode & 0o077, 0, "{path:?} {mode:o}");
     }
     for (path, _) in below(&bench.state_dir()).iter().filter(|(path, _)| path.is_file()) {
-        let text = fs::read(path).expect("read");
+        let text = fs::read(path).unwrap_or_default();
         assert!(!text.windows(9).any(|part| part == b"swordfish"), "{path:?}");
     }
     let status = serde_json::to_string(&*bench.status()).expect("a document");

@@ -337,8 +337,8 @@ fn prompts(page: &str) -> Option<Prompts> {
     })
 }
 
-/// A number that changes whenever a request is worked on: `n_decode_total` and the tokens of a slot move during the work,
-/// the others when a request ends or begins. Our own questions move none of them.
+/// A number that changes whenever a request is worked on: `n_decode_total` and the tokens of a slot move meanwhile, the
+/// others when a request ends or begins. Our own questions move none of them.
 fn mark_of(slots: &[Slot], page: Option<&str>) -> Option<u64> {
     const COUNTERS: [&str; 4] = [
         "llamacpp:n_decode_total",
