@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 use super::{
     clock::{Clock, rfc3339},
     history::History,
+    oddities::Oddity,
     operations::{backend_of, cause_name},
     setup::{Setup, kind_name},
     status::{
@@ -30,6 +31,8 @@ pub(super) struct Source<'a> {
     pub reading: &'a Reading,
     /// How long things take here.
     pub history: &'a History,
+    /// What looks odd.
+    pub oddities: &'a [Oddity],
     /// How long the operation under way was expected to take when it began, seconds.
     pub expected: Option<f64>,
     /// We powered the server off, and it has not answered since.
@@ -354,7 +357,13 @@ impl Source<'_> {
             hint: a.hint.into(),
             since: self.clock.rfc3339(a.since),
         };
-        self.view.attention.iter().map(one).collect()
+        let odd = |o: &Oddity| AttentionStatus {
+            code: o.code.into(),
+            message: format!("{}: {}", self.setup.policy.backend(o.backend).name, o.message),
+            hint: o.hint.into(),
+            since: self.clock.rfc3339(o.since),
+        };
+        self.view.attention.iter().map(one).chain(self.oddities.iter().map(odd)).collect()
     }
 
     fn held_name(&self, held: Held) -> String {

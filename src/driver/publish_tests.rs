@@ -103,6 +103,7 @@ impl Scene {
             view: &self.view,
             reading: &self.reading,
             history: &self.history,
+            oddities: &[],
             expected: None,
             powered_off: self.powered_off,
             last_error: None,

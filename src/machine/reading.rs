@@ -286,6 +286,18 @@ pub struct Activity {
     pub sleeping: bool,
     /// It cannot save slots (no `--slot-save-path`, router mode, multimodal): why. `None`: as far as known it can.
     pub cannot_save: Option<String>,
+    /// What became of the prompts since its start; `None` where the backend does not tell. llama.cpp only.
+    #[serde(default)]
+    pub prompts: Option<Prompts>,
+}
+
+/// Tokens of prompts that a process has answered, counted since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prompts {
+    /// Computed anew.
+    pub computed: u64,
+    /// Found in the cache: restored ones too.
+    pub reused: u64,
 }
 
 /// One slot of llama.cpp (`GET /slots`).

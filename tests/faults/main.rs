@@ -7,7 +7,10 @@
 #![cfg(feature = "virtual-server")]
 
 mod bench;
+mod health;
 mod rows;
+mod simulated;
+mod slots;
 mod stop;
 mod table;
 
