@@ -7,7 +7,10 @@
 #![cfg(feature = "virtual-server")]
 
 mod bench;
+mod control;
+mod power;
 mod rows;
+mod simulated;
 mod stop;
 mod table;
 
