@@ -7,7 +7,9 @@
 #![cfg(feature = "virtual-server")]
 
 mod bench;
+mod control;
 mod health;
+mod power;
 mod rows;
 mod simulated;
 mod slots;

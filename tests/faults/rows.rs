@@ -107,13 +107,17 @@ pub const ROWS: &[Row] = &[
     row("K15", "sleep aborts requests", "the same"),
     // Wake and boot.
     row("W1", "the first packets are lost", "sent again until the first sign of life"),
-    row("W2", "only one of several targets works", "all are sent to"),
-    row("W3", "the card is not armed for the next wake", "no power-off"),
-    row("W4", "it does not wake", "`wake_timeout`, and what to check"),
+    row("W2", "only one of several targets works", "all are sent to, and the end tells what could not be sent"),
+    row("W3", "the card is not armed for the next wake", "no power-off, neither by a command nor by a policy"),
+    row("W4", "it does not wake", "`wake_timeout`, what to check, and nothing more is sent"),
     row("W5", "a half-open connection", "a deadline ends it, the next is new"),
     row("W7", "it is up without being asked", "seen, and the idle policy applies with its whole time"),
-    row("W8", "it takes long to go down", "its deadline is the configuration's; off is proven"),
-    row("W9", "clocks jump", "idle time is counted on a clock that does not"),
+    row(
+        "W8",
+        "it takes long to go down",
+        "its deadline is the configuration's; off is proven, and a start waits for it",
+    ),
+    row("W9", "clocks jump", "idle time is counted on a clock that does not, and anew after a resume"),
     row("W10", "the initramfs answers with another key", "phase `preboot`, not an alarm"),
     row("W12", "the model store is not mounted at boot", "the start fails with the unit's own words"),
     row("W13", "the server's clock is wrong", "nothing depends on it"),
@@ -131,7 +135,7 @@ pub const ROWS: &[Row] = &[
     row("X8", "polkit would have to ask", "`not_permitted`, no retry"),
     row("X9", "systemd brings the other one back", "conflict, or stopped in favour of what is wanted"),
     row("X10", "another host key", "refused and named"),
-    row("X11", "SSH is slow while booting", "a budget for each phase"),
+    row("X11", "SSH is slow while booting", "it has the time of the boot, phase `booting`"),
 ];
 
 /// Not applicable, and why.
