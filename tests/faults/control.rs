@@ -160,7 +160,7 @@ async fn row_x4_what_could_be_more_than_a_word_is_refused_and_what_is_one_is_one
     std::fs::create_dir_all(&folder).expect("a folder");
     std::fs::write(folder.join("localbot.bin"), "slot").expect("a file");
     let path = RemotePath::new(&folder.to_string_lossy()).expect("a path that may be used");
-    let line = remote::files(FileQuestion::List(&path));
+    let line = remote::files(&path, FileQuestion::List(".bin"));
     let ran = Process::new("sh").args(["-c", line.as_str()]).current_dir(&folder).output().expect("a shell");
     let said = String::from_utf8_lossy(&ran.stdout);
     assert!(said.contains("localbot.bin") && said.trim_end().ends_with("@@end"), "{said}");
