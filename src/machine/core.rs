@@ -86,6 +86,8 @@ pub(super) struct Order {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Doubt {
+    /// Its answer may come late, and then clears it up.
+    pub(super) verb: VerbId,
     pub(super) session: Option<u64>,
     pub(super) boot: Option<BootId>,
     pub(super) backend: BackendId,

@@ -14,8 +14,8 @@ use super::{
 pub(super) const UNKNOWN_USE_GRACE: Duration = Duration::from_secs(3);
 
 /// How long a start or a power-off waits for a last look at what is asked rarely: GPU, people, network card. Without
-/// persistence mode the GPU's driver takes 1 to 3 s to answer.
-const LAST_LOOK: Duration = Duration::from_secs(5);
+/// persistence mode the GPU's driver takes 1 to 3 s for each of two questions, and one that hangs is given up after 14 s.
+const LAST_LOOK: Duration = Duration::from_secs(15);
 
 /// Stops ordered of one run at most: the second, where the first was lost without a trace.
 const MOST_STOPS: u8 = 2;
@@ -46,9 +46,6 @@ pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, s
     if core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Unknown) {
         return Some(unread(core, leaf, step));
     }
-    if let Some(work) = &mut core.work {
-        work.unread_until = None;
-    }
     None
 }
 
@@ -78,12 +75,19 @@ pub(super) enum LastWord {
 pub(super) fn last_look(core: &mut Core, asked: Instant, than: Instant) -> LastWord {
     let now = core.now;
     let Some(work) = &mut core.work else { return LastWord::Untold };
-    if now.since(asked) <= FRESH && asked > Instant::START && asked >= than {
+    let young = now.since(asked) <= FRESH && asked > Instant::START && asked >= than;
+    // Asked for this very purpose: however long the answer took, none can be younger.
+    let on_purpose = work.last_look.is_some_and(|look| asked >= look.since);
+    if young || on_purpose {
         work.last_look = None;
         return LastWord::Told;
     }
     let until = work.last_look.get_or_insert(LastLook { since: now, until: now + LAST_LOOK }).until;
-    if until > now { LastWord::Awaited } else { LastWord::Untold }
+    if until > now {
+        return LastWord::Awaited;
+    }
+    work.last_look = None;
+    LastWord::Untold
 }
 
 /// The next step of bringing `backend` down: drain, save, stop.
@@ -177,14 +181,8 @@ pub(super) fn linger(core: &Core, leaf: State, backend: BackendId) -> Pursued {
 }
 
 /// All backends are proven stopped: power off, if nothing blocks.
-pub(super) fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut Step) -> Pursued {
+pub(super) fn power_off(core: &mut Core, cause: Cause, step: &mut Step) -> Pursued {
     let now = core.now;
-    if let State::PoweringOff { .. } = leaf {
-        // Another boot answers: it went down and came back.
-        core.warn("came_back", "the server went down and was up again at once");
-        core.done(step);
-        return Ended;
-    }
     if core.look.foreign_gpu || core.look.people == Some(true) || core.is_held(Held::Awake) {
         return fail(core, Failure::Blocked, step);
     }
@@ -197,13 +195,17 @@ pub(super) fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut S
     if !core.is_fresh() {
         return STAY;
     }
+    let mut people_told = true;
     match last_look(core, asked, Instant::START) {
         LastWord::Told => {}
         LastWord::Awaited => return STAY,
         LastWord::Untold if cause.is_policy() => return fail(core, Failure::Blocked, step),
-        LastWord::Untold => core.warn("use_unknown", "nobody could tell in time whether somebody else uses the server"),
+        LastWord::Untold => {
+            people_told = now.since(core.look.people_at) <= FRESH;
+            core.warn("use_unknown", "nobody could tell in time whether somebody else uses the server");
+        }
     }
-    let people = people.filter(|_| now.since(core.look.people_at) <= FRESH);
+    let people = people.filter(|_| people_told);
     if people.is_none() {
         if cause.is_policy() {
             return fail(core, Failure::Blocked, step);
