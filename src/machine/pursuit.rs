@@ -1,9 +1,9 @@
 //! The rules: from goal and observation to the next leaf.
 
 use super::{
-    BackendId, BootPhase, Failure, Goal, Held, OnStartTimeout, RestorePolicy, Seen, Server, Verb,
+    BackendId, BootPhase, Failure, Goal, Held, Instant, OnStartTimeout, RestorePolicy, Seen, Server, Verb,
     core::{Core, Step},
-    leaving::{LastWord, last_look, leave, leave_all, linger, power_off, stop, unread},
+    leaving::{GPU_LATE, LAST_LOOK, LastWord, last_look, leave, leave_all, linger, power_off, stop, unread},
     observed::{observed, policies},
     rules::State,
 };
@@ -52,8 +52,9 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
                 // Goes on below.
             } else if killed || core.seen(backend).is_up() {
                 // One that is up as if nothing were has not heard the stop, and would not hear SIGKILL either.
-                let lingers = core.seen(backend) == Seen::Lingering;
-                core.fail(if lingers { Failure::GpuNotFreed } else { Failure::StopStuck }, step);
+                // One that lingers outside of any run is down by its unit, and only what it held is still there.
+                let down = core.seen(backend) == Seen::Lingering && core.look.backend(backend).invocation.is_none();
+                core.fail(if down { Failure::GpuNotFreed } else { Failure::StopStuck }, step);
                 return Ended;
             } else {
                 let p = core.policy.backend(backend);
@@ -271,9 +272,12 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             }
             // Somebody may have come since the operation began, and nobody asks at rest more than once a minute.
             let began = core.work.as_ref().map_or(core.now, |w| w.op.started);
-            match last_look(core, core.look.gpu_at, began) {
+            let late = core.look.gpu_late;
+            let (asked, patience) = if late { (Instant::START, GPU_LATE) } else { (core.look.gpu_at, LAST_LOOK) };
+            match last_look(core, asked, began, patience) {
                 LastWord::Told => {}
                 LastWord::Awaited => return STAY,
+                LastWord::Untold if late => core.warn("gpu_late", "a GPU that was there before has not come up"),
                 LastWord::Untold => core.warn("gpu_unread", "nobody could tell in time what else holds GPU memory"),
             }
             let until = Some(core.now + core.policy.backend(backend).start_timeout);

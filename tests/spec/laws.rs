@@ -331,7 +331,11 @@ fn failure_is_not_terminal(e: &Edge) -> Verdict {
 
 fn last_look_is_taken(e: &Edge) -> Verdict {
     let view = e.after.view();
-    let waited = view.last_look.is_some_and(|since| e.now.since(since) >= Duration::from_secs(5));
+    let patience = |verb| match verb {
+        Verb::StartUnit(_) if view.look.gpu_late => 30,
+        _ => 5,
+    };
+    let waited = |verb| view.last_look.is_some_and(|since| e.now.since(since) >= Duration::from_secs(patience(verb)));
     let young = |at: Instant| at > Instant::START && e.now.since(at) <= Duration::from_secs(5);
     for verb in orders(e) {
         let began = view.operation.as_ref().map_or(Instant::START, |o| o.started);
@@ -340,7 +344,8 @@ fn last_look_is_taken(e: &Edge) -> Verdict {
             Verb::PowerOff => (view.look.gpu_at.min(view.look.people_at), Instant::START),
             _ => continue,
         };
-        ensure((young(asked) && asked >= than) || waited, || format!("{verb:?} by a word of {asked}"))?;
+        let told = young(asked) && asked >= than && !(view.look.gpu_late && matches!(verb, Verb::StartUnit(_)));
+        ensure(told || waited(verb), || format!("{verb:?} by a word of {asked}"))?;
     }
     Ok(())
 }
