@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use super::{
     clock::{Clock, rfc3339},
+    gpu_trouble,
     history::History,
     operations::{backend_of, cause_name},
     setup::{Setup, kind_name},
@@ -354,7 +355,11 @@ impl Source<'_> {
             hint: a.hint.into(),
             since: self.clock.rfc3339(a.since),
         };
-        self.view.attention.iter().map(one).collect()
+        let mut all: Vec<AttentionStatus> = self.view.attention.iter().map(one).collect();
+        if matches!(self.view.look.server, Server::On { .. }) {
+            all.extend(gpu_trouble::attention(self.reading, self.clock));
+        }
+        all
     }
 
     fn held_name(&self, held: Held) -> String {
