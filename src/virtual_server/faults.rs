@@ -151,6 +151,8 @@ pub enum CommandFault {
     Truncated(usize),
     /// This comes in place of its output.
     Garbage(String),
+    /// It is carried out and ends, and something it has left behind holds its output open.
+    StaysOpen,
 }
 
 /// How polkit says no.
@@ -169,6 +171,8 @@ pub enum UnitFault {
     Missing(String),
     /// It is masked.
     Masked(String),
+    /// This unit is read from this other file, which systemd has not read again since it changed.
+    OtherFile(String, String),
 }
 
 /// How a boot goes wrong.
@@ -193,6 +197,8 @@ pub enum GpuFault {
     HangsForEver,
     /// So many GPUs are gone.
     Missing(usize),
+    /// On each GPU so many MiB more are in use, by nobody.
+    Leaks(u64),
 }
 
 /// What is wrong with the slot folder, for those who look by SSH.

@@ -265,6 +265,9 @@ impl Handler for Client {
                 let _ = handle.extended_data(channel, 1, ran.stderr.into_bytes()).await;
             }
             let _ = handle.exit_status_request(channel, ran.status).await;
+            if ran.stays_open {
+                return;
+            }
             let _ = handle.eof(channel).await;
             let _ = handle.close(channel).await;
         });
@@ -306,6 +309,7 @@ async fn run(shared: &Arc<Shared>, command: Option<Command>, number: u64, line: 
             ran.stdout.truncate(at.unwrap_or(0));
         }
         Some((_, CommandFault::Garbage(garbage))) => ran.stdout = garbage,
+        Some((_, CommandFault::StaysOpen)) => ran.stays_open = true,
         _ => {}
     }
     Some(ran)

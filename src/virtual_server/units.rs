@@ -29,6 +29,8 @@ pub(super) struct Ran {
     pub(super) status: u32,
     pub(super) stdout: String,
     pub(super) stderr: String,
+    /// Something it has left behind holds its output open.
+    pub(super) stays_open: bool,
 }
 
 impl Ran {
@@ -212,6 +214,7 @@ impl Unit {
             Some(UnitFault::Masked(unit)) if unit == name => "masked",
             _ => "loaded",
         };
+        let (fragment, _) = self.file(fault);
         // A stopped unit that nothing refers to is unloaded, and its counters with it.
         let fresh = Shown { result: "success", ..Shown::default() };
         let shown = if self.phase == Phase::Inactive && !self.setup.enabled { &fresh } else { &self.shown };
@@ -222,7 +225,7 @@ impl Unit {
         };
         format!(
             "TimeoutStopUSec={}\nMainPID={pid}\nNRestarts={}\nResult={}\nExecMainStatus={}\nNames={name}\nLoadState={load}\n\
-             ActiveState={}\nSubState={}\nFragmentPath=/etc/systemd/system/{name}\nUnitFileState={}\n\
+             ActiveState={}\nSubState={}\nFragmentPath={fragment}\nUnitFileState={}\n\
              ActiveEnterTimestamp={}\nJob={}\nInvocationID={invocation}\n",
             timespan(timeout_stop),
             shown.restarts,
@@ -237,13 +240,24 @@ impl Unit {
     }
 
     /// ... and of [`crate::host::remote::post_mortem`].
-    pub(super) fn show_end(&self) -> String {
+    pub(super) fn show_end(&self, fault: Option<&UnitFault>) -> String {
         let Shown { result, exec_code, exec_status, restarts, .. } = &self.shown;
+        let (fragment, stale) = self.file(fault);
         format!(
-            "ExecMainCode={exec_code}\nExecMainStatus={exec_status}\nActiveState={}\nSubState={}\nResult={result}\nNRestarts={restarts}\n",
+            "ExecMainCode={exec_code}\nExecMainStatus={exec_status}\nActiveState={}\nSubState={}\nResult={result}\nNRestarts={restarts}\n\
+             FragmentPath={fragment}\nDropInPaths=\nNeedDaemonReload={}\n",
             self.phase.active(),
-            self.phase.sub()
+            self.phase.sub(),
+            if stale { "yes" } else { "no" },
         )
+    }
+
+    /// The file it is read from, and whether that has changed since.
+    fn file(&self, fault: Option<&UnitFault>) -> (String, bool) {
+        match fault {
+            Some(UnitFault::OtherFile(unit, path)) if *unit == self.setup.name => (path.clone(), true),
+            _ => (format!("/etc/systemd/system/{}", self.setup.name), false),
+        }
     }
 }
 
@@ -269,12 +283,13 @@ fn find(shared: &Shared, state: &State, name: &str, doing: &str) -> Result<usize
     let wrong = shared.faults.unit.strike_if(|fault| match fault {
         UnitFault::Missing(unit) => unit == name,
         UnitFault::Masked(unit) => unit == name && doing == "start",
+        UnitFault::OtherFile(unit, _) => unit == name && doing == "start",
     });
     match (wrong, state.units.iter().position(|u| u.setup.name == name)) {
         (Some(UnitFault::Masked(_)), _) => {
             Err(Ran::failed(1, format!("Failed to {doing} {name}: Unit {name} is masked.\n")))
         }
-        (None, Some(at)) => Ok(at),
+        (None | Some(UnitFault::OtherFile(..)), Some(at)) => Ok(at),
         _ if matches!(doing, "start" | "stop") => {
             let loaded = if doing == "start" { "found" } else { "loaded" };
             Err(Ran::failed(5, format!("Failed to {doing} {name}: Unit {name} not {loaded}.\n")))
@@ -416,7 +431,12 @@ fn ended(shared: &Arc<Shared>, at: usize, process: &Arc<Process>, exit: Exit) {
         Exit::Signal(signal) => ("signal", 2, signal),
     };
     let killed = unit.phase == Phase::Stopping(true);
-    unit.shown.result = if killed { "timeout" } else { result };
+    let for_memory = exit == Exit::Signal(9) && unit.faults.fires("oom-kill").is_some();
+    unit.shown.result = match result {
+        _ if killed => "timeout",
+        _ if for_memory => "oom-kill",
+        result => result,
+    };
     (unit.shown.exec_code, unit.shown.exec_status) = (code, status);
     if !clean {
         unit.say(format!("{name}: Main process exited, {}", how(exit)));
