@@ -7,8 +7,11 @@
 #![cfg(feature = "virtual-server")]
 
 mod bench;
+mod gpu;
+mod paused;
 mod rows;
 mod stop;
+mod swap;
 mod table;
 
 #[path = "../sim/mod.rs"]
