@@ -193,6 +193,53 @@ fn a_gpu_that_cannot_be_asked_in_time_does_not_keep_a_start_waiting() {
 }
 
 #[test]
+fn a_gpu_that_is_late_after_a_boot_is_waited_for_but_not_for_ever() {
+    let late = |look: &mut Look| look.gpu_late = true;
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    line.after(1).sees_with(Seen::Stopped, Seen::Stopped, late);
+    assert_eq!(orders(&line.told(Command::Start(Some(LLAMA), PLAIN))), []);
+    let mut came = line.machine.clone();
+    for _ in 0..29 {
+        assert_eq!(orders(&line.after(1).sees_with(Seen::Stopped, Seen::Stopped, late)), []);
+    }
+    assert_eq!(line.machine.deadline(), Some(line.now + Duration::from_secs(1)));
+    assert_eq!(order(&line.after(1).tick()).1, Verb::StartUnit(LLAMA));
+    // Once it is there, nothing is waited for any more.
+    let soon = sample::at(13);
+    let effects = came.step(soon, Event::Looked(sample::on(soon, Seen::Stopped, Seen::Stopped)));
+    assert_eq!(order(&effects).1, Verb::StartUnit(LLAMA));
+}
+
+#[test]
+fn what_does_not_end_is_stuck_and_what_is_down_but_not_gone_has_not_freed_the_gpu() {
+    for (run, expected) in [(Some(Invocation(2)), Failure::StopStuck), (None, Failure::GpuNotFreed)] {
+        let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+        let stop = order(&line.told(Command::Stop(Options { no_drain: true, ..PLAIN }))).0;
+        let lingers = |look: &mut Look| look.backends[1].invocation = run;
+        line.after(1).ends(stop, fine());
+        line.after(1).sees_with(Seen::Stopped, Seen::Lingering, lingers);
+        line.now = line.machine.deadline().expect("it is waited for");
+        let (kill, what) = order(&line.sees_with(Seen::Stopped, Seen::Lingering, lingers));
+        assert_eq!(what, Verb::KillUnit(VLLM));
+        line.after(1).ends(kill, fine());
+        line.now = line.machine.deadline().expect("it is waited for");
+        let effects = line.sees_with(Seen::Stopped, Seen::Lingering, lingers);
+        assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(expected)));
+    }
+}
+
+#[test]
+fn an_idle_stop_gives_up_also_for_a_request_that_was_over_between_two_looks() {
+    let mut line = Line::on(sample::eager(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    line.tick();
+    assert_eq!(line.kind(), Kind::Draining);
+    let effects = line.after(2).sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].mark = Some(7));
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)));
+    assert_eq!(line.kind(), Kind::Running);
+}
+
+#[test]
 fn a_look_that_took_long_to_come_may_be_acted_on_when_it_comes() {
     let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
     line.told(Command::Start(Some(LLAMA), PLAIN));

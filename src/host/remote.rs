@@ -212,12 +212,12 @@ busctl --json=short call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.
     CommandLine::script(&[SCRIPT, LEFT].concat(), units.iter().map(UnitName::as_str))
 }
 
-/// Why a unit is not up: its result, and the last lines of its journal. And whether `port` listens on the server.
+/// Why a unit is not up: its result, its files, and the last lines of its journal. And whether `port` listens on the server.
 #[must_use]
 pub fn post_mortem(unit: &UnitName, port: u16) -> CommandLine {
     const SCRIPT: &str = r#"export LC_ALL=C TZ=UTC
 echo @@unit
-systemctl --no-pager show -p ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts -- "$1"
+systemctl --no-pager show -p ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts,FragmentPath,DropInPaths,NeedDaemonReload -- "$1"
 echo @@listens
 command -v ss >/dev/null 2>&1 && timeout -k 1 3 ss -Hltn "sport = :$2" && echo @@asked
 echo @@journal

@@ -378,6 +378,7 @@ impl Look {
     pub(super) fn says_same_as(&self, other: &Self) -> bool {
         self.server == other.server
             && self.foreign_gpu == other.foreign_gpu
+            && self.gpu_late == other.gpu_late
             && self.people == other.people
             && self.wake_armed == other.wake_armed
             && self

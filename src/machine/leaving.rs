@@ -15,7 +15,11 @@ pub(super) const UNKNOWN_USE_GRACE: Duration = Duration::from_secs(3);
 
 /// How long a start or a power-off waits for a last look at what is asked rarely: GPU, people, network card. Without
 /// persistence mode the GPU's driver takes 1 to 3 s for each of two questions, and one that hangs is given up after 14 s.
-const LAST_LOOK: Duration = Duration::from_secs(15);
+pub(super) const LAST_LOOK: Duration = Duration::from_secs(15);
+
+/// How long a start waits for a GPU that comes up later than the server: what is started without it falls back to the
+/// processor, or dies.
+pub(super) const GPU_LATE: Duration = Duration::from_secs(30);
 
 /// Stops ordered of one run at most: the second, where the first was lost without a trace.
 const MOST_STOPS: u8 = 2;
@@ -71,8 +75,8 @@ pub(super) enum LastWord {
 }
 
 /// Sees to it that what was last asked at `asked` is young enough to act on, and not older than `than`:
-/// [`super::View::last_look`] makes the driver ask again, and is waited for within bounds.
-pub(super) fn last_look(core: &mut Core, asked: Instant, than: Instant) -> LastWord {
+/// [`super::View::last_look`] makes the driver ask again, and is waited for, but no longer than `patience`.
+pub(super) fn last_look(core: &mut Core, asked: Instant, than: Instant, patience: Duration) -> LastWord {
     let now = core.now;
     let Some(work) = &mut core.work else { return LastWord::Untold };
     let young = now.since(asked) <= FRESH && asked > Instant::START && asked >= than;
@@ -82,8 +86,10 @@ pub(super) fn last_look(core: &mut Core, asked: Instant, than: Instant) -> LastW
         work.last_look = None;
         return LastWord::Told;
     }
-    let until = work.last_look.get_or_insert(LastLook { since: now, until: now + LAST_LOOK }).until;
+    let since = work.last_look.map_or(now, |l| l.since);
+    let until = since + patience;
     if until > now {
+        work.last_look = Some(LastLook { since, until });
         return LastWord::Awaited;
     }
     work.last_look = None;
@@ -94,7 +100,7 @@ pub(super) fn last_look(core: &mut Core, asked: Instant, than: Instant) -> LastW
 pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pursued {
     let look = core.look.backend(backend).clone();
     let policy = core.policy.backend(backend).clone();
-    let calm = core.memory(backend).calm;
+    let (calm, last_use) = (core.memory(backend).calm, core.memory(backend).last_use);
     let (held, served, spoilt) =
         (core.is_held(Held::Backend(backend)), core.has_served(backend), core.is_spoilt(backend));
     let now = core.now;
@@ -106,8 +112,9 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
     if held && !stopping && (by_policy || work.op.goal != Goal::Stop) {
         return fail(core, Failure::Held, step);
     }
-    // A policy gives way to whoever uses it again.
-    if by_policy && !stopping && look.use_ == Use::Busy {
+    // A policy gives way to whoever uses it again, also if that was over between two looks.
+    let used = look.use_ == Use::Busy || last_use.is_some_and(|at| at > work.op.started);
+    if by_policy && !stopping && used {
         return fail(core, Failure::InUse, step);
     }
     // An odd answer of one that has served proves nothing: requests may be in flight, and its slots hold what they held.
@@ -196,7 +203,7 @@ pub(super) fn power_off(core: &mut Core, cause: Cause, step: &mut Step) -> Pursu
         return STAY;
     }
     let mut people_told = true;
-    match last_look(core, asked, Instant::START) {
+    match last_look(core, asked, Instant::START, LAST_LOOK) {
         LastWord::Told => {}
         LastWord::Awaited => return STAY,
         LastWord::Untold if cause.is_policy() => return fail(core, Failure::Blocked, step),

@@ -1,9 +1,9 @@
 //! The rules: from goal and observation to the next leaf.
 
 use super::{
-    BackendId, BootPhase, Failure, Goal, Held, OnStartTimeout, RestorePolicy, Seen, Server, Verb,
+    BackendId, BootPhase, Failure, Goal, Held, Instant, OnStartTimeout, RestorePolicy, Seen, Server, Verb,
     core::{Core, Step},
-    leaving::{LastWord, last_look, leave, leave_all, linger, power_off, stop, unread},
+    leaving::{GPU_LATE, LAST_LOOK, LastWord, last_look, leave, leave_all, linger, power_off, stop, unread},
     observed::{observed, policies},
     rules::State,
 };
@@ -49,7 +49,11 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
             if until <= core.now && core.is_on() && core.shows_end_of_stop(backend) =>
         {
             match core.seen(backend) {
-                Seen::Lingering if killed => return fail(core, Failure::GpuNotFreed, step),
+                // One that lingers outside of any run is down by its unit, and only what it held is still there.
+                Seen::Lingering if killed && core.look.backend(backend).invocation.is_none() => {
+                    return fail(core, Failure::GpuNotFreed, step);
+                }
+                Seen::Lingering if killed => return fail(core, Failure::StopStuck, step),
                 Seen::Lingering => {
                     let p = core.policy.backend(backend);
                     let until = core.now + core.policy.command_timeout + p.kill_timeout;
@@ -301,9 +305,12 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             }
             // Somebody may have come since the operation began, and nobody asks at rest more than once a minute.
             let began = core.work.as_ref().map_or(core.now, |w| w.op.started);
-            match last_look(core, core.look.gpu_at, began) {
+            let late = core.look.gpu_late;
+            let (asked, patience) = if late { (Instant::START, GPU_LATE) } else { (core.look.gpu_at, LAST_LOOK) };
+            match last_look(core, asked, began, patience) {
                 LastWord::Told => {}
                 LastWord::Awaited => return STAY,
+                LastWord::Untold if late => core.warn("gpu_late", "a GPU that was there before has not come up"),
                 LastWord::Untold => core.warn("gpu_unread", "nobody could tell in time what else holds GPU memory"),
             }
             let until = Some(core.now + core.policy.backend(backend).start_timeout);

@@ -332,7 +332,11 @@ fn failure_is_not_terminal(e: &Edge) -> Verdict {
 fn last_look_is_taken(e: &Edge) -> Verdict {
     let view = e.after.view();
     let since = e.before.view().last_look;
-    let waited = since.is_some_and(|since| e.now.since(since) >= Duration::from_secs(15));
+    let patience = |verb| match verb {
+        Verb::StartUnit(_) if view.look.gpu_late => 30,
+        _ => 15,
+    };
+    let waited = |verb| since.is_some_and(|since| e.now.since(since) >= Duration::from_secs(patience(verb)));
     let young = |at: Instant| at > Instant::START && e.now.since(at) <= Duration::from_secs(5);
     for verb in orders(e) {
         let began = view.operation.as_ref().map_or(Instant::START, |o| o.started);
@@ -341,8 +345,10 @@ fn last_look_is_taken(e: &Edge) -> Verdict {
             Verb::PowerOff => (view.look.gpu_at.min(view.look.people_at), Instant::START),
             _ => continue,
         };
+        let late = view.look.gpu_late && matches!(verb, Verb::StartUnit(_));
         let on_purpose = since.is_some_and(|since| asked >= since);
-        ensure((young(asked) && asked >= than) || on_purpose || waited, || format!("{verb:?} by a word of {asked}"))?;
+        let told = ((young(asked) && asked >= than) || on_purpose) && !late;
+        ensure(told || waited(verb), || format!("{verb:?} by a word of {asked}"))?;
     }
     Ok(())
 }
