@@ -11,6 +11,8 @@
 mod answers;
 mod configuration;
 mod faults;
+mod faulty_wire;
+mod faulty_world;
 mod gpu;
 mod people;
 mod ports;
@@ -46,6 +48,8 @@ pub use configuration::Places;
 pub use faults::{
     BootFault, CommandFault, Dice, Fault, Faults, FolderFault, GpuFault, On, Refusal, SshFault, UnitFault,
 };
+pub use faulty_wire::{FaultyWire, WireFault};
+pub use faulty_world::{FaultPlan, FaultyWorld, LookFault, OrderFault};
 pub use people::{Foreign, Inhibitor, Login};
 pub use setup::{Engine, GpuSetup, Restart, Setup, Times, UnitSetup};
 pub use truth::{By, Deed, Power, Truth, UnitTruth, What};

@@ -72,6 +72,10 @@ impl Stage {
         self.ledger.settle(server);
         let disarmed = server.faults().disarmed.now().is_some();
         server.faults().clear();
+        for (_, wire) in &self.wires {
+            wire.calm();
+        }
+        self.slow |= !self.wires.is_empty();
         for backend in [LLAMA, VLLM] {
             if let Some(inside) = server.program_faults(&unit(backend)) {
                 inside.clear_all();
