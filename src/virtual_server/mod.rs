@@ -25,6 +25,7 @@ mod sshd;
 mod truth;
 mod unit;
 mod units;
+mod wire_alone;
 
 use std::{
     fmt, fs,
@@ -53,6 +54,7 @@ pub use faulty_world::{FaultPlan, FaultyWorld, LookFault, OrderFault};
 pub use people::{Foreign, Inhibitor, Login};
 pub use setup::{Engine, GpuSetup, Restart, Setup, Times, UnitSetup};
 pub use truth::{By, Deed, Power, Truth, UnitTruth, What};
+pub use wire_alone::{WIRE_VERB, wire_command};
 
 use ports::Port;
 use programs::{LlamaSetup, Program, ProgramFaults, Signal, VllmSetup};
