@@ -183,7 +183,7 @@ async fn a_server_that_never_says_who_it_is_ends_at_the_connect_deadline() {
         });
         let began = Instant::now();
         let down = Ssh::new(&to).expect("a target").run(&line("a.service"), LONG).await;
-        assert!(matches!(&down, Err(Trouble::Down(reading::Ssh::Broken(_)))), "{down:?}");
+        assert!(matches!(&down, Err(Trouble::Down(reading::Ssh::Mute(_)))), "{down:?}");
         assert!(began.elapsed() < LONG);
         stalled.abort();
     }
@@ -260,7 +260,7 @@ async fn a_half_open_connection_ends_at_the_deadline_of_the_next_command() {
     let lost = ssh.ask(&line("b.service"), SHORT).await;
     assert_eq!(lost, Err(Trouble::TimedOut(SHORT)));
     let down = ssh.ask(&line("b.service"), SHORT).await;
-    assert!(matches!(down, Err(Trouble::Down(reading::Ssh::Broken(_)))), "{down:?}");
+    assert!(matches!(down, Err(Trouble::Down(reading::Ssh::Mute(_)))), "{down:?}");
     cut.send_replace(false);
     ssh.ask(&line("c.service"), LONG).await.expect("the link is back");
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use spec::sample::{self, LLAMA, VLLM};
 use wechsler::machine::{
-    Answer, BootId, Command, Effect, End, Event, Failure, Goal, Held, HoldSpec, Instant, Invocation, Kind, Look,
-    Machine, Options, Outcome, Policy, PowerChoice, RequestId, Seen, Server, Use, Verb, VerbId, Warning,
+    Answer, BootId, BootPhase, Command, Effect, End, Event, Failure, Goal, Held, HoldSpec, Instant, Invocation, Kind,
+    Look, Machine, Options, Outcome, Policy, PowerChoice, RequestId, Seen, Server, Use, Verb, VerbId, Warning,
 };
 
 const PLAIN: Options = Options { replace: false, no_drain: false };
@@ -344,4 +344,74 @@ fn a_run_in_which_a_restore_was_rejected_is_worth_no_save_to_whoever_stops_it() 
     line.told(Command::Switch(VLLM, PLAIN));
     let effects = line.after(1).ends(restore, failed("restore_rejected"));
     assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA));
+}
+
+/// A look at which nothing of the server answers.
+fn silence(line: &mut Line) -> Vec<Effect> {
+    let mut look = Look::nothing(2);
+    (look.at, look.server) = (line.now, Server::Silent);
+    line.looked(look)
+}
+
+#[test]
+fn a_suspended_server_that_resumes_is_not_stopped_at_once_for_its_idle_time_of_before() {
+    let policy = Policy { idle_power_off_after: None, ..sample::eager() };
+    let mut line = Line::on(policy, Seen::Running, Seen::Stopped);
+    for after in [600, 40, 3600] {
+        line.after(after);
+        silence(&mut line);
+    }
+    assert_eq!(line.kind(), Kind::Offline);
+    let effects = line.after(60).sees(Seen::Running, Seen::Stopped);
+    assert_eq!((orders(&effects), line.kind()), (vec![], Kind::Running), "its idle time begins anew");
+    assert_eq!(line.machine.view().next_action.map(|next| next.at), Some(line.now + Duration::from_secs(1200)));
+}
+
+#[test]
+fn why_no_packet_could_be_sent_is_told_with_the_end_of_the_operation_that_wanted_it() {
+    let mut line = Line::new(sample::quiet());
+    for after in [1, 40, 1] {
+        line.after(after);
+        silence(&mut line);
+    }
+    let (wake, _) = order(&line.told(Command::Wake(PLAIN)));
+    let why = Warning::new("wake_send", "no way leads there");
+    line.ends(wake, Outcome::Failed(why.clone()));
+    line.ends(wake, Outcome::Failed(Warning::new("wake_send", "an older answer")));
+    let mut ended = vec![];
+    for _ in 0..200 {
+        line.after(3);
+        ended.extend(silence(&mut line).into_iter().filter(|e| matches!(e, Effect::Ended { .. })));
+    }
+    let [Effect::Ended { end: End::Failed { failure: Failure::WakeTimeout, warnings }, .. }] = &ended[..] else {
+        panic!("{ended:?}")
+    };
+    assert_eq!(*warnings, [why]);
+}
+
+#[test]
+fn a_power_off_that_was_refused_has_not_begun() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (off, _) = order(&line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN)));
+    assert_eq!(failure(&line.ends(off, failed("not_permitted"))), Some(Failure::NotPermitted));
+    assert_eq!(line.kind(), Kind::Idle);
+    let mut effects = line.told(Command::Start(Some(LLAMA), PLAIN));
+    effects.extend(line.after(1).sees(Seen::Stopped, Seen::Stopped));
+    assert_eq!(order(&effects).1, Verb::StartUnit(LLAMA), "nothing waits for it to go down");
+}
+
+#[test]
+fn a_server_that_still_refuses_while_it_goes_down_is_not_off_yet() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (off, _) = order(&line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN)));
+    line.ends(off, fine());
+    line.told(Command::Start(Some(LLAMA), PLAIN));
+    for _ in 0..10 {
+        let mut look = Look::nothing(2);
+        (look.at, look.server) = (line.after(6).now, Server::Booting(BootPhase::Booting));
+        assert_eq!(orders(&line.looked(look)), [], "no packet: it would not hear it");
+        assert_eq!(line.kind(), Kind::PoweringOff);
+    }
+    line.after(6);
+    assert_eq!(order(&silence(&mut line)).1, Verb::Wake);
 }

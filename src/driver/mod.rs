@@ -13,6 +13,7 @@ pub mod handle;
 mod history;
 mod journal;
 mod keep;
+mod oddities;
 mod operations;
 mod probe;
 mod publish;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 use super::{
     clock::{Clock, rfc3339},
     history::History,
+    oddities::Oddity,
     operations::{backend_of, cause_name},
     setup::{Setup, kind_name},
     status::{
@@ -13,8 +14,9 @@ use super::{
     },
 };
 use crate::machine::{
-    BackendId, BackendLook, BootPhase, Cause, Goal, Held, Hold, Instant, Kind, NextAction, Seen, Server, Use, View,
-    reading::{Activity, BackendReading, Dated, Gpu, Http, Identity, People, Reading, Unit, WakeArmed},
+    BackendId, BackendLook, BootPhase, Cause, Failure, Goal, Held, Hold, Instant, Kind, NextAction, Seen, Server, Use,
+    View,
+    reading::{Activity, BackendReading, Dated, Gpu, Http, Identity, People, Reading, Ssh, Unit, WakeArmed},
 };
 
 /// Everything the document is made of.
@@ -30,6 +32,8 @@ pub(super) struct Source<'a> {
     pub reading: &'a Reading,
     /// How long things take here.
     pub history: &'a History,
+    /// What looks odd.
+    pub oddities: &'a [Oddity],
     /// How long the operation under way was expected to take when it began, seconds.
     pub expected: Option<f64>,
     /// We powered the server off, and it has not answered since.
@@ -172,16 +176,18 @@ impl Source<'_> {
         }
     }
 
-    /// By systemd's word where it has one; else since we saw it. The server's clock may differ from ours: never negative.
+    /// By systemd's word where it has one; else since we saw it. The server's clock may differ from ours: never negative,
+    /// and no longer than since we saw it down.
     fn uptime(&self, id: BackendId, now: Instant) -> u64 {
         let ours = now.since(self.view.since).as_secs();
-        let unit = self.reading.backends.get(usize::from(id.0));
-        let Some(Unit::Loaded(unit)) = unit.and_then(|b| b.unit.as_ref()).map(|u| &u.value) else {
+        let backend = self.reading.backends.get(usize::from(id.0));
+        let Some(Unit::Loaded(unit)) = backend.and_then(|b| b.unit.as_ref()).map(|u| &u.value) else {
             return ours;
         };
+        let most = backend.and_then(|b| b.last_down).map_or(u64::MAX, |down| now.since(down).as_secs());
         let wall = self.clock.wall(now).duration_since(SystemTime::UNIX_EPOCH);
         let theirs = unit.active_since.zip(wall.ok()).and_then(|(since, wall)| wall.as_secs().checked_sub(since));
-        theirs.unwrap_or(ours)
+        theirs.unwrap_or(ours).min(most)
     }
 
     fn operation(&self, now: Instant) -> Option<OperationStatus> {
@@ -345,16 +351,29 @@ impl Source<'_> {
     }
 
     fn attention(&self) -> Vec<AttentionStatus> {
+        // Which key it is, or which user is refused, is what a person must know to judge it.
+        let detail = match self.reading.ssh.as_ref().map(|ssh| &ssh.value) {
+            Some(Ssh::WrongKey(key)) => Some((Failure::WrongHostKey.code(), key)),
+            Some(Ssh::AuthRefused(why)) => Some((Failure::AuthRefused.code(), why)),
+            _ => None,
+        };
         let one = |a: &crate::machine::Attention| AttentionStatus {
             code: a.what.code.clone(),
-            message: match a.backend {
-                Some(id) => format!("{}: {}", self.setup.policy.backend(id).name, a.what.message),
-                None => a.what.message.clone(),
+            message: match (a.backend, detail) {
+                (Some(id), _) => format!("{}: {}", self.setup.policy.backend(id).name, a.what.message),
+                (None, Some((code, detail))) if a.what.code == code => format!("{} ({detail})", a.what.message),
+                (None, _) => a.what.message.clone(),
             },
             hint: a.hint.into(),
             since: self.clock.rfc3339(a.since),
         };
-        self.view.attention.iter().map(one).collect()
+        let odd = |o: &Oddity| AttentionStatus {
+            code: o.code.into(),
+            message: format!("{}: {}", self.setup.policy.backend(o.backend).name, o.message),
+            hint: o.hint.into(),
+            since: self.clock.rfc3339(o.since),
+        };
+        self.view.attention.iter().map(one).chain(self.oddities.iter().map(odd)).collect()
     }
 
     fn held_name(&self, held: Held) -> String {

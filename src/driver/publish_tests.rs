@@ -103,6 +103,7 @@ impl Scene {
             view: &self.view,
             reading: &self.reading,
             history: &self.history,
+            oddities: &[],
             expected: None,
             powered_off: self.powered_off,
             last_error: None,
@@ -164,6 +165,17 @@ async fn a_running_backend_is_shown_as_the_workflows_have_it() {
     assert_eq!(vllm, Some(80.0));
     assert_eq!(status.ages.get("gpu"), Some(&10.0));
     assert_eq!(status.ages.get("llama-cpp.http"), Some(&10.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_is_never_older_than_when_its_unit_was_last_seen_down_whatever_the_servers_clock_says() {
+    let mut scene = Scene::running();
+    let backend = &mut scene.reading.backends[0];
+    backend.last_down = Some(Instant::after_start(Duration::from_secs(55)));
+    if let Some(Dated { value: Unit::Loaded(unit), .. }) = &mut backend.unit {
+        unit.active_since = Some(1);
+    }
+    assert_eq!(scene.status().uptime_seconds, Some(5));
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,6 +19,7 @@ use super::{
     history::{History, Stopwatch},
     journal::Journal,
     keep::{self, Keeper},
+    oddities::Oddities,
     operations::{Operations, end_name, who_can_tell},
     probe::{self, Schedule, Source},
     publish,
@@ -80,6 +81,7 @@ pub fn spawn<W: World>(setup: Setup, world: W, shutdown: watch::Receiver<bool>) 
         view,
         history,
         stopwatch: Stopwatch::default(),
+        oddities: Oddities::default(),
         journal,
         tasks: JoinSet::new(),
         commands,
@@ -132,6 +134,7 @@ struct Driver<W> {
     schedule: Schedule,
     history: History,
     stopwatch: Stopwatch,
+    oddities: Oddities,
     keeper: Keeper,
     journal: Journal,
     tasks: JoinSet<Done>,
@@ -296,6 +299,9 @@ impl<W: World> Driver<W> {
             Outcome::Unknown(why) => {
                 warn!(%verb, ?what, code = why.code, message = why.message, "nobody knows how the order ended");
             }
+        }
+        if let (Verb::RestoreSlots(backend), Outcome::Succeeded(_)) = (what, &outcome) {
+            self.oddities.restored(backend, &self.reading, &self.view, now);
         }
         self.step(&Event::Finished { verb, outcome });
     }
@@ -505,12 +511,14 @@ impl<W: World> Driver<W> {
 
     fn publish(&mut self, began: Vec<OperationRecord>, ended: Vec<OperationRecord>) {
         let now = self.clock.now();
+        self.oddities.note(&self.reading, &self.view, &self.setup.policy, now);
         let status = publish::Source {
             setup: &self.setup,
             clock: &self.clock,
             view: &self.view,
             reading: &self.reading,
             history: &self.history,
+            oddities: self.oddities.found(),
             expected: self.expected,
             powered_off: self.powered_off,
             last_error: self.operations.last_error(),

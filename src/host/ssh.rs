@@ -110,7 +110,7 @@ impl reading::Ssh {
             Self::PreBoot => "the initramfs answers".into(),
             Self::PortClosed => "the SSH port is closed".into(),
             Self::Silent => "no answer over SSH".into(),
-            Self::AuthRefused(why) | Self::Unreachable(why) | Self::Broken(why) => why.clone(),
+            Self::AuthRefused(why) | Self::Mute(why) | Self::Unreachable(why) | Self::Broken(why) => why.clone(),
         }
     }
 }
@@ -325,7 +325,7 @@ impl Ssh {
             return result;
         }
         Err(if self.port_is_open().await {
-            reading::Ssh::Broken(format!("the SSH port is open, but nobody lets us in within {within:?}"))
+            reading::Ssh::Mute(format!("the SSH port is open, but nobody lets us in within {within:?}"))
         } else {
             reading::Ssh::Silent
         })

@@ -48,6 +48,8 @@ pub(super) struct Core {
     pub(super) work: Option<Work>,
     /// The one order that changes anything and has not ended.
     pub(super) order: Option<Order>,
+    /// The newest round of wake packets, and for whom: what it says beside is told with that operation's end.
+    pub(super) waking: Option<(VerbId, OpId)>,
     /// When the last such order ended: looks asked before prove nothing about it.
     pub(super) order_ended: Instant,
     /// An order's answer was lost in this SSH session: nothing is sent until a later one shows the unit settled.
@@ -100,6 +102,8 @@ pub(super) struct Worry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WorryKind {
     Failure(Failure),
+    /// Gone by itself, and about to be started again.
+    Crashed,
     WakeUnarmed,
 }
 
@@ -136,6 +140,7 @@ impl Core {
             vacant_since: None,
             work: None,
             order: None,
+            waking: None,
             order_ended: Instant::START,
             doubt: None,
             holds,
@@ -272,6 +277,11 @@ impl Core {
             }
         }
         self.look = look.clone();
+        if self.is_off() {
+            // Nobody saw how long it was used meanwhile: should the same run come back (a suspended server resumes), its
+            // idle time begins anew.
+            self.backends.iter_mut().for_each(|memory| memory.last_use = None);
+        }
         self.looked = now;
         let crowd = self.up().count() > 1;
         self.crowded_since = if crowd { self.crowded_since.or(Some(now)) } else { None };
@@ -315,7 +325,10 @@ impl Core {
         for id in self.policy.ids() {
             let failure = match self.seen(id) {
                 Seen::Missing => Failure::UnitMissing,
-                Seen::CrashLoop => Failure::CrashLoop,
+                Seen::CrashLoop => {
+                    found.push((WorryKind::Crashed, Some(id)));
+                    continue;
+                }
                 Seen::Sick | Seen::Stranger => Failure::Unavailable,
                 _ => continue,
             };

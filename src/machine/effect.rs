@@ -138,7 +138,7 @@ codes! {
     Failure {
         WakeTimeout = "wake_timeout", "The server showed no sign of being up in time.", "check power, cable and Wake-on-LAN settings; see `wechsler status`";
         HealthTimeout = "health_timeout", "The backend did not become healthy in time.", "read the unit's journal; it may still come up, which is then noticed";
-        HttpUnreachable = "http_unreachable", "The backend's unit is up, but its URL is not reachable from here although it answers on the server.", "check `url`, firewall and the address the backend binds to";
+        HttpUnreachable = "http_unreachable", "The backend's unit is up, but its URL is not reachable from here although it answers on the server.", "check `url`, firewall and the address the backend binds to; one that is only slow needs a longer `probe.http_timeout`";
         StartFailed = "start_failed", "The backend's unit did not start, or ended at once.", "read the unit's result and journal lines";
         CrashLoop = "crash_loop", "The backend crashed while it was being started; it was stopped.", "read the unit's result and journal lines, then start it again";
         UnitMissing = "unit_missing", "The backend's systemd unit does not exist on the server, or is masked or broken.", "check `unit` in the configuration and the unit file on the server";

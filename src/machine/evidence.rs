@@ -15,7 +15,7 @@
 //! | pinned key | | [`Server::On`] |
 //! | another key | | wrong host key: who answers there is not the server we know, whatever it says over HTTP |
 //! | anything else | yes | [`Server::Uncontrolled`] |
-//! | initramfs key, login refused, port closed | no | [`Server::Booting`] |
+//! | initramfs key, login refused, port closed, port open but nobody lets us in | no | [`Server::Booting`] |
 //! | silence, no route, broken off | no | [`Server::Silent`]: proves nothing alone, the machine counts |
 //! | never asked | no | [`Server::NotLooked`] |
 //!
@@ -30,6 +30,7 @@
 //! | deactivating | | [`Seen::Lingering`]: a refused port proves nothing, llama.cpp closes it first |
 //! | down, but a job, a process or its GPU process is left | | [`Seen::Lingering`] |
 //! | down | somebody answers (a proxy's 502 to 504 is nobody) | [`Seen::Stranger`] |
+//! | down | somebody answers a later question | [`Seen::Unknown`]: it may have come up since, the next word of the unit tells |
 //! | down, GPU memory above its baseline with no backend up and nobody else's process to explain it | nobody | [`Seen::Lingering`] |
 //! | down | nobody | [`Seen::Stopped`] |
 //! | activating without a main process | | [`Seen::Loading`]: whoever answers is not it |
@@ -116,7 +117,7 @@ fn server(reading: &Reading, views: &[View<'_>], now: Instant) -> Server {
         _ if answers => Server::Uncontrolled,
         Some(Ssh::PreBoot) => Server::Booting(BootPhase::Preboot),
         Some(Ssh::AuthRefused(_)) => Server::Booting(BootPhase::AuthRefused),
-        Some(Ssh::PortClosed) => Server::Booting(BootPhase::Booting),
+        Some(Ssh::PortClosed | Ssh::Mute(_)) => Server::Booting(BootPhase::Booting),
         Some(Ssh::Silent | Ssh::Unreachable(_) | Ssh::Broken(_)) => Server::Silent,
         None => Server::NotLooked,
     }
@@ -129,6 +130,8 @@ struct View<'a> {
     reading: &'a BackendReading,
     unit: Option<&'a Unit>,
     http: Option<&'a Http>,
+    /// That was asked after the unit was: what the unit said may be over.
+    http_is_later: bool,
     /// Of this run, however old.
     activity: Option<&'a Activity>,
     /// When it was asked for that; [`Instant::START`] if never.
@@ -163,6 +166,7 @@ impl<'a> View<'a> {
             policy,
             reading: backend,
             unit: unit.and_then(|unit| young(unit, now)),
+            http_is_later: backend.http.as_ref().zip(unit).is_some_and(|(http, unit)| http.at > unit.at),
             http: backend.http.as_ref().filter(|http| of_run(http.at)).and_then(|http| young(http, now)),
             activity: activity.map(|a| &a.value),
             asked_for_use: activity.map_or(Instant::START, |a| a.at),
@@ -241,6 +245,8 @@ impl<'a> View<'a> {
                 let left = state.main_pid.is_some() || state.processes_left;
                 if state.job || left || on_gpu {
                     Seen::Lingering
+                } else if somebody_answers && self.http_is_later {
+                    Seen::Unknown
                 } else if somebody_answers {
                     Seen::Stranger
                 } else if memory_left {

@@ -46,6 +46,7 @@ impl Machine {
             vacant_since,
             work,
             order,
+            waking: _,
             order_ended: _,
             doubt,
             holds,

@@ -52,7 +52,7 @@ pub enum Server {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BootPhase {
-    /// Its SSH port is closed.
+    /// Its SSH port is closed, or open while nobody lets us in.
     Booting,
     /// The initramfs waits for a passphrase.
     Preboot,

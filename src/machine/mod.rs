@@ -171,6 +171,9 @@ impl Machine {
                 .map(|w| Attention {
                     what: match w.what {
                         WorryKind::Failure(f) => Warning::new(f.code(), f.message()),
+                        WorryKind::Crashed => {
+                            Warning::new("crashed", "The backend crashed; systemd waits to start it again.")
+                        }
                         WorryKind::WakeUnarmed => Warning::new(
                             Failure::WakeUnarmed.code(),
                             "The server could not be woken again after a power-off.",
@@ -178,6 +181,7 @@ impl Machine {
                     },
                     hint: match w.what {
                         WorryKind::Failure(f) => f.hint(),
+                        WorryKind::Crashed => "read the unit's journal; stop it if it goes on like that",
                         WorryKind::WakeUnarmed => Failure::WakeUnarmed.hint(),
                     },
                     backend: w.backend,

@@ -11,6 +11,7 @@ use super::{
 pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
     match core.look.server {
         Server::NotLooked => return None,
+        Server::Silent | Server::Booting(_) if refuses_while_going_down(core, leaf) => return None,
         Server::Silent | Server::Booting(_) => return core.is_off().then_some(State::Offline),
         Server::On { .. } | Server::Uncontrolled => {}
     }
@@ -51,6 +52,13 @@ pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
             }
         }
     }
+}
+
+/// Something of a server that was told to power off still answers, if only by refusing: sshd goes early, the rest may take
+/// minutes. Its time to do so is not over.
+fn refuses_while_going_down(core: &Core, leaf: State) -> bool {
+    matches!(core.look.server, Server::Booting(_))
+        && matches!(leaf, State::PoweringOff { until, .. } if until > core.now)
 }
 
 /// The leaf for the one backend that is up, whoever started it.

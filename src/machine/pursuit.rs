@@ -163,6 +163,17 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
     if !core.is_off() {
         return STAY;
     }
+    // What refuses a connection is still there, however long it has been told to go.
+    if let State::PoweringOff { until, .. } = leaf
+        && matches!(core.look.server, Server::Booting(_))
+    {
+        if until > core.now {
+            return STAY;
+        }
+        if goal == Goal::Off {
+            return fail(core, Failure::PowerOffTimeout, step);
+        }
+    }
     match goal {
         Goal::Off | Goal::Stop => {
             core.done(step);

@@ -83,6 +83,9 @@ pub struct BackendReading {
     /// before says nothing of the memory it has given back.
     #[serde(default)]
     pub down_since: Option<Instant>,
+    /// When its unit was last seen down; kept by [`Reading::absorb`]. The run that is up now is younger.
+    #[serde(default)]
+    pub last_down: Option<Instant>,
     /// Its unit was up when it was last seen; kept by [`Reading::absorb`].
     #[serde(default)]
     pub was_up: bool,
@@ -136,8 +139,11 @@ impl BackendReading {
         let up = !matches!(unit.active, ActiveState::Inactive | ActiveState::Failed);
         if up {
             self.down_since = None;
-        } else if self.was_up {
-            self.down_since = Some(*at);
+        } else {
+            self.last_down = Some(*at);
+            if self.was_up {
+                self.down_since = Some(*at);
+            }
         }
         self.was_up = up;
         let Some(invocation) = unit.invocation else {
@@ -170,6 +176,8 @@ pub enum Ssh {
     AuthRefused(String),
     /// The machine is there, the port is closed: booting, or no sshd.
     PortClosed,
+    /// The port is open, and nobody lets us in within the deadline: booting, or too busy.
+    Mute(String),
     /// Nothing answers within the deadline.
     Silent,
     /// The name of the host cannot be resolved, no route, or another local failure.
@@ -286,6 +294,18 @@ pub struct Activity {
     pub sleeping: bool,
     /// It cannot save slots (no `--slot-save-path`, router mode, multimodal): why. `None`: as far as known it can.
     pub cannot_save: Option<String>,
+    /// What became of the prompts since its start; `None` where the backend does not tell. llama.cpp only.
+    #[serde(default)]
+    pub prompts: Option<Prompts>,
+}
+
+/// Tokens of prompts that a process has answered, counted since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prompts {
+    /// Computed anew.
+    pub computed: u64,
+    /// Found in the cache: restored ones too.
+    pub reused: u64,
 }
 
 /// One slot of llama.cpp (`GET /slots`).

@@ -138,6 +138,12 @@ impl blocking::State<Core> for State {
                     _ => Super,
                 }
             }
+            // A power-off that was surely refused has not begun: the server stays on, and nothing waits for it to go down.
+            Signal::Take(Event::Finished { verb, outcome: outcome @ super::Outcome::Failed(_) }) if matches!(self, Self::PoweringOff { order, .. } if order == verb) =>
+            {
+                core.order_ended(*verb, outcome, step);
+                Transition(Self::Idle)
+            }
             Signal::Take(_) => Super,
             Signal::Proceed => match pursuit::next(core, *self, step) {
                 Some(next) if next != *self => Transition(next),

@@ -81,8 +81,12 @@ impl Core {
     pub(super) fn order(&mut self, what: Verb) -> VerbId {
         let verb = VerbId(self.next_verb);
         self.next_verb += 1;
-        if let (true, Some(work)) = (what != Verb::Wake, &self.work) {
-            self.order = Some(Order { verb, what, op: work.op.id, until: self.now + self.within(what) });
+        match (what, &self.work) {
+            (_, None) => {}
+            (Verb::Wake, Some(work)) => self.waking = Some((verb, work.op.id)),
+            (_, Some(work)) => {
+                self.order = Some(Order { verb, what, op: work.op.id, until: self.now + self.within(what) });
+            }
         }
         verb
     }
@@ -193,10 +197,27 @@ impl Core {
         }
     }
 
+    /// Takes in the end of a round of wake packets. It decides nothing, but where nothing could be sent people shall read why.
+    fn wake_sent(&mut self, verb: VerbId, outcome: &Outcome) -> bool {
+        let Some((_, op)) = self.waking.take_if(|(waking, _)| *waking == verb) else {
+            return false;
+        };
+        let warnings = match outcome {
+            Outcome::Succeeded(warnings) => warnings.as_slice(),
+            Outcome::Failed(warning) | Outcome::Unknown(warning) => std::slice::from_ref(warning),
+        };
+        let work = self.work.as_mut().filter(|w| w.op.id == op);
+        let Some(work) = work else { return false };
+        for warning in warnings {
+            work.warn(warning.clone());
+        }
+        true
+    }
+
     /// Takes in the end of an order. False if it is not the one under way.
     pub(super) fn order_ended(&mut self, verb: VerbId, outcome: &Outcome, step: &mut Step) -> bool {
         let Some(order) = self.order.take_if(|o| o.verb == verb) else {
-            return false;
+            return self.wake_sent(verb, outcome);
         };
         // Saves and restores leave the units as they were: what was seen of those still holds.
         if !matches!(order.what, Verb::SaveSlots(_) | Verb::RestoreSlots(_)) {

@@ -34,7 +34,7 @@ impl VirtualServer {
             "[daemon]\nsocket = {socket}\nstate_dir = {state}\n\n\
              [gpu_server]\nname = \"virtual\"\nhost = \"127.0.0.1\"\n\n\
              [gpu_server.ssh]\nuser = {user}\nport = {port}\nkey = {key}\nhost_keys = [\"{host_key}\"]\n\
-             preboot_host_keys = [\"{initramfs}\"]\nconnect_timeout = \"500ms\"\ncommand_timeout = \"2s\"\nkeepalive = \"2s\"\n\n\
+             preboot_host_keys = [\"{initramfs}\"]\nconnect_timeout = \"900ms\"\ncommand_timeout = \"2s\"\nkeepalive = \"2s\"\n\n\
              [gpu_server.wake]\nmethod = \"magic-packet\"\nmac = \"{mac}\"\ntargets = [\"{wake}\"]\nsource = \"127.0.0.1\"\n\
              resend_every = \"500ms\"\n\n\
              [gpu_server.timeouts]\nboot = \"{boot}\"\npower_off = \"{power_off}\"\nsilence = \"{silence}\"\n\n\

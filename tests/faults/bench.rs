@@ -310,6 +310,17 @@ impl Bench {
         tokio::spawn(ask(self.url(unit), prompt.to_owned(), tokens))
     }
 
+    /// Kills the daemon and starts another one, with one more key of its configuration changed.
+    pub async fn new_daemon_with(&mut self, key: &str, value: impl Into<String>) {
+        self.daemon.env.push((format!("WECHSLER_{key}"), value.into()));
+        self.new_daemon().await;
+    }
+
+    /// How many magic packets reached the server's card, heard or not.
+    pub fn packets(&self) -> usize {
+        self.count(|what| matches!(what, What::Packet { .. }))
+    }
+
     fn url(&self, unit: &str) -> String {
         format!("http://{}/v1/completions", self.server.unit_address(unit).expect("a unit of the server"))
     }

@@ -7,7 +7,12 @@
 #![cfg(feature = "virtual-server")]
 
 mod bench;
+mod control;
+mod health;
+mod power;
 mod rows;
+mod simulated;
+mod slots;
 mod stop;
 mod table;
 

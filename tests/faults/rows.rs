@@ -60,15 +60,31 @@ pub const ROWS: &[Row] = &[
     row("O10", "a start is killed for lack of memory", "result and exit status are told, not guessed"),
     row("O11", "the unit's file is not the one that was meant", "status tells the unit, the failure its file"),
     // Health lies.
-    row("H1", "the GPU is missing at the start: silent fall-back to the processor", "said in attention"),
-    row("H2", "the engine is dead, its API answers 200", "seen once it says so, or when its counters stand still"),
+    row(
+        "H1",
+        "the GPU is missing at the start: silent fall-back to the processor",
+        "said in attention (`gpu_unused`), where the GPU can be read",
+    ),
+    row(
+        "H2",
+        "the engine is dead, its API answers 200",
+        "seen as soon as it says so; `no_progress` where requests are in flight and nothing moves; we ask it nothing",
+    ),
     row("H3", "healthy and wrong text", "a wrong model is a stranger; wrong text is nobody's to judge"),
     row("H4", "health is silent during a long prompt", "busy is not dead: nothing is stopped for it"),
-    row("H5", "health is slower than the question's limit", "configurable, and one miss means nothing"),
+    row(
+        "H5",
+        "health is slower than the question's limit",
+        "configurable, and one miss means nothing; a start says `http_unreachable`, and counts when it comes",
+    ),
     row("H6", "the process is up and not ready", "phases: process, port, loading, ready"),
     row("H7", "asleep, and health says 200", "asked for, and never woken by us"),
     // Slots.
-    row("K1", "a restore says ok and does nothing", "the next request's cache tells"),
+    row(
+        "K1",
+        "a restore says ok and does nothing",
+        "nobody claims more than was said; the next requests' cache tells: `restore_ineffective` after two in vain",
+    ),
     row(
         "K2",
         "a damaged file spoils the process",
@@ -80,20 +96,28 @@ pub const ROWS: &[Row] = &[
     row("K7", "model, context or build changed", "refused with the reason before it is sent"),
     row("K9", "the server saves into another folder", "the file is looked for, and missed"),
     row("K10", "the server cannot save", "found out, said, never in the way"),
-    row("K11", "a saved slot is a transcript", "closed to strangers"),
-    row("K12", "the vLLM cache layer hangs the first request", "its own layer's business"),
+    row(
+        "K11",
+        "a saved slot is a transcript",
+        "what we keep is closed to strangers and holds nothing of it; the file is closed by its unit",
+    ),
+    row("K12", "the vLLM cache layer hangs the first request", "busy is not dead; its time to drain is bounded"),
     row("K13", "waking vLLM from sleep crashes it", "Wechsler stops and starts, it does not put to sleep"),
     row("K14", "the level of sleep is ignored", "the same"),
     row("K15", "sleep aborts requests", "the same"),
     // Wake and boot.
     row("W1", "the first packets are lost", "sent again until the first sign of life"),
-    row("W2", "only one of several targets works", "all are sent to"),
-    row("W3", "the card is not armed for the next wake", "no power-off"),
-    row("W4", "it does not wake", "`wake_timeout`, and what to check"),
+    row("W2", "only one of several targets works", "all are sent to, and the end tells what could not be sent"),
+    row("W3", "the card is not armed for the next wake", "no power-off, neither by a command nor by a policy"),
+    row("W4", "it does not wake", "`wake_timeout`, what to check, and nothing more is sent"),
     row("W5", "a half-open connection", "a deadline ends it, the next is new"),
     row("W7", "it is up without being asked", "seen, and the idle policy applies with its whole time"),
-    row("W8", "it takes long to go down", "its deadline is the configuration's; off is proven"),
-    row("W9", "clocks jump", "idle time is counted on a clock that does not"),
+    row(
+        "W8",
+        "it takes long to go down",
+        "its deadline is the configuration's; off is proven, and a start waits for it",
+    ),
+    row("W9", "clocks jump", "idle time is counted on a clock that does not, and anew after a resume"),
     row("W10", "the initramfs answers with another key", "phase `preboot`, not an alarm"),
     row("W12", "the model store is not mounted at boot", "the start fails with the unit's own words"),
     row("W13", "the server's clock is wrong", "nothing depends on it"),
@@ -111,7 +135,7 @@ pub const ROWS: &[Row] = &[
     row("X8", "polkit would have to ask", "`not_permitted`, no retry"),
     row("X9", "systemd brings the other one back", "conflict, or stopped in favour of what is wanted"),
     row("X10", "another host key", "refused and named"),
-    row("X11", "SSH is slow while booting", "a budget for each phase"),
+    row("X11", "SSH is slow while booting", "it has the time of the boot, phase `booting`"),
 ];
 
 /// Not applicable, and why.

@@ -258,7 +258,7 @@ impl World {
     }
 }
 
-fn found(bytes: &Vec<u8>) -> Found {
+fn found(bytes: &[u8]) -> Found {
     Found {
         stat: FileStat { bytes: bytes.len() as u64, mtime: 0 },
         head: bytes.iter().copied().take(HEAD_BYTES).collect(),
@@ -276,7 +276,7 @@ impl SlotFiles for World {
         Ok(Surveyed {
             free: what.free.then_some(state.free),
             model: is_model.then_some(FileStat { bytes: 1000, mtime: state.model_mtime }),
-            files: what.files.iter().map(|file| Ok(state.disk.get(file.as_str()).map(found))).collect(),
+            files: what.files.iter().map(|file| Ok(state.disk.get(file.as_str()).map(|bytes| found(bytes)))).collect(),
         })
     }
 

@@ -256,10 +256,10 @@ async fn a_save_has_a_name_of_its_own_kind_until_it_was_checked() {
     rig.world.use_slot(0, 909);
     rig.world.state().ssh_down = true;
     assert_eq!(codes(&rig.save().await), ["!save_unchecked"]);
-    assert!(rig.file().ends_with(".part"), "{:?}", rig.file());
+    assert!(rig.file().contains(".part"), "{:?}", rig.file());
     rig.world.state().ssh_down = false;
     assert_eq!(codes(&rig.save().await), ["saved"]);
-    let finished = rig.world.files().into_iter().filter(|f| f.ends_with(".slot")).count();
+    let finished = rig.world.files().into_iter().filter(|f| f.contains(".slot")).count();
     assert_eq!((rig.world.files().len(), finished), (2, 1));
     rig.next_life();
     assert_eq!(rig.store.sweep(&rig.world).await, Ok(0), "the other one is too young");
@@ -398,7 +398,7 @@ async fn a_disk_that_hangs_holds_nobody_up() {
     let made = std::process::Command::new("mkfifo").arg(&note).status().expect("there is a mkfifo");
     assert!(made.success());
     rig.next_life();
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     // The loop goes on meanwhile.
     let ticks = async {
         for _ in 0..10 {

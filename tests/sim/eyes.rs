@@ -130,6 +130,7 @@ fn activity(backend: &Backend) -> Activity {
         slots: backend.slots.iter().enumerate().map(slot).collect(),
         sleeping: false,
         cannot_save: None,
+        prompts: None,
     }
 }
 

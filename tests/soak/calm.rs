@@ -117,6 +117,11 @@ impl Stage {
         loop {
             let came = self.tried(&wish, until).await;
             match came {
+                // By a look from before the storm ended; the next one will tell.
+                Ok(None) if patiently && !self.is_truly_up(backend) && Instant::now() < until => {
+                    self.ledger.count("tries after a storm", "already so, by an older look");
+                    self.wait(AGAIN).await;
+                }
                 Ok(record) => {
                     let warnings = record.map(|record| record.warnings).unwrap_or_default();
                     if !patiently && !warnings.is_empty() && !self.policies {
@@ -140,6 +145,11 @@ impl Stage {
             }
         }
         self.agrees(backend, |status, up, _| up == [unit(backend)] && status.state == backend).await
+    }
+
+    fn is_truly_up(&self, backend: &str) -> bool {
+        let units = self.server.truth().units;
+        units.iter().any(|u| u.name == unit(backend) && u.inside.as_ref().is_some_and(|inside| inside.ready))
     }
 
     /// One try: done or not.

@@ -129,7 +129,7 @@ struct Client {
     shared: Arc<Shared>,
     number: usize,
     /// Standard input of the shells that read their script from it.
-    inputs: HashMap<ChannelId, mpsc::UnboundedSender<Vec<u8>>>,
+    inputs: HashMap<ChannelId, mpsc::Sender<Vec<u8>>>,
 }
 
 impl Drop for Client {
@@ -181,7 +181,7 @@ impl Handler for Client {
         let handle = session.handle();
         let path = self.shared.path.clone();
         let shared = Arc::clone(&self.shared);
-        let (input, mut script) = mpsc::unbounded_channel::<Vec<u8>>();
+        let (input, mut script) = mpsc::channel::<Vec<u8>>(64);
         if line == "exec sh -s" {
             self.inputs.insert(channel, input);
         }
@@ -225,7 +225,7 @@ impl Handler for Client {
 
     async fn data(&mut self, channel: ChannelId, data: &[u8], _: &mut Session) -> Result<(), Self::Error> {
         if let Some(input) = self.inputs.get(&channel) {
-            let _ = input.send(data.to_vec());
+            let _ = input.send(data.to_vec()).await;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::{
     driver::{Change, OperationRecord},
     front::{
         client::{Client, ClientError, Events},
-        protocol::{CommandAnswer, CommandRequest},
+        protocol::{CommandAnswer, CommandRequest, CommandWord},
     },
 };
 
@@ -54,7 +54,7 @@ pub(super) async fn give(
     quiet: bool,
     begun: &Cell<Option<u64>>,
 ) -> Result<Outcome, Trouble> {
-    let mut live = Live::new(quiet);
+    let mut live = Live::new(quiet, called(request));
     let work = stay(client, request, way.no_wait, &mut live, begun);
     match way.timeout {
         None => work.await,
@@ -140,6 +140,12 @@ async fn stay(
     })
     .await;
     Ok(Outcome::Ended(Box::new(record)))
+}
+
+/// What a person calls the operation, where that is another word than its own: to bring one backend up and no other is one
+/// operation, whether it was called a start, a switch or the end of a conflict.
+pub(super) fn called(request: &CommandRequest) -> Option<String> {
+    matches!(request.command, CommandWord::Switch | CommandWord::Resolve).then(|| request.command.to_string())
 }
 
 /// The record of operation `id`, if this change is its end.

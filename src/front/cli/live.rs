@@ -23,6 +23,8 @@ const COLUMNS: u16 = 80;
 #[derive(Debug)]
 pub(super) struct Live {
     kind: Show,
+    /// What the person called it, where that is another word than the operation's.
+    word: Option<String>,
     operation: Option<OperationStatus>,
     note: Option<&'static str>,
     on_screen: bool,
@@ -37,7 +39,7 @@ enum Show {
 
 impl Live {
     /// A display on standard output; `quiet` shows nothing.
-    pub(super) fn new(quiet: bool) -> Self {
+    pub(super) fn new(quiet: bool, word: Option<String>) -> Self {
         let out = io::stdout();
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let kind = if quiet {
@@ -47,7 +49,7 @@ impl Live {
         } else {
             Show::Lines
         };
-        Self { kind, operation: None, note: None, on_screen: false }
+        Self { kind, word, operation: None, note: None, on_screen: false }
     }
 
     /// It wants to be redrawn as time passes.
@@ -62,10 +64,14 @@ impl Live {
         };
         let phase = |operation: &OperationStatus| operation.phase.clone();
         let moved = self.operation.as_ref().map(phase) != Some(phase(new));
-        self.operation = Some(new.clone());
-        if moved && self.kind == Show::Lines {
-            say_line(&lbs::progress(new, SystemTime::now()));
+        let mut new = new.clone();
+        if let Some(word) = &self.word {
+            new.kind.clone_from(word);
         }
+        if moved && self.kind == Show::Lines {
+            say_line(&lbs::progress(&new, SystemTime::now()));
+        }
+        self.operation = Some(new);
         self.redraw();
     }
 

@@ -42,7 +42,10 @@ use super::{
     client::Client,
     protocol::{CommandRequest, CommandWord, DEFAULT_SOCKET, HoldRequest},
 };
-use crate::config::{self, Config};
+use crate::{
+    config::{self, Config},
+    driver::OperationRecord,
+};
 
 /// The configuration, unless told otherwise.
 pub const DEFAULT_CONFIG: &str = "/etc/wechsler/config.toml";
@@ -319,7 +322,8 @@ impl Caller {
                     _ => Exit::Failed,
                 };
                 if !self.json {
-                    say(&live::conclusion(&record, self.paint));
+                    let kind = follow::called(request).unwrap_or_else(|| record.kind.clone());
+                    say(&live::conclusion(&OperationRecord { kind, ..*record }, self.paint));
                 } else if exit == Exit::Done {
                     say_line(&json(&json!({"outcome": "done", "exit_code": 0, "operation": record})));
                 } else {

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::{Probe, prometheus, refusal, wire::WireError};
 use crate::{
     host::slot_files::FileName,
-    machine::reading::{Activity, Http, Identity, SlotReading},
+    machine::reading::{Activity, Http, Identity, Prompts, SlotReading},
 };
 
 /// More slots than this are not looked at. `--parallel` beyond a few dozen is unheard of.
@@ -227,7 +227,14 @@ impl Probe {
             (known.mark, known.cannot_save.clone())
         };
         if props.is_sleeping {
-            return Ok(Activity { in_flight: Some(0), mark, slots: vec![], sleeping: true, cannot_save });
+            return Ok(Activity {
+                in_flight: Some(0),
+                mark,
+                slots: vec![],
+                sleeping: true,
+                cannot_save,
+                prompts: None,
+            });
         }
         let slots = match props.endpoint_slots {
             Some(false) => vec![],
@@ -245,6 +252,7 @@ impl Probe {
             slots: slots.iter().map(Slot::reading).collect(),
             sleeping: false,
             cannot_save,
+            prompts: page.as_deref().and_then(prompts),
         })
     }
 
@@ -315,8 +323,22 @@ fn in_flight(slots: &[Slot], page: Option<&str>) -> Option<u32> {
     }
 }
 
-/// A number that changes whenever a request is worked on: `n_decode_total` moves during generation, the others when a
-/// request ends or begins. Our own questions move none of them.
+/// What became of the prompts.
+fn prompts(page: &str) -> Option<Prompts> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "`as` saturates, which is what is meant"
+    )]
+    let total = |name| prometheus::sum(page, name).map(|value| value as u64);
+    Some(Prompts {
+        computed: total("llamacpp:prompt_tokens_total")?,
+        reused: total("llamacpp:prompt_tokens_cached_total")?,
+    })
+}
+
+/// A number that changes whenever a request is worked on: `n_decode_total` and the tokens of a slot move meanwhile, the
+/// others when a request ends or begins. Our own questions move none of them.
 fn mark_of(slots: &[Slot], page: Option<&str>) -> Option<u64> {
     const COUNTERS: [&str; 4] = [
         "llamacpp:n_decode_total",
@@ -330,7 +352,7 @@ fn mark_of(slots: &[Slot], page: Option<&str>) -> Option<u64> {
         let mut hasher = DefaultHasher::new();
         counters.hash(&mut hasher);
         for slot in slots {
-            (slot.id, slot.id_task).hash(&mut hasher);
+            (slot.id, slot.id_task, slot.n_prompt_tokens).hash(&mut hasher);
         }
         hasher.finish()
     })

@@ -106,13 +106,11 @@ impl Ssh {
         loop {
             let until = {
                 let mut kept = self.kept();
-                match kept.warm.until.filter(|until| *until > Instant::now()) {
-                    Some(until) => until,
-                    None => {
-                        kept.warm.until = None;
-                        break;
-                    }
-                }
+                let Some(until) = kept.warm.until.filter(|until| *until > Instant::now()) else {
+                    kept.warm.until = None;
+                    break;
+                };
+                until
             };
             while self.kept().shells.len() < SHELLS && self.add_shell().await {}
             // The end is looked at again: it may have moved on meanwhile.

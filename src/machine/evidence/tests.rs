@@ -178,6 +178,7 @@ fn each_word_of_ssh_has_its_value_with_and_without_a_backend_that_answers() {
         (Ssh::PreBoot, Server::Booting(Preboot), Server::Uncontrolled),
         (Ssh::AuthRefused(String::new()), Server::Booting(AuthRefused), Server::Uncontrolled),
         (Ssh::PortClosed, Server::Booting(Booting), Server::Uncontrolled),
+        (Ssh::Mute(String::new()), Server::Booting(Booting), Server::Uncontrolled),
         (Ssh::Silent, Server::Silent, Server::Uncontrolled),
         (Ssh::Unreachable(String::new()), Server::Silent, Server::Uncontrolled),
         (Ssh::Broken(String::new()), Server::Silent, Server::Uncontrolled),
@@ -192,6 +193,19 @@ fn each_word_of_ssh_has_its_value_with_and_without_a_backend_that_answers() {
             assert_eq!(look.backends[0].seen, expected, "{ssh:?}");
         }
     }
+}
+
+#[test]
+fn an_answer_that_is_younger_than_the_word_of_a_unit_that_is_down_makes_no_stranger() {
+    let policy = policy(&[BackendKind::LlamaCpp]);
+    let http = Some(Http::Ready(Identity::default()));
+    let mut reading = reading(answered(), Some(unit(ActiveState::Inactive)), http);
+    assert_eq!(judge(&reading, &policy, T0).backends[0].seen, Seen::Stranger, "asked together");
+    let later = T0 + Duration::from_millis(1);
+    if let Some(http) = &mut reading.backends[0].http {
+        http.at = later;
+    }
+    assert_eq!(judge(&reading, &policy, later).backends[0].seen, Seen::Unknown, "it may have been started since");
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub enum Fault {
     OtherIdentity(String),
     /// The load never ends (until the fault is cleared).
     LoadHangs,
+    /// It finds no GPU, says nothing of it, and loads into ordinary memory.
+    CpuFallback,
     /// The load ends so instead of being ready.
     LoadFails(Exit),
     /// Another program holds its port when it wants to bind it.
@@ -38,6 +40,8 @@ pub enum Fault {
     DiskFull,
     /// A save takes until the fault is cleared, and nothing is decoded meanwhile.
     SaveHangs,
+    /// Slots are saved into a folder beside the one that was meant.
+    SavesElsewhere,
     /// A save says another size than the file has.
     SaveSaysOtherSize,
     /// A restore is answered with the vague 400, whatever the file is.
@@ -60,12 +64,20 @@ pub enum Fault {
     WrongText,
     /// Inference is answered with 500 while health says 200.
     CompletionsFail,
+    /// Inference gets nowhere (until the fault is cleared) while health says 200.
+    CompletionsHang,
     /// The connection is closed in the middle of an answer to an inference.
     AnswersCutOff,
     /// There are no metrics: llama.cpp without `--metrics`, vLLM with `--disable-log-stats`.
     NoMetrics,
     /// llama.cpp with `--no-slots`.
     NoSlots,
+    /// llama.cpp without `--slot-save-path`.
+    NoSlotSaves,
+    /// llama.cpp was upgraded to this build, which still reads the same files.
+    OtherBuild(String),
+    /// vLLM: somebody has put it to sleep. Its metrics tell; health says 200.
+    Asleep,
     /// llama.cpp with `--sleep-idle-seconds`.
     SleepIdle(Duration),
     /// With `--api-key`.
@@ -83,11 +95,13 @@ impl Fault {
             Self::HealthEndless => "health-endless",
             Self::OtherIdentity(_) => "other-identity",
             Self::LoadHangs => "load-hangs",
+            Self::CpuFallback => "cpu-fallback",
             Self::LoadFails(_) => "load-fails",
             Self::PortInUse => "port-in-use",
             Self::SaveFails => "save-fails",
             Self::DiskFull => "disk-full",
             Self::SaveHangs => "save-hangs",
+            Self::SavesElsewhere => "saves-elsewhere",
             Self::SaveSaysOtherSize => "save-says-other-size",
             Self::RestoreRejected => "restore-rejected",
             Self::RestoreKills => "restore-kills",
@@ -99,9 +113,13 @@ impl Fault {
             Self::OrphanStays => "orphan-stays",
             Self::WrongText => "wrong-text",
             Self::CompletionsFail => "completions-fail",
+            Self::CompletionsHang => "completions-hang",
             Self::AnswersCutOff => "answers-cut-off",
             Self::NoMetrics => "no-metrics",
             Self::NoSlots => "no-slots",
+            Self::NoSlotSaves => "no-slot-saves",
+            Self::OtherBuild(_) => "other-build",
+            Self::Asleep => "asleep",
             Self::SleepIdle(_) => "sleep-idle",
             Self::ApiKey(_) => "api-key",
         }

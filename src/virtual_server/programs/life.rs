@@ -197,6 +197,7 @@ impl Life {
     /// The load: memory grows step by step. Ends ready, or with how it failed.
     pub(super) async fn load(&self, takes: Duration, vram_mib: u64) -> Result<(), Exit> {
         let begun = Instant::now();
+        let vram_mib = if self.faults.fires("cpu-fallback").is_some() { 0 } else { vram_mib };
         for n in 1..=LOAD_STEPS {
             sleep_until(begun + takes * n / LOAD_STEPS).await;
             self.vram.store(vram_mib * u64::from(n) / u64::from(LOAD_STEPS), Relaxed);

@@ -7,7 +7,7 @@ fn slot(tokens: Option<u64>, is_processing: bool) -> SlotReading {
 }
 
 fn active(in_flight: Option<u32>, slots: Vec<SlotReading>, sleeping: bool) -> Activity {
-    Activity { in_flight, mark: Some(42), slots, sleeping, cannot_save: None }
+    Activity { in_flight, mark: Some(42), slots, sleeping, cannot_save: None, prompts: None }
 }
 
 fn look_with(activity: Activity, age: Duration) -> BackendLook {

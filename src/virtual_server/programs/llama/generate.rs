@@ -171,6 +171,7 @@ impl Llama {
     async fn decode(&self, job: &Job, claim: &Claim, sink: &Sink, done: &mut Done) -> bool {
         let core = &self.core;
         let model = &self.setup.model_path;
+        self.life.faults.wait_out("completions-hang").await;
         let begun = Instant::now();
         let mut pace = Pace::new(self.setup.per_token / PROMPT_IS_FASTER);
         let mut at = usize::try_from(done.cached).unwrap_or(usize::MAX);

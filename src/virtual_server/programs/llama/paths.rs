@@ -117,6 +117,10 @@ impl Llama {
     fn props(&self) -> Value {
         let (alias, path) = self.identity();
         let faults = &self.life.faults;
+        let build = match faults.fires("other-build") {
+            Some(Fault::OtherBuild(other)) => other,
+            _ => self.setup.build.clone(),
+        };
         json!({
             "default_generation_settings": {
                 "params": { "temperature": 0.8, "n_predict": -1, "stream": false },
@@ -129,7 +133,7 @@ impl Llama {
             "endpoint_props": false,
             "endpoint_metrics": !faults.is_set("no-metrics"),
             "chat_template": "", "bos_token": "", "eos_token": "",
-            "build_info": self.setup.build,
+            "build_info": build,
             "is_sleeping": self.core.with(|state| state.asleep),
         })
     }

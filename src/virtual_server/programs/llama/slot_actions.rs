@@ -30,7 +30,7 @@ enum Action {
 
 impl Llama {
     pub(super) async fn slot_action(self: Arc<Self>, id: &str, ask: &Ask) -> Response<Body> {
-        if self.setup.slot_dir.as_os_str().is_empty() {
+        if self.setup.slot_dir.as_os_str().is_empty() || self.life.faults.fires("no-slot-saves").is_some() {
             return not_supported("This server does not support slots action. Start it with `--slot-save-path`");
         }
         let Ok(id) = id.parse::<u64>() else {
@@ -109,7 +109,14 @@ impl Llama {
         if full {
             bytes.truncate(whole / 2);
         }
-        if let Err(why) = write(&self.setup.slot_dir.join(file), &bytes).await {
+        let dir = if faults.fires("saves-elsewhere").is_some() {
+            let beside = self.setup.slot_dir.with_extension("elsewhere");
+            let _ = tokio::fs::create_dir_all(&beside).await;
+            beside
+        } else {
+            self.setup.slot_dir.clone()
+        };
+        if let Err(why) = write(&dir.join(file), &bytes).await {
             self.life.say(format!("state_seq_save_file: {file}: {why}"));
             return failed();
         }

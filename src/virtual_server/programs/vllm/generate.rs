@@ -163,6 +163,7 @@ impl Vllm {
     }
 
     async fn run(&self, job: &Job, out: &mut Out) {
+        self.life.faults.wait_out("completions-hang").await;
         let mut left = count(job.prompt.len()) - job.cached;
         let mut pace = Pace::new(self.setup.per_token / PROMPT_IS_FASTER);
         while left > 0 {

@@ -99,6 +99,7 @@ impl Vllm {
         if self.life.faults.fires("no-metrics").is_some() {
             return process.into();
         }
+        let asleep = u64::from(self.life.faults.fires("asleep").is_some());
         let counters = lock(&self.counters);
         let model = &self.setup.model;
         let gauge = |kind: &str, name: &str, more: &str, value: u64| {
@@ -108,8 +109,8 @@ impl Vllm {
         [
             gauge("gauge", "num_requests_running", "", counters.running),
             gauge("gauge", "num_requests_waiting", "", 0),
-            gauge("gauge", "engine_sleep_state", "sleep_state=\"awake\",", 1),
-            gauge("gauge", "engine_sleep_state", "sleep_state=\"weights_offloaded\",", 0),
+            gauge("gauge", "engine_sleep_state", "sleep_state=\"awake\",", 1 - asleep),
+            gauge("gauge", "engine_sleep_state", "sleep_state=\"weights_offloaded\",", asleep),
             gauge("gauge", "engine_sleep_state", "sleep_state=\"discard_all\",", 0),
             gauge("gauge", "kv_cache_usage_perc", "", 0),
             gauge("counter", "prompt_tokens_total", "", counters.prompt),

@@ -1,0 +1,194 @@
+//! What looks odd about a backend that runs, for people to judge: no state hangs on it, and nothing is done about it.
+//! Each is a fact that was read, worded no stronger than it is, and clears itself.
+
+use std::time::Duration;
+
+use crate::machine::{
+    BackendId, BackendKind, Instant, Invocation, Policy, Seen, View,
+    reading::{BackendReading, Dated, Gpu, Prompts, Reading},
+};
+
+/// Counters that have stood still for so long while a request was in flight. One batch of a long prompt takes seconds.
+const STILL: Duration = Duration::from_mins(10);
+/// A prompt of fewer tokens tells nothing of what was restored: somebody may only have said hello.
+const LEAST_PROMPT: u64 = 32;
+/// So many restores in a row must have been of no use. One alone was perhaps followed by another conversation.
+const IN_VAIN: u32 = 2;
+
+/// Something odd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Oddity {
+    /// Stable code.
+    pub(super) code: &'static str,
+    /// What is so.
+    pub(super) message: String,
+    /// What a person can do.
+    pub(super) hint: &'static str,
+    /// The backend concerned.
+    pub(super) backend: BackendId,
+    /// Since when.
+    pub(super) since: Instant,
+}
+
+/// What is odd now, and what must be remembered to tell.
+#[derive(Debug, Default)]
+pub(super) struct Oddities {
+    backends: Vec<Memory>,
+    found: Vec<Oddity>,
+}
+
+/// Of one backend.
+#[derive(Debug, Default)]
+struct Memory {
+    /// The run that is up and has been healthy, and since when.
+    ready: Option<Dated<Invocation>>,
+    /// Some run of it was seen on the GPU: so the tool can tell which processes are its own.
+    was_on_gpu: bool,
+    /// Its counters while requests are in flight, and since when they have shown this.
+    still: Option<Dated<u64>>,
+    /// A restore of this run that no request has used yet, with the counters before it.
+    restored: Option<(Dated<Invocation>, Prompts)>,
+    /// Restores in a row of which nothing was used.
+    in_vain: u32,
+}
+
+impl Oddities {
+    /// What is odd now.
+    pub(super) fn found(&self) -> &[Oddity] {
+        &self.found
+    }
+
+    /// A restore was done.
+    pub(super) fn restored(&mut self, id: BackendId, reading: &Reading, view: &View, now: Instant) {
+        let index = usize::from(id.0);
+        let run = view.look.backends.get(index).and_then(|look| look.invocation);
+        let before = reading.backends.get(index).and_then(|backend| of_run(backend, run)).unwrap_or_default();
+        if let Some(memory) = self.backends.get_mut(index) {
+            memory.restored = run.map(|value| (Dated { at: now, value }, before));
+        }
+    }
+
+    /// Takes in what was read and what was made of it.
+    pub(super) fn note(&mut self, reading: &Reading, view: &View, policy: &Policy, now: Instant) {
+        self.backends.resize_with(policy.backends.len(), Memory::default);
+        let mut found = vec![];
+        for (id, memory) in policy.ids().zip(&mut self.backends) {
+            let Some(backend) = reading.backends.get(usize::from(id.0)) else { continue };
+            let mut odd = |code, message: &str, hint| {
+                found.push(Oddity { code, message: message.into(), hint, backend: id, since: now });
+            };
+            memory.note_run(id, view, now);
+            memory.note_prompts(backend);
+            if memory.is_off_the_gpu(id, reading, view, policy) {
+                odd(
+                    "gpu_unused",
+                    "it is healthy, but holds no GPU memory: it may have fallen back to the processor",
+                    "read its journal for the GPU driver, then `wechsler restart` it",
+                );
+            }
+            if memory.stands_still(id, backend, view) {
+                odd(
+                    "no_progress",
+                    "a request is in flight, but nothing has moved for ten minutes; its health says that all is well",
+                    "if it does not recover, `wechsler restart --no-drain` it",
+                );
+            }
+            if memory.in_vain >= IN_VAIN {
+                odd(
+                    "restore_ineffective",
+                    "nothing of its restored slots was used, several times in a row",
+                    "models with a sliding window need --swa-full, those with recurrent state the same conversation; \
+                     else set `restore` to \"never\"",
+                );
+            }
+            let cannot_save = backend.activity.as_ref().and_then(|a| a.value.cannot_save.as_deref());
+            if let (Some(why), true, Some(_)) = (cannot_save, policy.backend(id).slots, &memory.ready) {
+                odd(
+                    "save_not_supported",
+                    &format!("it cannot save its slots: {why}"),
+                    "start it with --slot-save-path, or leave its section `slots` out of the configuration",
+                );
+            }
+        }
+        // What was odd already has been so since then.
+        for odd in &mut found {
+            let before = self.found.iter().find(|o| o.code == odd.code && o.backend == odd.backend);
+            odd.since = before.map_or(odd.since, |before| before.since);
+        }
+        self.found = found;
+    }
+}
+
+impl Memory {
+    fn note_run(&mut self, id: BackendId, view: &View, now: Instant) {
+        let up = view.look.backends.get(usize::from(id.0)).is_some_and(|look| look.seen.is_up());
+        let run = view.ready.get(usize::from(id.0)).copied().flatten().filter(|_| up);
+        if self.ready.as_ref().map(|ready| ready.value) != run {
+            self.ready = run.map(|value| Dated { at: now, value });
+            self.still = None;
+            self.restored.take_if(|(restored, _)| run.is_some_and(|run| run != restored.value));
+        }
+    }
+
+    /// The first requests after a restore tell whether it was of use.
+    fn note_prompts(&mut self, backend: &BackendReading) {
+        let Some((restored, before)) = &self.restored else { return };
+        let read_since = backend.activity.as_ref().is_some_and(|activity| activity.at > restored.at);
+        let Some(now) = of_run(backend, Some(restored.value)).filter(|_| read_since) else { return };
+        if now.reused > before.reused {
+            self.in_vain = 0;
+        } else if now.computed.saturating_sub(before.computed) >= LEAST_PROMPT {
+            self.in_vain = self.in_vain.saturating_add(1);
+        } else {
+            return;
+        }
+        self.restored = None;
+    }
+
+    /// It is up, and the GPU, read since, has nothing of it. Said only where that can be told: nobody else's process is
+    /// there, and either all memory is at its baseline or an earlier run was seen there.
+    fn is_off_the_gpu(&mut self, id: BackendId, reading: &Reading, view: &View, policy: &Policy) -> bool {
+        let index = usize::from(id.0);
+        let Some(Dated { at, value: Gpu::Read { devices, processes } }) = &reading.gpu else { return false };
+        if processes.iter().any(|p| p.backend == Some(index)) {
+            self.was_on_gpu = true;
+            return false;
+        }
+        let Some(look) = view.look.backends.get(index) else { return false };
+        let has_settled = self.ready.as_ref().is_some_and(|ready| *at >= ready.at);
+        if !has_settled || look.seen != Seen::Running || look.sleeping {
+            return false;
+        }
+        let others = processes.iter().any(|p| !p.ignored);
+        let rests = |baseline| !devices.is_empty() && devices.iter().all(|d| d.used_mib.is_some_and(|m| m <= baseline));
+        let all_rests = policy.gpu_baseline_mib.is_some_and(rests) && policy.backend(id).kind != BackendKind::Generic;
+        !others && (all_rests || self.was_on_gpu)
+    }
+
+    /// Requests are in flight, and its counters have not moved for long.
+    fn stands_still(&mut self, id: BackendId, backend: &BackendReading, view: &View) -> bool {
+        let runs = view.look.backends.get(usize::from(id.0)).is_some_and(|look| look.seen == Seen::Running);
+        let (Some(ready), Some(activity), true) = (&self.ready, &backend.activity, runs) else {
+            self.still = None;
+            return false;
+        };
+        let busy = activity.value.in_flight.is_some_and(|n| n > 0) && activity.at >= ready.at;
+        let Some(mark) = activity.value.mark.filter(|_| busy) else {
+            self.still = None;
+            return false;
+        };
+        let since = self.still.as_ref().filter(|still| still.value == mark).map_or(activity.at, |still| still.at);
+        self.still = Some(Dated { at: since, value: mark });
+        activity.at.since(since) >= STILL
+    }
+}
+
+/// The counters of that run, where they were read.
+fn of_run(backend: &BackendReading, run: Option<Invocation>) -> Option<Prompts> {
+    let first_seen = backend.run.as_ref().filter(|seen| Some(seen.value) == run)?.at;
+    backend.activity.as_ref().filter(|activity| activity.at >= first_seen)?.value.prompts
+}
+
+#[cfg(test)]
+#[path = "oddities_tests.rs"]
+mod tests;

@@ -1,0 +1,171 @@
+use super::*;
+use crate::{
+    driver::tests_policy,
+    machine::{
+        Machine,
+        reading::{Activity, GpuDevice, GpuProcess},
+    },
+};
+
+const LLAMA: BackendId = BackendId(0);
+const RUN: Invocation = Invocation(7);
+
+fn at(seconds: u64) -> Instant {
+    Instant::after_start(Duration::from_secs(seconds))
+}
+
+/// llama.cpp runs, healthy since second 10.
+struct Scene {
+    policy: Policy,
+    view: View,
+    reading: Reading,
+    oddities: Oddities,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let policy = tests_policy();
+        let mut scene = Self {
+            view: Machine::new(policy.clone(), vec![]).view(),
+            policy,
+            reading: Reading { backends: vec![BackendReading::default(); 2], ..Reading::default() },
+            oddities: Oddities::default(),
+        };
+        scene.runs(RUN, 10);
+        scene
+    }
+
+    fn runs(&mut self, run: Invocation, second: u64) {
+        self.view.look.backends[0].seen = Seen::Running;
+        self.view.look.backends[0].invocation = Some(run);
+        self.view.ready[0] = Some(run);
+        self.reading.backends[0].run = Some(Dated { at: at(second), value: run });
+        self.note(second);
+    }
+
+    fn note(&mut self, second: u64) -> Vec<&'static str> {
+        self.oddities.note(&self.reading, &self.view, &self.policy, at(second));
+        self.oddities.found().iter().map(|odd| odd.code).collect()
+    }
+
+    fn gpu(&mut self, second: u64, used: Option<u64>, processes: Vec<GpuProcess>) -> Vec<&'static str> {
+        let devices = vec![GpuDevice { index: 0, used_mib: used, total_mib: Some(24_000) }];
+        self.reading.gpu = Some(Dated { at: at(second), value: Gpu::Read { devices, processes } });
+        self.note(second)
+    }
+
+    fn used(&mut self, second: u64, activity: Activity) -> Vec<&'static str> {
+        self.reading.backends[0].activity = Some(Dated { at: at(second), value: activity });
+        self.note(second)
+    }
+
+    fn busy(&mut self, second: u64, in_flight: u32, mark: Option<u64>) -> Vec<&'static str> {
+        self.used(second, Activity { in_flight: Some(in_flight), mark, ..Activity::default() })
+    }
+
+    fn prompts(&mut self, second: u64, computed: u64, reused: u64) -> Vec<&'static str> {
+        self.used(second, Activity { prompts: Some(Prompts { computed, reused }), ..Activity::default() })
+    }
+
+    /// A new run, restored, then used.
+    fn restored_and_used(&mut self, second: u64, computed: u64, reused: u64) -> Vec<&'static str> {
+        self.runs(Invocation(u128::from(second)), second);
+        self.oddities.restored(LLAMA, &self.reading, &self.view, at(second + 1));
+        self.prompts(second + 2, computed, reused)
+    }
+}
+
+fn process(backend: Option<usize>) -> GpuProcess {
+    GpuProcess { pid: 7, name: "server".into(), user: None, used_mib: Some(9000), backend, ignored: false }
+}
+
+#[test]
+fn a_backend_off_the_gpu_is_told_where_that_can_be_told() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.gpu(5, Some(10), vec![]), [""; 0], "read before it was up");
+    assert_eq!(scene.gpu(11, Some(10), vec![]), ["gpu_unused"], "all memory is at its baseline");
+    assert_eq!(scene.gpu(12, Some(9010), vec![process(Some(0))]), [""; 0]);
+    assert_eq!(scene.gpu(13, Some(9010), vec![]), ["gpu_unused"], "an earlier look saw it there");
+    assert_eq!(scene.oddities.found()[0].since, at(13));
+    assert_eq!(scene.gpu(14, Some(9010), vec![]).len(), 1);
+    assert_eq!(scene.oddities.found()[0].since, at(13), "still the same");
+    scene.view.look.backends[0].sleeping = true;
+    assert_eq!(scene.note(15), [""; 0], "asleep it need not be there");
+}
+
+#[test]
+fn a_gpu_that_cannot_tell_accuses_nobody() {
+    // A container without the host's process ids: an empty list, and memory in use.
+    assert_eq!(Scene::new().gpu(11, Some(9010), vec![]), [""; 0]);
+    // Unified memory: no numbers at all.
+    assert_eq!(Scene::new().gpu(11, None, vec![]), [""; 0]);
+    // A process whose unit cannot be told may be it.
+    assert_eq!(Scene::new().gpu(11, Some(10), vec![process(None)]), [""; 0]);
+    let mut without = Scene::new();
+    without.policy.gpu_baseline_mib = None;
+    assert_eq!(without.gpu(11, Some(10), vec![]), [""; 0]);
+    let mut generic = Scene::new();
+    generic.policy.backends[0].kind = BackendKind::Generic;
+    assert_eq!(generic.gpu(11, Some(10), vec![]), [""; 0], "it may be meant to run on the processor");
+    let mut broken = Scene::new();
+    broken.reading.gpu = Some(Dated { at: at(11), value: Gpu::Hangs });
+    assert_eq!(broken.note(11), [""; 0]);
+}
+
+#[test]
+fn requests_that_get_nowhere_are_told_after_ten_minutes() {
+    let mut scene = Scene::new();
+    for second in (20..=600).step_by(20) {
+        assert_eq!(scene.busy(second, 1, Some(second)), [""; 0], "it works on");
+    }
+    for second in (620..1200).step_by(20) {
+        assert_eq!(scene.busy(second, 1, Some(600)), [""; 0], "{second}");
+    }
+    assert_eq!(scene.busy(1200, 1, Some(600)), ["no_progress"]);
+    assert_eq!(scene.busy(1220, 0, Some(600)), [""; 0], "nobody waits any more");
+    for second in (1240..2000).step_by(20) {
+        assert_eq!(scene.busy(second, 0, Some(600)), [""; 0]);
+        assert_eq!(scene.busy(second + 10, 1, None), [""; 0], "no counters, no word");
+    }
+}
+
+#[test]
+fn another_run_begins_anew() {
+    let mut scene = Scene::new();
+    scene.busy(20, 1, Some(0));
+    scene.runs(Invocation(8), 500);
+    assert_eq!(scene.busy(620, 1, Some(0)), [""; 0]);
+    assert_eq!(scene.busy(1220, 1, Some(0)), ["no_progress"]);
+}
+
+#[test]
+fn restores_that_nobody_could_use_are_told_from_the_second_in_a_row() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.restored_and_used(100, 900, 0), [""; 0], "perhaps another conversation");
+    assert_eq!(scene.restored_and_used(200, 5, 0), [""; 0], "too short to tell");
+    assert_eq!(scene.prompts(203, 905, 0), ["restore_ineffective"]);
+    assert_eq!(scene.prompts(204, 1805, 900), ["restore_ineffective"], "its own cache, not the restore");
+    assert_eq!(scene.restored_and_used(300, 20, 900), [""; 0]);
+    assert_eq!(scene.restored_and_used(400, 900, 0), [""; 0]);
+}
+
+#[test]
+fn what_another_run_counted_says_nothing_of_a_restore() {
+    let mut scene = Scene::new();
+    for second in [100, 200, 300] {
+        scene.runs(Invocation(u128::from(second)), second);
+        scene.oddities.restored(LLAMA, &scene.reading, &scene.view, at(second + 1));
+        assert_eq!(scene.note(second + 2), [""; 0], "not used");
+    }
+    assert_eq!(scene.prompts(304, 900, 0), [""; 0]);
+}
+
+#[test]
+fn a_backend_that_cannot_save_is_told() {
+    let mut scene = Scene::new();
+    let cannot = |why: &str| Activity { cannot_save: Some(why.into()), ..Activity::default() };
+    assert_eq!(scene.used(20, cannot("router mode")), ["save_not_supported"]);
+    assert!(scene.oddities.found()[0].message.contains("router mode"));
+    scene.policy.backends[0].slots = false;
+    assert_eq!(scene.note(21), [""; 0], "nobody wants it to");
+}
