@@ -8,13 +8,15 @@ use wechsler::{
 };
 
 fn main() -> ExitCode {
-    // A virtual program as a process, for the test that holds it against the real one.
+    // A virtual program as a process, for the test that holds it against the real one; and a faulty wire as one.
     #[cfg(feature = "virtual-server")]
     {
-        use wechsler::virtual_server::programs;
+        use wechsler::virtual_server::{WIRE_VERB, programs, wire_command};
         let mut words = std::env::args_os().skip(1);
-        if words.next().is_some_and(|word| word == programs::VERB) {
-            return programs::command(words);
+        match words.next() {
+            Some(word) if word == programs::VERB => return programs::command(words),
+            Some(word) if word == WIRE_VERB => return wire_command(words),
+            _ => {}
         }
     }
     let args = match cli::parse(std::env::args_os()) {

@@ -11,6 +11,8 @@
 mod answers;
 mod configuration;
 mod faults;
+mod faulty_wire;
+mod faulty_world;
 mod gpu;
 mod people;
 mod ports;
@@ -23,6 +25,7 @@ mod sshd;
 mod truth;
 mod unit;
 mod units;
+mod wire_alone;
 
 use std::{
     fmt, fs,
@@ -46,9 +49,12 @@ pub use configuration::Places;
 pub use faults::{
     BootFault, CommandFault, Dice, Fault, Faults, FolderFault, GpuFault, On, Refusal, SshFault, UnitFault,
 };
+pub use faulty_wire::{FaultyWire, WireFault};
+pub use faulty_world::{FaultPlan, FaultyWorld, LookFault, OrderFault};
 pub use people::{Foreign, Inhibitor, Login};
 pub use setup::{Engine, GpuSetup, Restart, Setup, Times, UnitSetup};
 pub use truth::{By, Deed, Power, Truth, UnitTruth, What};
+pub use wire_alone::{WIRE_VERB, wire_command};
 
 use ports::Port;
 use programs::{LlamaSetup, Program, ProgramFaults, Signal, VllmSetup};

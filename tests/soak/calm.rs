@@ -14,6 +14,8 @@ use super::{
     stage::{LONG, SOON, Stage},
 };
 
+/// Twice what a connection of the daemon may take; an order may take as long.
+const BEGUN: Duration = Duration::from_secs(1);
 /// Between two tries.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -70,6 +72,10 @@ impl Stage {
         self.ledger.settle(server);
         let disarmed = server.faults().disarmed.now().is_some();
         server.faults().clear();
+        for (_, wire) in &self.wires {
+            wire.calm();
+        }
+        self.slow |= !self.wires.is_empty();
         for backend in [LLAMA, VLLM] {
             if let Some(inside) = server.program_faults(&unit(backend)) {
                 inside.clear_all();
@@ -80,7 +86,11 @@ impl Stage {
         server.vacate(999_983);
         server.hide_slots(false);
         self.guests.clear();
-        self.slow = false;
+        if std::mem::take(&mut self.slow) {
+            // What was begun while it was wrong ends by its own deadlines: a connection, an order.
+            self.wait(BEGUN).await;
+        }
+        let server = &self.server;
         // Nobody but a person can help with these.
         if server.power() == Power::PoweringUp && !server.until(Power::On, SOON).await {
             server.power_cut();

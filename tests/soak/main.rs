@@ -31,20 +31,22 @@ const MINUTE: Duration = Duration::from_mins(1);
 const LEAST: u64 = 20;
 /// After so many nothing new is learnt.
 const MOST_VIOLATIONS: usize = 20;
-const USAGE: &str = "soak [--for 1h] [--seed 7] [--worlds 4] [--round 0]";
+const USAGE: &str = "soak [--for 1h] [--seed 7] [--worlds 4] [--wires 1] [--round 0]";
 
 /// What is asked for.
 struct Wish {
     lasts: Duration,
     seed: u64,
     worlds: u64,
+    /// In so many of them, the last, there are faulty wires between daemon and server.
+    wires: u64,
     round: u64,
 }
 
 impl Wish {
     /// `None`: another test is meant.
     fn read(words: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
-        let mut wish = Self { lasts: BRIEF, seed: 1, worlds: 4, round: 0 };
+        let mut wish = Self { lasts: BRIEF, seed: 1, worlds: 4, wires: 1, round: 0 };
         let mut words = words.peekable();
         let mut meant = true;
         while let Some(word) = words.next() {
@@ -57,6 +59,7 @@ impl Wish {
                 }
                 "--seed" => wish.seed = number(value()?)?,
                 "--worlds" => wish.worlds = number(value()?)?.clamp(1, 16),
+                "--wires" => wish.wires = number(value()?)?,
                 "--round" => wish.round = number(value()?)?,
                 // What is said to all tests at once, one word of which may be a name.
                 "--test-threads" | "--skip" | "--color" | "--format" | "-Z" => drop(value()?),
@@ -130,7 +133,7 @@ async fn soak(wish: Wish) -> ExitCode {
 async fn run(wish: &Wish, world: u64, begun: Instant, sofar: &RefCell<Vec<Sofar>>) {
     let at = usize::try_from(world).unwrap_or(0);
     let seed = wish.seed.wrapping_mul(1000).wrapping_add(world);
-    let mut stage = Stage::build(world).await;
+    let mut stage = Stage::build(world, world + wish.wires >= wish.worlds).await;
     stage.start_daemon(false).await;
     let (mut number, mut said) = (wish.round, 0);
     while begun.elapsed() < wish.lasts && said < MOST_VIOLATIONS {
@@ -151,7 +154,10 @@ async fn run(wish: &Wish, world: u64, begun: Instant, sofar: &RefCell<Vec<Sofar>
         said = stage.checker.violations.len();
         number += 1;
         stage.ledger.settle(&stage.server);
-        let (ledger, lives) = (stage.ledger.clone(), stage.lives.clone());
+        let (mut ledger, lives) = (stage.ledger.clone(), stage.lives.clone());
+        for (name, times) in stage.wires.iter().flat_map(|(_, wire)| wire.struck()) {
+            ledger.add("faults", format!("wire {name}"), times);
+        }
         sofar.borrow_mut()[at] = Sofar { rounds: number - wish.round, violations: said, ledger, lives };
     }
     stage.kill_daemon().await;

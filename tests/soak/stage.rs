@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     fs,
+    net::SocketAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Stdio,
@@ -23,14 +24,14 @@ use tokio::{
 use wechsler::{
     driver::status::Status,
     front::{client::Client, protocol::CommandRequest},
-    virtual_server::{Places, Setup, VirtualServer},
+    virtual_server::{FaultyWire, Places, Setup, VirtualServer},
 };
 
 use super::{
     checker::{self, Checker, Guest, Scene},
     ledger::Ledger,
     ops,
-    plan::{LLAMA, unit},
+    plan::{LLAMA, VLLM, unit},
 };
 
 /// Times of the server, of those of a real one.
@@ -69,6 +70,8 @@ pub struct Life {
 pub struct Stage {
     world: u64,
     folder: Folder,
+    /// Between the daemon and SSH, and between it and each backend, where there are any.
+    pub wires: Vec<(SocketAddr, FaultyWire)>,
     pub server: VirtualServer,
     origin: Instant,
     daemon: Option<Child>,
@@ -92,7 +95,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    pub async fn build(world: u64) -> Self {
+    pub async fn build(world: u64, wires: bool) -> Self {
         let folder = Folder::new(world);
         let mut setup = Setup::usual(folder.0.join("server")).scaled(SCALE);
         setup.on = true;
@@ -107,8 +110,9 @@ impl Stage {
             slots: server.setup().slot_dir(),
             notes: folder.0.join("state/slots/virtual").join(LLAMA),
         };
-        let stage = Self {
+        let mut stage = Self {
             world,
+            wires: vec![],
             server,
             origin,
             daemon: None,
@@ -129,6 +133,13 @@ impl Stage {
             policies: false,
             folder,
         };
+        if wires {
+            let units = [LLAMA, VLLM].map(|name| stage.server.unit_address(&unit(name)).expect("a unit of the server"));
+            for address in units.into_iter().chain([stage.server.ssh_address()]) {
+                let wire = FaultyWire::before(address, world).await.expect("a wire");
+                stage.wires.push((address, wire));
+            }
+        }
         fs::create_dir_all(stage.folder.0.join("state")).expect("a folder");
         stage.write("id_ed25519", &stage.server.client_key());
         stage
@@ -172,6 +183,12 @@ impl Stage {
         ]
         .iter()
         .fold(text, |text, (usual, short)| text.replace(usual, short));
+        // Instead of the server itself the daemon is given the wires.
+        let text = self.wires.iter().fold(text, |text, (server, wire)| {
+            let (server, wire) = (server.port(), wire.address().port());
+            text.replace(&format!("port = {server}\n"), &format!("port = {wire}\n"))
+                .replace(&format!("127.0.0.1:{server}\""), &format!("127.0.0.1:{wire}\""))
+        });
         self.write("config.toml", &text);
         let log = fs::File::create(self.folder.0.join("daemon.log")).expect("a log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_wechsler"));

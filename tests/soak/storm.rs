@@ -16,6 +16,10 @@ use super::{
 
 /// What [`Step::Ensure`] is given.
 const ENSURED: Duration = Duration::from_secs(3);
+/// Of a thousand connections so many go wrong in a storm: those over HTTP are many.
+const FAULTY_WIRES: usize = 30;
+/// By how much slow ones are late: longer than a question may take.
+const SLOW_WIRE: Duration = Duration::from_millis(700);
 /// How long faults of the server last.
 const LASTS: Duration = Duration::from_millis(1200);
 
@@ -23,6 +27,9 @@ impl Stage {
     /// Does all that is planned.
     pub async fn storm(&mut self, round: &Round) {
         self.calm = false;
+        for (_, wire) in &self.wires {
+            wire.storm(FAULTY_WIRES, SLOW_WIRE);
+        }
         for step in &round.storm {
             self.step(step).await;
             self.check().await;
