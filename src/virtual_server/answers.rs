@@ -236,7 +236,8 @@ fn files(shared: &Shared, folder: &str, asked: &Files) -> Ran {
                 Ok(line) => format!("{line}\n"),
                 Err(error) => format!("stat: cannot statx '{model}': {}\n", complaint(&error)),
             });
-            let files: String = names.iter().map(|name| format!("@@file\n{}", file_lines(&dir.join(name)))).collect();
+            let files: Vec<String> = names.iter().map(|name| file_lines(&dir.join(name))).collect();
+            let files = files.iter().fold(String::new(), |all, file| all + "@@file\n" + file);
             Ran::said(format!("@@free\n{free}@@model\n{model}{files}@@end\n"))
         }
         _ if !dir.is_dir() => Ran::failed(2, format!("sh: 2: cd: can't cd to {folder}\n")),

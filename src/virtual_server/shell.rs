@@ -205,7 +205,10 @@ mod tests {
             (remote::wake_on(Some(&interface)), Command::WakeOn(Some("enp5s0".into()))),
             (remote::units_down(std::slice::from_ref(&unit)), Command::UnitsDown(vec![name()])),
             (
-                remote::files(&path, FileQuestion::Survey { free: true, model: Some(&path), files: &[one.clone()] }),
+                remote::files(
+                    &path,
+                    FileQuestion::Survey { free: true, model: Some(&path), files: std::slice::from_ref(&one) },
+                ),
                 about(Files::Survey { free: true, model: Some(path.to_string()), names: vec![one.to_string()] }),
             ),
             (

@@ -44,10 +44,12 @@ pub const STOP: Command = Command::Stop(PLAIN);
 /// Power off.
 pub const POWER_OFF: Command = Command::Shutdown(PowerChoice::PowerOff, PLAIN);
 
+type Change = Box<dyn FnOnce(&mut virtual_server::Setup)>;
+
 /// What a bench is made of: a usual server in a hundredth of the usual times, changed.
 #[derive(Default)]
 pub struct Plan {
-    setup: Vec<Box<dyn FnOnce(&mut virtual_server::Setup)>>,
+    setup: Vec<Change>,
     config: Vec<(&'static str, String)>,
 }
 
@@ -84,7 +86,9 @@ impl Plan {
         let folder = Folder(std::env::temp_dir().join(name));
         fs::create_dir_all(folder.path()).expect("a folder");
         let mut setup = virtual_server::Setup::usual(folder.path().join("server")).scaled(0.01);
-        self.setup.into_iter().for_each(|change| change(&mut setup));
+        for change in self.setup {
+            change(&mut setup);
+        }
         let server = VirtualServer::start(setup).await.expect("a server");
         let env = self.config.into_iter().map(|(key, value)| (format!("WECHSLER_{key}"), value)).collect();
         let daemon = Daemon::start(&server, folder.path(), env);
@@ -262,7 +266,7 @@ impl Bench {
         let mut status = self.daemon.handle.status.clone();
         match timeout(LONG, status.wait_for(so)).await {
             Ok(status) => Arc::clone(&status.expect("the driver lives")),
-            Err(_) => panic!("never {what}: {:#?}\n{:#?}", self.status(), self.server.truth()),
+            Err(late) => panic!("{late}: never {what}: {:#?}\n{:#?}", self.status(), self.server.truth()),
         }
     }
 
@@ -326,10 +330,17 @@ impl Bench {
     }
 }
 
+/// Far more than any answer here.
+const MOST_TOLD: usize = 1 << 20;
+
 async fn ask(url: String, prompt: String, tokens: u32) -> Option<serde_json::Value> {
     let body = serde_json::json!({"prompt": prompt, "max_tokens": tokens});
-    let answer = reqwest::Client::new().post(url).json(&body).timeout(LONG).send().await.ok()?;
-    answer.json().await.ok()
+    let mut answer = reqwest::Client::new().post(url).json(&body).timeout(LONG).send().await.ok()?;
+    let mut told = vec![];
+    while let Some(chunk) = answer.chunk().await.ok()?.filter(|_| told.len() < MOST_TOLD) {
+        told.extend_from_slice(&chunk);
+    }
+    serde_json::from_slice(&told).ok()
 }
 
 /// Tokens of a prompt that were in the cache already, by llama.cpp's own answer.

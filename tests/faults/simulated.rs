@@ -81,7 +81,7 @@ impl Simulated {
         let mut status = self.handle.status.clone();
         match timeout(LONG, status.wait_for(|status| status.state == state)).await {
             Ok(status) => Arc::clone(&status.expect("the driver lives")),
-            Err(_) => panic!("never {state}: {:#?}", self.status()),
+            Err(late) => panic!("{late}: never {state}: {:#?}", self.status()),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Stop is not stop: orphans, GPU memory, ports.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tokio::time::sleep;
 use wechsler::{

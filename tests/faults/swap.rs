@@ -1,6 +1,8 @@
 //! Swaps, races, and what blocks for ever elsewhere.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tokio::time::sleep;
 use wechsler::{

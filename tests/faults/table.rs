@@ -43,7 +43,9 @@ fn covering() -> BTreeMap<String, Vec<(String, String)>> {
             }
         }
     }
-    found.values_mut().for_each(|tests| tests.sort());
+    for tests in found.values_mut() {
+        tests.sort();
+    }
     found
 }
 
@@ -58,8 +60,8 @@ fn table() -> String {
     for row in ROWS {
         let shown = match covering.get(&row.id.to_lowercase()) {
             Some(tests) => {
-                let test = |(file, name): &(String, String)| format!("`{file}`: {name}");
-                tests.iter().map(test).collect::<Vec<_>>().join("<br>")
+                let shown = |(file, name): &(String, String)| format!("`{file}`: {name}");
+                tests.iter().map(shown).collect::<Vec<_>>().join("<br>")
             }
             None => match (reason(NOT_APPLICABLE, row.id), reason(OWED, row.id)) {
                 (Some(why), _) => format!("not applicable: {why}"),
