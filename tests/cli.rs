@@ -118,7 +118,7 @@ fn a_failed_start_exits_1_and_shows_the_last_words_of_the_unit() {
     let output = run(&fake.socket, &["switch", "vllm"]);
     let text = out(&output);
     assert_eq!(code(&output), 1);
-    assert!(text.contains("✗ start vllm: failed after 0."), "{text}");
+    assert!(text.contains("✗ switch vllm: failed after 0."), "{text}");
     assert!(text.contains("[start_failed]") && text.contains("  hint: read the unit"));
     assert!(text.contains("  │ ValueError: no such model /mnt/models/x\n"), "{text}");
     let document = object(&run(&fake.socket, &["switch", "vllm", "--json"]));

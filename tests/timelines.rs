@@ -69,6 +69,13 @@ impl Line {
         self.take(Event::Tick)
     }
 
+    /// A start, and the last look it waits for.
+    fn started(&mut self, backend: wechsler::machine::BackendId) -> Vec<Effect> {
+        let mut effects = self.told(Command::Start(Some(backend), PLAIN));
+        effects.extend(self.after(1).sees(Seen::Stopped, Seen::Stopped));
+        effects
+    }
+
     /// The two looks two seconds apart that show nobody using llama.cpp, whatever they lead to.
     fn drains(&mut self) -> Vec<Effect> {
         let mut effects = self.after(2).sees(Seen::Running, Seen::Stopped);
@@ -178,11 +185,58 @@ fn a_gpu_that_cannot_be_asked_in_time_does_not_keep_a_start_waiting() {
     let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
     line.after(60).sees_with(Seen::Stopped, Seen::Stopped, old);
     line.told(Command::Start(Some(LLAMA), PLAIN));
-    for _ in 0..4 {
+    for _ in 0..14 {
         assert_eq!(orders(&line.after(1).sees_with(Seen::Stopped, Seen::Stopped, old)), []);
     }
     assert_eq!(line.machine.deadline(), Some(line.now + Duration::from_secs(1)));
     assert_eq!(order(&line.after(1).tick()).1, Verb::StartUnit(LLAMA));
+}
+
+#[test]
+fn a_gpu_that_is_late_after_a_boot_is_waited_for_but_not_for_ever() {
+    let late = |look: &mut Look| look.gpu_late = true;
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    line.after(1).sees_with(Seen::Stopped, Seen::Stopped, late);
+    assert_eq!(orders(&line.told(Command::Start(Some(LLAMA), PLAIN))), []);
+    let mut came = line.machine.clone();
+    for _ in 0..29 {
+        assert_eq!(orders(&line.after(1).sees_with(Seen::Stopped, Seen::Stopped, late)), []);
+    }
+    assert_eq!(line.machine.deadline(), Some(line.now + Duration::from_secs(1)));
+    assert_eq!(order(&line.after(1).tick()).1, Verb::StartUnit(LLAMA));
+    // Once it is there, nothing is waited for any more.
+    let soon = sample::at(13);
+    let effects = came.step(soon, Event::Looked(sample::on(soon, Seen::Stopped, Seen::Stopped)));
+    assert_eq!(order(&effects).1, Verb::StartUnit(LLAMA));
+}
+
+#[test]
+fn what_does_not_end_is_stuck_and_what_is_down_but_not_gone_has_not_freed_the_gpu() {
+    for (run, expected) in [(Some(Invocation(2)), Failure::StopStuck), (None, Failure::GpuNotFreed)] {
+        let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+        let stop = order(&line.told(Command::Stop(Options { no_drain: true, ..PLAIN }))).0;
+        let lingers = |look: &mut Look| look.backends[1].invocation = run;
+        line.after(1).ends(stop, fine());
+        line.after(1).sees_with(Seen::Stopped, Seen::Lingering, lingers);
+        line.now = line.machine.deadline().expect("it is waited for");
+        let (kill, what) = order(&line.sees_with(Seen::Stopped, Seen::Lingering, lingers));
+        assert_eq!(what, Verb::KillUnit(VLLM));
+        line.after(1).ends(kill, fine());
+        line.now = line.machine.deadline().expect("it is waited for");
+        let effects = line.sees_with(Seen::Stopped, Seen::Lingering, lingers);
+        assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(expected)));
+    }
+}
+
+#[test]
+fn an_idle_stop_gives_up_also_for_a_request_that_was_over_between_two_looks() {
+    let mut line = Line::on(sample::eager(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    line.tick();
+    assert_eq!(line.kind(), Kind::Draining);
+    let effects = line.after(2).sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].mark = Some(7));
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)));
+    assert_eq!(line.kind(), Kind::Running);
 }
 
 #[test]
@@ -303,6 +357,92 @@ fn a_unit_that_cannot_be_read_is_waited_for_as_long_as_a_silent_server() {
     }
     let effects = line.after(1).tick();
     assert_eq!(failure(&effects), Some(Failure::UnitUnread));
+}
+
+#[test]
+fn the_wanted_backends_own_unit_is_not_waited_for_longer_than_another() {
+    let mut line = Line::on(sample::quiet(), Seen::Unknown, Seen::Stopped);
+    line.told(Command::Start(Some(LLAMA), PLAIN));
+    for _ in 0..29 {
+        let effects = line.after(1).sees(Seen::Unknown, Seen::Stopped);
+        assert_eq!((orders(&effects), failure(&effects)), (vec![], None));
+    }
+    assert_eq!(failure(&line.after(1).sees(Seen::Unknown, Seen::Stopped)), Some(Failure::UnitUnread));
+}
+
+#[test]
+fn a_lost_answer_of_a_unit_that_cannot_be_read_is_waited_for_no_longer() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+    line.told(Command::Stop(Options { no_drain: true, ..PLAIN }));
+    let stop = line.machine.view().order.expect("a stop").0;
+    line.after(1).ends(stop, lost());
+    let mut failed = None;
+    for _ in 0..31 {
+        failed = failed.or(failure(&line.after(1).sees(Seen::Stopped, Seen::Unknown)));
+    }
+    assert_eq!(failed, Some(Failure::UnitUnread));
+}
+
+#[test]
+fn an_answer_that_comes_after_it_was_given_up_clears_the_doubt() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (start, _) = order(&line.started(LLAMA));
+    line.now = line.machine.deadline().expect("the order's deadline");
+    line.sees(Seen::Loading, Seen::Stopped);
+    line.after(1).ends(start, fine());
+    line.after(1).sees(Seen::Running, Seen::Stopped);
+    assert_eq!(line.machine.view().operation, None, "the next look decides");
+}
+
+#[test]
+fn a_gpu_that_answers_slowly_is_told_all_the_same() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle power-off");
+    let old = sample::at(1);
+    let asked = line.now;
+    let effects = line.sees_with(Seen::Stopped, Seen::Stopped, |look| look.gpu_at = old);
+    assert_eq!(orders(&effects), []);
+    let effects = line.after(7).sees_with(Seen::Stopped, Seen::Stopped, |look| look.gpu_at = asked);
+    assert_eq!(order(&effects).1, Verb::PowerOff);
+}
+
+#[test]
+fn nothing_is_killed_that_nobody_can_see() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+    line.told(Command::Stop(Options { no_drain: true, ..PLAIN }));
+    let stop = line.machine.view().order.expect("a stop").0;
+    line.after(1).ends(stop, fine());
+    line.after(1).sees(Seen::Stopped, Seen::Lingering);
+    line.now = line.machine.deadline().expect("the stop's deadline");
+    assert_eq!(orders(&line.sees(Seen::Stopped, Seen::Unknown)), []);
+    assert_eq!(order(&line.after(1).sees(Seen::Stopped, Seen::Lingering)).1, Verb::KillUnit(VLLM));
+}
+
+#[test]
+fn a_restart_of_a_run_that_could_not_be_named_restarts_it_when_it_can() {
+    let mut line = Line::new(sample::quiet());
+    line.after(10).sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].invocation = None);
+    line.told(Command::Restart(Some(LLAMA), Options { no_drain: true, ..PLAIN }));
+    let mut effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, |l| l.backends[0].invocation = None);
+    assert_eq!(orders(&effects), []);
+    effects = line.after(1).sees(Seen::Running, Seen::Stopped);
+    let (save, what) = order(&effects);
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    assert_eq!(order(&line.ends(save, fine())).1, Verb::StopUnit(LLAMA));
+}
+
+#[test]
+fn a_persons_restore_takes_over_the_one_under_way() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let fresh = |look: &mut Look| {
+        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
+    };
+    let (restore, _) = order(&line.after(5).sees_with(Seen::Running, Seen::Stopped, fresh));
+    let joined = Answer::Accepted { op: line.machine.view().operation.expect("a restore").id, joined: true };
+    let effects = line.told(Command::RestoreSlots(PLAIN));
+    assert!(matches!(&effects[..], [Effect::Answer { answer, .. }] if *answer == joined), "{effects:?}");
+    line.ends(restore, fine());
+    assert_eq!(line.machine.view().operation, None);
 }
 
 #[test]

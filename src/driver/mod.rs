@@ -9,6 +9,7 @@
 
 mod changes;
 mod clock;
+mod gpu_trouble;
 pub mod handle;
 mod history;
 mod journal;

@@ -20,6 +20,8 @@ const ACTIVITY: Duration = Duration::from_secs(2);
 const ACTIVITY_REST: Duration = Duration::from_secs(10);
 /// Between two looks at the GPUs at rest.
 const GPU_REST: Duration = Duration::from_mins(1);
+/// ... and while something is wrong with them: what is cured need not be shown for another minute.
+const GPU_TROUBLED: Duration = Duration::from_secs(10);
 /// Between two looks at the GPUs while a backend is to be proven stopped.
 const GPU_PROOF: Duration = Duration::from_secs(1);
 /// ... and just after its unit went down, when the memory is about to come back and a switch waits for it.
@@ -234,8 +236,12 @@ impl Schedule {
 
     fn gpu(&self, view: &View, reading: &Reading) -> Duration {
         let to_prove = view.look.backends.iter().any(|b| b.seen == Seen::Lingering);
+        if !to_prove && view.last_look.is_some() {
+            // A start waits for a GPU that is late.
+            return GPU_PROOF;
+        }
         if !to_prove {
-            return GPU_REST;
+            return if reading.gpu_trouble.is_some() { GPU_TROUBLED } else { GPU_REST };
         }
         // The first look after the unit went down is the one that proves; it is not kept waiting.
         let read = reading.gpu.as_ref().map(|g| g.at);

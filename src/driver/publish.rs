@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use super::{
     clock::{Clock, rfc3339},
+    gpu_trouble,
     history::History,
     oddities::Oddity,
     operations::{backend_of, cause_name},
@@ -373,7 +374,12 @@ impl Source<'_> {
             hint: o.hint.into(),
             since: self.clock.rfc3339(o.since),
         };
-        self.view.attention.iter().map(one).chain(self.oddities.iter().map(odd)).collect()
+        let mut all: Vec<AttentionStatus> = self.view.attention.iter().map(one).collect();
+        if matches!(self.view.look.server, Server::On { .. }) {
+            all.extend(gpu_trouble::attention(self.reading, self.clock));
+        }
+        all.extend(self.oddities.iter().map(odd));
+        all
     }
 
     fn held_name(&self, held: Held) -> String {

@@ -44,6 +44,8 @@ use slots::SlotStore;
 use ssh::{Ssh, SshSetupError, Trouble};
 use systemd::{Ended, UnitsAnswer};
 
+/// For the quick question after a stop.
+const QUICK: Duration = Duration::from_secs(2);
 /// A GPU tool that hangs is not asked again for so long (or until the next boot): each call would hang beside it.
 const GPU_HANGS_FOR: Duration = Duration::from_mins(10);
 /// Both calls of the GPU tool end on the server by themselves, a second after their limit at the latest; then comes this.
@@ -96,13 +98,17 @@ struct Slots {
     tidying: AtomicBool,
 }
 
-/// The sweeping of leftovers: once in each SSH session is enough.
+/// The sweeping of leftovers.
 #[derive(Clone, Copy, Debug, Default)]
 struct Swept {
     session: u64,
-    done: bool,
+    /// When it last succeeded in this session.
+    done: Option<Clock>,
     tries: u32,
 }
+
+/// Leftovers are looked for in each new SSH session, and again after so long: what was too young may be one by now.
+const SWEEP_AGAIN: Duration = Duration::from_hours(1);
 
 /// A sweep that fails is tried so many times in one SSH session.
 const SWEEPS: u32 = 5;
@@ -250,8 +256,8 @@ impl Host {
         let backends: Vec<&Backend> = which.iter().filter_map(|i| self.backends.get(*i)).collect();
         let units: Vec<UnitName> = backends.iter().map(|backend| backend.unit.clone()).collect();
         let within = ssh.command_timeout();
-        if stopped {
-            let reply = ssh.ask(&remote::units_down(&units), within).await.map_err(Trouble::reading)?;
+        // A quick answer that does not come is no answer: then it is asked in full.
+        if stopped && let Ok(reply) = ssh.ask(&remote::units_down(&units), within.min(QUICK)).await {
             let known: Vec<_> = backends.iter().map(|backend| locked(&backend.known).clone()).collect();
             if let Some(answer) = systemd::parse_down(&reply.stdout, &units, &known) {
                 locked(&self.doubts).answered(ssh, reply.session);
@@ -429,12 +435,15 @@ impl Slots {
         if swept.session != session {
             swept = Swept { session, ..Swept::default() };
         }
-        if !swept.done && swept.tries < SWEEPS {
+        if swept.done.is_some_and(|done| done.elapsed() >= SWEEP_AGAIN) {
+            swept = Swept { session, ..Swept::default() };
+        }
+        if swept.done.is_none() && swept.tries < SWEEPS {
             let result = self.store.sweep(&self.folder).await;
             if let Err(why) = &result {
                 tracing::warn!(backend, why, "leftovers of broken-off saves could not be looked for");
             }
-            let (done, tries) = (result.is_ok(), swept.tries + 1);
+            let (done, tries) = (result.is_ok().then(Clock::now), swept.tries + 1);
             *locked(&self.swept) = Swept { session, done, tries };
         }
         self.store.prune(&self.folder).await;

@@ -37,6 +37,11 @@ impl CommandLine {
         self.fed.as_deref()
     }
 
+    /// Changes something: it goes a way of its own, which is not found dead.
+    fn unfed(self) -> Self {
+        Self { fed: None, ..self }
+    }
+
     /// A plain command with its words; they are quoted only where a shell would notice them.
     fn plain<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
         // Messages are read by us: in English, whatever the account's locale.
@@ -207,12 +212,12 @@ busctl --json=short call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.
     CommandLine::script(&[SCRIPT, LEFT].concat(), units.iter().map(UnitName::as_str))
 }
 
-/// Why a unit is not up: its result, and the last lines of its journal. And whether `port` listens on the server.
+/// Why a unit is not up: its result, its files, and the last lines of its journal. And whether `port` listens on the server.
 #[must_use]
 pub fn post_mortem(unit: &UnitName, port: u16) -> CommandLine {
     const SCRIPT: &str = r#"export LC_ALL=C TZ=UTC
 echo @@unit
-systemctl --no-pager show -p ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts -- "$1"
+systemctl --no-pager show -p ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts,FragmentPath,DropInPaths,NeedDaemonReload -- "$1"
 echo @@listens
 command -v ss >/dev/null 2>&1 && timeout -k 1 3 ss -Hltn "sport = :$2" && echo @@asked
 echo @@journal
@@ -384,9 +389,13 @@ rm -f -- "$@""#;
             let fixed = [folder, if free { "free" } else { "" }, model.map_or("", RemotePath::as_str)];
             CommandLine::script(SURVEY, fixed.into_iter().chain(files.iter().map(FileName::as_str)))
         }
-        Q::Keep(from, to, bytes) => CommandLine::script(KEEP, [folder, from.as_str(), to.as_str(), &bytes.to_string()]),
+        Q::Keep(from, to, bytes) => {
+            CommandLine::script(KEEP, [folder, from.as_str(), to.as_str(), &bytes.to_string()]).unfed()
+        }
         Q::List(suffix) => CommandLine::script(LIST, [folder, suffix]),
-        Q::Remove(names) => CommandLine::script(REMOVE, [folder].into_iter().chain(names.iter().map(FileName::as_str))),
+        Q::Remove(names) => {
+            CommandLine::script(REMOVE, [folder].into_iter().chain(names.iter().map(FileName::as_str))).unfed()
+        }
     }
 }
 
@@ -497,8 +506,7 @@ mod tests {
         for line in lines {
             let inner = line.as_str().strip_prefix("exec sh -c '").expect("a script");
             let script = inner.split_once('\'').expect("its end").0;
-            let fed = line.fed().expect("a script");
-            for script in [script, fed] {
+            for script in [Some(script), line.fed()].into_iter().flatten() {
                 let checked = std::process::Command::new("sh").args(["-n", "-c", script]).status();
                 assert!(checked.expect("there is an sh").success(), "{script}");
             }

@@ -285,6 +285,16 @@ pub fn parse_post_mortem(stdout: &str, unit: &UnitName, port: u16) -> PostMortem
         value("NRestarts")
     );
     let mut lines = vec![plain_text(&state, MOST)];
+    // Often enough it is not the file somebody had in mind, or not the text that stands in it by now.
+    let (fragment, drop_ins) = (value("FragmentPath"), value("DropInPaths"));
+    if fragment.starts_with('/') {
+        let and = if drop_ins.starts_with('/') { format!(", with {drop_ins}") } else { String::new() };
+        let unread = match value("NeedDaemonReload") {
+            "yes" => ", changed since systemd read it (`systemctl daemon-reload`)",
+            _ => "",
+        };
+        lines.push(plain_text(&format!("its file is {fragment}{and}{unread}"), MOST));
+    }
     let port_listens = !section("listens").trim().is_empty();
     if port_listens {
         lines.push(format!("port {port} listens on the host"));
@@ -529,7 +539,9 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
         let journal = (0..12).map(|i| format!("line {i} \x1b[31mred\n"));
         let journal = journal.collect::<Vec<_>>().concat();
         let answer = format!(
-            "@@unit\nActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=203\nNRestarts=5\n@@listens\nLISTEN 0 512 127.0.0.1:8080 0.0.0.0:*\n@@asked\n@@journal\n{journal}@@odd {}\n@@end\n",
+            "@@unit\nActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=203\nNRestarts=5\n\
+             FragmentPath=/etc/systemd/system/llama-cpp.service\nDropInPaths=/etc/systemd/system/llama-cpp.service.d/a.conf\n\
+             NeedDaemonReload=yes\n@@listens\nLISTEN 0 512 127.0.0.1:8080 0.0.0.0:*\n@@asked\n@@journal\n{journal}@@odd {}\n@@end\n",
             "x".repeat(5000)
         );
         let PostMortem { lines, port_listens } = parse_post_mortem(&answer, &units()[0], 8080);
@@ -538,8 +550,13 @@ InvocationID=0b7a1c9e55d14a07bb2df2f43f1d9e6a
             lines[0],
             "llama-cpp.service is failed (failed), result exit-code, exit status 203, 5 automatic restarts"
         );
-        assert_eq!(lines[1], "port 8080 listens on the host");
-        assert_eq!((lines.len(), lines[2].as_str()), (12, "line 3 [31mred"));
+        assert_eq!(
+            lines[1],
+            "its file is /etc/systemd/system/llama-cpp.service, with /etc/systemd/system/llama-cpp.service.d/a.conf, \
+             changed since systemd read it (`systemctl daemon-reload`)"
+        );
+        assert_eq!(lines[2], "port 8080 listens on the host");
+        assert_eq!((lines.len(), lines[3].as_str()), (13, "line 3 [31mred"));
         assert!(lines.iter().map(String::len).sum::<usize>() <= 4096);
         assert!(lines.iter().all(|line| !line.chars().any(char::is_control)));
     }

@@ -259,8 +259,12 @@ fn settle(core: &mut Core, request: RequestId, verdict: Verdict, step: &mut Step
         Refuse(refusal) => return answer(step, request, Answer::Refused(refusal)),
         Pursue(goal, options) => (goal, options),
     };
-    if let Some(work) = &core.work {
-        let op = &work.op;
+    if let Some(work) = &mut core.work {
+        let op = &mut work.op;
+        if op.goal == goal && op.cause.is_policy() && matches!(goal, Goal::Restore(_)) {
+            // It may have been sent already, and never is twice: the person's wish takes it over.
+            op.cause = Cause::Command(request);
+        }
         if op.goal == goal && !op.cause.is_policy() {
             let op = op.id;
             return answer(step, request, Answer::Accepted { op, joined: true });

@@ -86,6 +86,8 @@ pub(super) struct Order {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Doubt {
+    /// Its answer may come late, and then clears it up.
+    pub(super) verb: VerbId,
     pub(super) session: Option<u64>,
     pub(super) boot: Option<BootId>,
     pub(super) backend: BackendId,
@@ -376,6 +378,7 @@ impl Look {
     pub(super) fn says_same_as(&self, other: &Self) -> bool {
         self.server == other.server
             && self.foreign_gpu == other.foreign_gpu
+            && self.gpu_late == other.gpu_late
             && self.people == other.people
             && self.wake_armed == other.wake_armed
             && self

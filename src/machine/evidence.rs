@@ -63,6 +63,9 @@ pub const OLDEST_USE: Duration = Duration::from_secs(30);
 /// People come and go: an older word of who is logged in says nothing. Three times the 10 s between two questions at rest.
 pub const OLDEST_PEOPLE: Duration = Duration::from_secs(30);
 
+/// A server counts as just come up for so long after its first word: drivers are loaded beside everything else.
+pub const JUST_UP: Duration = Duration::from_mins(1);
+
 /// Judges the newest readings.
 #[must_use]
 pub fn judge(reading: &Reading, policy: &Policy, now: Instant) -> Look {
@@ -90,6 +93,7 @@ pub fn judge(reading: &Reading, policy: &Policy, now: Instant) -> Look {
         backends: views.iter().map(|view| view.look(told, gpu, gpu_at, memory_left)).collect(),
         foreign_gpu: processes(gpu).any(|p| p.backend.is_none() && !p.ignored),
         gpu_at: asked(reading.gpu.as_ref().map(|gpu| gpu.at)),
+        gpu_late: on && gpu_is_late(reading, gpu, now),
         people: reading
             .people
             .as_ref()
@@ -324,6 +328,17 @@ fn memory_is_left(gpu: Option<&Gpu>, policy: &Policy) -> bool {
     // A process of unknown size explains everything.
     let explained = processes(gpu).map(|process| process.used_mib.unwrap_or(u64::MAX)).fold(0, u64::saturating_add);
     excess > explained
+}
+
+/// Shortly after a boot the tool shows fewer GPUs than in boots before. One that hangs, or says that the GPU is broken, will
+/// not tell anything else later.
+fn gpu_is_late(reading: &Reading, gpu: Option<&Gpu>, now: Instant) -> bool {
+    let just_up = reading.boot.as_ref().is_some_and(|boot| now.since(boot.at) <= JUST_UP);
+    let shown = match gpu {
+        Some(Gpu::Broken { code, .. }) if !matches!(code.as_str(), "gpu_not_found" | "driver_not_loaded") => None,
+        gpu => gpu.and_then(Gpu::shown),
+    };
+    just_up && shown.is_some_and(|shown| shown < reading.gpus_before)
 }
 
 fn processes(gpu: Option<&Gpu>) -> impl Iterator<Item = &super::reading::GpuProcess> {

@@ -91,7 +91,7 @@ impl Machine {
             runs.of(ready.map(|i| i.0)).hash(h);
             runs.of(spoilt.map(|i| i.0)).hash(h);
         }
-        (look.foreign_gpu, look.people, look.wake_armed).hash(h);
+        (look.foreign_gpu, look.gpu_late, look.people, look.wake_armed).hash(h);
         (self.chart.is_off(), silence.map(|s| s.misses)).hash(h);
         (crowded_since.is_some(), vacant_since.is_some()).hash(h);
         (

@@ -14,8 +14,12 @@ use super::{
 pub(super) const UNKNOWN_USE_GRACE: Duration = Duration::from_secs(3);
 
 /// How long a start or a power-off waits for a last look at what is asked rarely: GPU, people, network card. Without
-/// persistence mode the GPU's driver takes 1 to 3 s to answer.
-const LAST_LOOK: Duration = Duration::from_secs(5);
+/// persistence mode the GPU's driver takes 1 to 3 s for each of two questions, and one that hangs is given up after 14 s.
+pub(super) const LAST_LOOK: Duration = Duration::from_secs(15);
+
+/// How long a start waits for a GPU that comes up later than the server: what is started without it falls back to the
+/// processor, or dies.
+pub(super) const GPU_LATE: Duration = Duration::from_secs(30);
 
 /// Stops ordered of one run at most: the second, where the first was lost without a trace.
 const MOST_STOPS: u8 = 2;
@@ -46,9 +50,6 @@ pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, s
     if core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Unknown) {
         return Some(unread(core, leaf, step));
     }
-    if let Some(work) = &mut core.work {
-        work.unread_until = None;
-    }
     None
 }
 
@@ -74,23 +75,32 @@ pub(super) enum LastWord {
 }
 
 /// Sees to it that what was last asked at `asked` is young enough to act on, and not older than `than`:
-/// [`super::View::last_look`] makes the driver ask again, and is waited for within bounds.
-pub(super) fn last_look(core: &mut Core, asked: Instant, than: Instant) -> LastWord {
+/// [`super::View::last_look`] makes the driver ask again, and is waited for, but no longer than `patience`.
+pub(super) fn last_look(core: &mut Core, asked: Instant, than: Instant, patience: Duration) -> LastWord {
     let now = core.now;
     let Some(work) = &mut core.work else { return LastWord::Untold };
-    if now.since(asked) <= FRESH && asked > Instant::START && asked >= than {
+    let young = now.since(asked) <= FRESH && asked > Instant::START && asked >= than;
+    // Asked for this very purpose: however long the answer took, none can be younger.
+    let on_purpose = work.last_look.is_some_and(|look| asked >= look.since);
+    if young || on_purpose {
         work.last_look = None;
         return LastWord::Told;
     }
-    let until = work.last_look.get_or_insert(LastLook { since: now, until: now + LAST_LOOK }).until;
-    if until > now { LastWord::Awaited } else { LastWord::Untold }
+    let since = work.last_look.map_or(now, |l| l.since);
+    let until = since + patience;
+    if until > now {
+        work.last_look = Some(LastLook { since, until });
+        return LastWord::Awaited;
+    }
+    work.last_look = None;
+    LastWord::Untold
 }
 
 /// The next step of bringing `backend` down: drain, save, stop.
 pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pursued {
     let look = core.look.backend(backend).clone();
     let policy = core.policy.backend(backend).clone();
-    let calm = core.memory(backend).calm;
+    let (calm, last_use) = (core.memory(backend).calm, core.memory(backend).last_use);
     let (held, served, spoilt) =
         (core.is_held(Held::Backend(backend)), core.has_served(backend), core.is_spoilt(backend));
     let now = core.now;
@@ -102,8 +112,9 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
     if held && !stopping && (by_policy || work.op.goal != Goal::Stop) {
         return fail(core, Failure::Held, step);
     }
-    // A policy gives way to whoever uses it again.
-    if by_policy && !stopping && look.use_ == Use::Busy {
+    // A policy gives way to whoever uses it again, also if that was over between two looks.
+    let used = look.use_ == Use::Busy || last_use.is_some_and(|at| at > work.op.started);
+    if by_policy && !stopping && used {
         return fail(core, Failure::InUse, step);
     }
     // An odd answer of one that has served proves nothing: requests may be in flight, and its slots hold what they held.
@@ -177,14 +188,8 @@ pub(super) fn linger(core: &Core, leaf: State, backend: BackendId) -> Pursued {
 }
 
 /// All backends are proven stopped: power off, if nothing blocks.
-pub(super) fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut Step) -> Pursued {
+pub(super) fn power_off(core: &mut Core, cause: Cause, step: &mut Step) -> Pursued {
     let now = core.now;
-    if let State::PoweringOff { .. } = leaf {
-        // Another boot answers: it went down and came back.
-        core.warn("came_back", "the server went down and was up again at once");
-        core.done(step);
-        return Ended;
-    }
     if core.look.foreign_gpu || core.look.people == Some(true) || core.is_held(Held::Awake) {
         return fail(core, Failure::Blocked, step);
     }
@@ -197,13 +202,17 @@ pub(super) fn power_off(core: &mut Core, leaf: State, cause: Cause, step: &mut S
     if !core.is_fresh() {
         return STAY;
     }
-    match last_look(core, asked, Instant::START) {
+    let mut people_told = true;
+    match last_look(core, asked, Instant::START, LAST_LOOK) {
         LastWord::Told => {}
         LastWord::Awaited => return STAY,
         LastWord::Untold if cause.is_policy() => return fail(core, Failure::Blocked, step),
-        LastWord::Untold => core.warn("use_unknown", "nobody could tell in time whether somebody else uses the server"),
+        LastWord::Untold => {
+            people_told = now.since(core.look.people_at) <= FRESH;
+            core.warn("use_unknown", "nobody could tell in time whether somebody else uses the server");
+        }
     }
-    let people = people.filter(|_| now.since(core.look.people_at) <= FRESH);
+    let people = people.filter(|_| people_told);
     if people.is_none() {
         if cause.is_policy() {
             return fail(core, Failure::Blocked, step);

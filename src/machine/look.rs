@@ -18,6 +18,8 @@ pub struct Look {
     pub foreign_gpu: bool,
     /// When the GPU was asked; [`Instant::START`] if not in this boot. A tool that is absent or broken has been asked too.
     pub gpu_at: Instant,
+    /// The server has just come up, and shows fewer GPUs than it had.
+    pub gpu_late: bool,
     /// Logins other than our own, or a blocking inhibitor; `None` when nobody could tell.
     pub people: Option<bool>,
     /// When that was asked; [`Instant::START`] if not in this boot.
@@ -173,6 +175,7 @@ impl Look {
             backends: vec![unknown; backends],
             foreign_gpu: false,
             gpu_at: Instant::START,
+            gpu_late: false,
             people: None,
             people_at: Instant::START,
             wake_armed: None,

@@ -38,7 +38,14 @@ pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
         (None, _) => {
             if let Some(backend) = core.first(|s| s == Seen::Lingering) {
                 Some(match leaf {
-                    State::Stopping { backend: b, .. } if b == backend => leaf,
+                    // The deadline of an operation that has ended decides nothing for the next; but one that was killed
+                    // and is still there is stuck, whoever asks.
+                    State::Stopping { backend: b, until: None, .. }
+                    | State::Stopping { backend: b, killed: true, .. }
+                        if b == backend =>
+                    {
+                        leaf
+                    }
                     _ => State::Stopping { backend, order: None, until: None, killed: false },
                 })
             } else if core.policy.ids().all(|id| core.seen(id).is_stopped() || core.seen(id) == Seen::Stranger) {

@@ -1,9 +1,9 @@
 //! The rules: from goal and observation to the next leaf.
 
 use super::{
-    BackendId, BootPhase, Failure, Goal, Held, OnStartTimeout, RestorePolicy, Seen, Server, Verb,
+    BackendId, BootPhase, Failure, Goal, Held, Instant, OnStartTimeout, RestorePolicy, Seen, Server, Verb,
     core::{Core, Step},
-    leaving::{LastWord, last_look, leave, leave_all, linger, power_off, stop, unread},
+    leaving::{GPU_LATE, LAST_LOOK, LastWord, last_look, leave, leave_all, linger, power_off, stop, unread},
     observed::{observed, policies},
     rules::State,
 };
@@ -46,20 +46,24 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
     // Deadlines of leaves that wait for something other than their order.
     match leaf {
         State::Stopping { backend, until: Some(until), killed, .. }
-            if until <= core.now && core.shows_end_of_stop(backend) =>
+            if until <= core.now && core.is_on() && core.shows_end_of_stop(backend) =>
         {
-            if core.seen(backend).is_stopped() {
-                // Goes on below.
-            } else if killed || core.seen(backend).is_up() {
+            match core.seen(backend) {
+                // One that lingers outside of any run is down by its unit, and only what it held is still there.
+                Seen::Lingering if killed && core.look.backend(backend).invocation.is_none() => {
+                    return fail(core, Failure::GpuNotFreed, step);
+                }
+                Seen::Lingering if killed => return fail(core, Failure::StopStuck, step),
+                Seen::Lingering => {
+                    let p = core.policy.backend(backend);
+                    let until = core.now + core.policy.command_timeout + p.kill_timeout;
+                    let order = Some(core.order(Verb::KillUnit(backend)));
+                    return Leaf(Some(State::Stopping { backend, order, until: Some(until), killed: true }));
+                }
                 // One that is up as if nothing were has not heard the stop, and would not hear SIGKILL either.
-                let lingers = core.seen(backend) == Seen::Lingering;
-                core.fail(if lingers { Failure::GpuNotFreed } else { Failure::StopStuck }, step);
-                return Ended;
-            } else {
-                let p = core.policy.backend(backend);
-                let until = core.now + core.policy.command_timeout + p.kill_timeout;
-                let order = Some(core.order(Verb::KillUnit(backend)));
-                return Leaf(Some(State::Stopping { backend, order, until: Some(until), killed: true }));
+                seen if seen.is_up() => return fail(core, Failure::StopStuck, step),
+                // Stopped, or nobody can tell: goes on below.
+                _ => {}
             }
         }
         State::PoweringOff { until, boot, .. } if until <= core.now && core.look.boot() == Some(boot) => {
@@ -99,8 +103,20 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
         // Still going down, whatever is wanted by now.
         return STAY;
     }
+    if let (State::PoweringOff { .. }, Goal::Off) = (leaf, goal) {
+        core.warn("came_back", "the server went down and was up again at once");
+        core.done(step);
+        return Ended;
+    }
+    if let (Some(work), true) =
+        (&mut core.work, core.policy.ids().all(|id| core.look.backend(id).seen != Seen::Unknown))
+    {
+        work.unread_until = None;
+    }
     if !core.is_settled() {
-        return starting_deadline(core, leaf, step);
+        // A lost answer is cleared up by the unit: as long as that cannot be read, it is what is waited for.
+        let unclear = core.doubt.is_some_and(|doubt| core.seen(doubt.backend) == Seen::Unknown);
+        return if unclear { unread(core, leaf, step) } else { starting_deadline(core, leaf, step) };
     }
     if let Some(failure) = core.work.as_ref().and_then(|w| w.failing) {
         return stop_and_fail(core, leaf, goal, failure, step);
@@ -121,7 +137,7 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
         }
         Goal::Off => match leave_all(core, leaf, None, step) {
             Some(pursued) => pursued,
-            None => power_off(core, leaf, cause, step),
+            None => power_off(core, cause, step),
         },
         Goal::Save(backend) => slots(core, leaf, backend, true, step),
         Goal::Restore(backend) => slots(core, leaf, backend, false, step),
@@ -228,6 +244,13 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
     let Some(work) = &mut core.work else {
         return Ended;
     };
+    if let (Goal::Restart(_), None, false, true) = (work.op.goal, work.rid_of, work.launched, look.seen.is_up()) {
+        // Which run it is to be rid of could not be read when it began.
+        work.rid_of = look.invocation;
+        if work.rid_of.is_none() {
+            return unread(core, leaf, step);
+        }
+    }
     let unwanted = look.invocation.is_some() && (work.rid_of == look.invocation || spoilt);
     if work.launched && look.seen.is_up() {
         // A run just begun may not have its name yet.
@@ -282,9 +305,12 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             }
             // Somebody may have come since the operation began, and nobody asks at rest more than once a minute.
             let began = core.work.as_ref().map_or(core.now, |w| w.op.started);
-            match last_look(core, core.look.gpu_at, began) {
+            let late = core.look.gpu_late;
+            let (asked, patience) = if late { (Instant::START, GPU_LATE) } else { (core.look.gpu_at, LAST_LOOK) };
+            match last_look(core, asked, began, patience) {
                 LastWord::Told => {}
                 LastWord::Awaited => return STAY,
+                LastWord::Untold if late => core.warn("gpu_late", "a GPU that was there before has not come up"),
                 LastWord::Untold => core.warn("gpu_unread", "nobody could tell in time what else holds GPU memory"),
             }
             let until = Some(core.now + core.policy.backend(backend).start_timeout);
@@ -319,7 +345,8 @@ pub(super) fn starting_deadline(core: &mut Core, leaf: State, step: &mut Step) -
     let State::Starting { backend, until: Some(until), .. } = leaf else {
         return STAY;
     };
-    if until > core.now {
+    let wanted = matches!(core.work.as_ref().map(|w| w.op.goal), Some(Goal::Run(b) | Goal::Restart(b)) if b == backend);
+    if until > core.now || !wanted {
         return STAY;
     }
     let failure = match core.seen(backend) {

@@ -59,6 +59,15 @@ pub struct Reading {
     /// The boot that answered last and when it first did; kept by [`Reading::absorb`]. Older readings are of another boot.
     #[serde(default)]
     pub boot: Option<Dated<BootId>>,
+    /// The most GPUs that were ever shown; kept by [`Reading::absorb`].
+    #[serde(default)]
+    pub gpus: usize,
+    /// ... and in boots before this one.
+    #[serde(default)]
+    pub gpus_before: usize,
+    /// What is wrong with the GPUs, as its code, and since when; kept by [`Reading::absorb`].
+    #[serde(default)]
+    pub gpu_trouble: Option<Dated<String>>,
 }
 
 /// The sources of one backend.
@@ -118,7 +127,17 @@ impl Reading {
         if let Some(ssh) = &self.ssh
             && let Ssh::Answered { boot, .. } = ssh.value
         {
+            if self.boot.as_ref().is_some_and(|before| before.value != boot) {
+                self.gpus_before = self.gpus;
+            }
             first(&mut self.boot, boot, ssh.at);
+        }
+        if let Some(gpu) = &self.gpu {
+            self.gpus = self.gpus.max(gpu.value.shown().unwrap_or(0));
+            match gpu.value.trouble(self.gpus) {
+                Some((code, _)) => first(&mut self.gpu_trouble, code, gpu.at),
+                None => self.gpu_trouble = None,
+            }
         }
     }
 }
@@ -365,6 +384,32 @@ pub enum Gpu {
         /// The compute processes.
         processes: Vec<GpuProcess>,
     },
+}
+
+impl Gpu {
+    /// How many GPUs are shown; `None` where nobody could tell.
+    #[must_use]
+    pub const fn shown(&self) -> Option<usize> {
+        match self {
+            Self::Read { devices, .. } => Some(devices.len()),
+            Self::Absent | Self::Broken { .. } => Some(0),
+            Self::Hangs => None,
+        }
+    }
+
+    /// What is wrong with the GPUs of a server that has shown `known` of them: a stable code, and a sentence.
+    #[must_use]
+    pub fn trouble(&self, known: usize) -> Option<(String, String)> {
+        match self {
+            Self::Broken { code, message } => Some((code.clone(), message.clone())),
+            Self::Hangs => Some(("gpu_hangs".into(), "The GPU's tool does not answer in time.".into())),
+            Self::Absent | Self::Read { .. } => {
+                let shown = self.shown().unwrap_or(0);
+                let gone = format!("The server has had {known} GPU(s) and shows {shown} now.");
+                (shown < known).then(|| ("gpu_lost".into(), gone))
+            }
+        }
+    }
 }
 
 /// One GPU.

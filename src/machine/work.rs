@@ -67,9 +67,13 @@ impl Work {
 
     /// The progress of leaving `backend`, begun anew for another run.
     pub(super) fn leaving(&mut self, backend: BackendId, invocation: Option<Invocation>) -> &mut Leaving {
-        let fits = self.leaving.is_some_and(|l| l.backend == backend && l.invocation == invocation);
+        // A run whose name cannot be read just now is still the same.
+        let same = |l: &Leaving| l.invocation == invocation || l.invocation.is_none() || invocation.is_none();
+        let fits = self.leaving.is_some_and(|l| l.backend == backend && same(&l));
         if !fits {
             self.leaving = None;
+        } else if let Some(leaving) = &mut self.leaving {
+            leaving.invocation = leaving.invocation.or(invocation);
         }
         let drained = self.no_drain;
         self.leaving.get_or_insert(Leaving { backend, invocation, drained, saved: false, drain_until: None, stops: 0 })
@@ -217,6 +221,12 @@ impl Core {
     /// Takes in the end of an order. False if it is not the one under way.
     pub(super) fn order_ended(&mut self, verb: VerbId, outcome: &Outcome, step: &mut Step) -> bool {
         let Some(order) = self.order.take_if(|o| o.verb == verb) else {
+            // The answer of an order that was given up: what it says can be believed, and a new look tells the rest.
+            let known = !matches!(outcome, Outcome::Unknown(_));
+            if known && self.doubt.take_if(|doubt| doubt.verb == verb).is_some() {
+                self.order_ended = self.now;
+                return true;
+            }
             return self.wake_sent(verb, outcome);
         };
         // Saves and restores leave the units as they were: what was seen of those still holds.
@@ -236,7 +246,7 @@ impl Core {
                 Server::On { session, .. } => Some(session),
                 _ => None,
             };
-            self.doubt = Some(Doubt { session, boot: self.boot, backend });
+            self.doubt = Some(Doubt { verb, session, boot: self.boot, backend });
         }
         if let (Outcome::Succeeded(_), Verb::SaveSlots(backend)) = (outcome, order.what) {
             // What it holds now is on record: nothing older belongs into this run.

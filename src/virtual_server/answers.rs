@@ -135,10 +135,11 @@ fn uuid(id: u128) -> String {
 async fn post_mortem(shared: &Shared, name: &str, port: u16) -> Ran {
     /// Loopback answers at once or never.
     const LISTENS_WITHIN: Duration = Duration::from_millis(100);
+    let fault = shared.faults.unit.now();
     let (end, journal) = {
         let state = shared.state();
         match state.units.iter().find(|u| u.setup.name == name) {
-            Some(unit) => (unit.show_end(), unit.journal(10)),
+            Some(unit) => (unit.show_end(fault.as_ref()), unit.journal(10)),
             None => (unit::absent(name), vec![]),
         }
     };
@@ -158,8 +159,9 @@ async fn post_mortem(shared: &Shared, name: &str, port: u16) -> Ran {
 async fn gpu_tool(shared: &Shared, limit: Duration) -> Ran {
     sleep(shared.setup.times.gpu_tool.saturating_mul(2)).await;
     match shared.faults.gpu.strike() {
-        None => Ran::said(gpu::answer(shared, 0)),
-        Some(GpuFault::Missing(missing)) => Ran::said(gpu::answer(shared, missing)),
+        None => Ran::said(gpu::answer(shared, 0, 0)),
+        Some(GpuFault::Missing(missing)) => Ran::said(gpu::answer(shared, missing, 0)),
+        Some(GpuFault::Leaks(mib)) => Ran::said(gpu::answer(shared, 0, mib)),
         Some(GpuFault::ToolAbsent) => Ran::said("@@amd\n@@status 0\n@@kfd\n@@status 0\n@@end\n"),
         Some(GpuFault::Broken(code, text)) => {
             Ran::said(format!("@@nvidia\n{}\n@@status {code}\n@@end\n", text.trim_end()))

@@ -155,6 +155,8 @@ pub enum CommandFault {
     Late(Duration),
     /// It is carried out twice, as if somebody had sent it again; the second answer comes.
     Doubled,
+    /// It is carried out and ends, and something it has left behind holds its output open.
+    StaysOpen,
 }
 
 /// How polkit says no.
@@ -173,6 +175,8 @@ pub enum UnitFault {
     Missing(String),
     /// It is masked.
     Masked(String),
+    /// This unit is read from this other file, which systemd has not read again since it changed.
+    OtherFile(String, String),
 }
 
 /// How a boot goes wrong.
@@ -197,6 +201,8 @@ pub enum GpuFault {
     HangsForEver,
     /// So many GPUs are gone.
     Missing(usize),
+    /// On each GPU so many MiB more are in use, by nobody.
+    Leaks(u64),
 }
 
 /// What is wrong with the slot folder, for those who look by SSH.

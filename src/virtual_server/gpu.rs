@@ -68,8 +68,9 @@ pub(super) fn free(shared: &Shared, state: &mut State) -> u64 {
     room.saturating_sub(used(state).0)
 }
 
-/// The answer to [`crate::host::remote::gpu`] of a healthy tool, with `missing` GPUs less.
-pub(super) fn answer(shared: &Shared, missing: usize) -> String {
+/// The answer to [`crate::host::remote::gpu`] of a healthy tool, with `missing` GPUs less, and on each of them so many MiB
+/// more that are nobody's.
+pub(super) fn answer(shared: &Shared, missing: usize, leaked: u64) -> String {
     let mut state = shared.state();
     let shown = shared.setup.gpus.len().saturating_sub(missing);
     let all = shared.setup.gpus.len();
@@ -83,7 +84,7 @@ pub(super) fn answer(shared: &Shared, missing: usize) -> String {
     let mut out = String::from("@@nvidia\n");
     for (index, gpu) in gpus.iter().enumerate() {
         let held = |row: &Row| if row.spread { share(row.mib) } else { row.mib * u64::from(index == 0) };
-        let used = gpu.baseline_mib + rows.iter().map(held).sum::<u64>() + share(lingering);
+        let used = gpu.baseline_mib + leaked + rows.iter().map(held).sum::<u64>() + share(lingering);
         let _ = writeln!(out, "{index}, {}, {}", used.min(gpu.total_mib), gpu.total_mib);
     }
     out.push_str("@@status 0\n@@apps\n");

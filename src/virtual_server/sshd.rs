@@ -237,6 +237,9 @@ impl Client {
                 let _ = handle.extended_data(channel, 1, ran.stderr.into_bytes()).await;
             }
             let _ = handle.exit_status_request(channel, ran.status).await;
+            if ran.stays_open {
+                return;
+            }
             let _ = handle.eof(channel).await;
             let _ = handle.close(channel).await;
         });
@@ -345,6 +348,7 @@ async fn run(shared: &Arc<Shared>, command: Option<Command>, number: u64, line: 
         }
         Some((_, CommandFault::Garbage(garbage))) => ran.stdout = garbage,
         Some((_, CommandFault::Late(delay))) => sleep(delay).await,
+        Some((_, CommandFault::StaysOpen)) => ran.stays_open = true,
         _ => {}
     }
     Some(ran)

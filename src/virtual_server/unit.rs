@@ -179,6 +179,7 @@ impl Unit {
             Some(UnitFault::Masked(unit)) if unit == name => "masked",
             _ => "loaded",
         };
+        let (fragment, _) = self.file(fault);
         // A stopped unit that nothing refers to is unloaded, and its counters with it.
         let fresh = Shown { result: "success", ..Shown::default() };
         let shown = if self.phase == Phase::Inactive && !self.setup.enabled { &fresh } else { &self.shown };
@@ -189,7 +190,7 @@ impl Unit {
         };
         format!(
             "TimeoutStopUSec={}\nMainPID={pid}\nNRestarts={}\nResult={}\nExecMainStatus={}\nNames={name}\nLoadState={load}\n\
-             ActiveState={}\nSubState={}\nFragmentPath=/etc/systemd/system/{name}\nUnitFileState={}\n\
+             ActiveState={}\nSubState={}\nFragmentPath={fragment}\nUnitFileState={}\n\
              ActiveEnterTimestamp={}\nJob={}\nInvocationID={invocation}\n",
             timespan(timeout_stop),
             shown.restarts,
@@ -219,13 +220,24 @@ impl Unit {
     }
 
     /// ... and of [`crate::host::remote::post_mortem`].
-    pub(super) fn show_end(&self) -> String {
+    pub(super) fn show_end(&self, fault: Option<&UnitFault>) -> String {
         let Shown { result, exec_code, exec_status, restarts, .. } = &self.shown;
+        let (fragment, stale) = self.file(fault);
         format!(
-            "ExecMainCode={exec_code}\nExecMainStatus={exec_status}\nActiveState={}\nSubState={}\nResult={result}\nNRestarts={restarts}\n",
+            "ExecMainCode={exec_code}\nExecMainStatus={exec_status}\nActiveState={}\nSubState={}\nResult={result}\nNRestarts={restarts}\n\
+             FragmentPath={fragment}\nDropInPaths=\nNeedDaemonReload={}\n",
             self.phase.active(),
-            self.phase.sub()
+            self.phase.sub(),
+            if stale { "yes" } else { "no" },
         )
+    }
+
+    /// The file it is read from, and whether that has changed since.
+    fn file(&self, fault: Option<&UnitFault>) -> (String, bool) {
+        match fault {
+            Some(UnitFault::OtherFile(unit, path)) if *unit == self.setup.name => (path.clone(), true),
+            _ => (format!("/etc/systemd/system/{}", self.setup.name), false),
+        }
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Ran {
     pub(super) status: u32,
     pub(super) stdout: String,
     pub(super) stderr: String,
+    /// Something it has left behind holds its output open.
+    pub(super) stays_open: bool,
 }
 
 impl Ran {
@@ -51,12 +53,13 @@ fn find(shared: &Shared, state: &State, name: &str, doing: &str) -> Result<usize
     let wrong = shared.faults.unit.strike_if(|fault| match fault {
         UnitFault::Missing(unit) => unit == name,
         UnitFault::Masked(unit) => unit == name && doing == "start",
+        UnitFault::OtherFile(unit, _) => unit == name && doing == "start",
     });
     match (wrong, state.units.iter().position(|u| u.setup.name == name)) {
         (Some(UnitFault::Masked(_)), _) => {
             Err(Ran::failed(1, format!("Failed to {doing} {name}: Unit {name} is masked.\n")))
         }
-        (None, Some(at)) => Ok(at),
+        (None | Some(UnitFault::OtherFile(..)), Some(at)) => Ok(at),
         _ if matches!(doing, "start" | "stop") => {
             let loaded = if doing == "start" { "found" } else { "loaded" };
             Err(Ran::failed(5, format!("Failed to {doing} {name}: Unit {name} not {loaded}.\n")))
@@ -205,7 +208,12 @@ fn ended(shared: &Arc<Shared>, at: usize, process: &Arc<Process>, exit: Exit) {
         Exit::Signal(signal) => ("signal", 2, signal),
     };
     let killed = unit.phase == Phase::Stopping(true);
-    unit.shown.result = if killed { "timeout" } else { result };
+    let for_memory = exit == Exit::Signal(9) && unit.faults.fires("oom-kill").is_some();
+    unit.shown.result = match result {
+        _ if killed => "timeout",
+        _ if for_memory => "oom-kill",
+        result => result,
+    };
     (unit.shown.exec_code, unit.shown.exec_status) = (code, status);
     if !clean {
         unit.say(format!("{name}: Main process exited, {}", how(exit)));

@@ -8,12 +8,15 @@
 
 mod bench;
 mod control;
+mod gpu;
 mod health;
+mod paused;
 mod power;
 mod rows;
 mod simulated;
 mod slots;
 mod stop;
+mod swap;
 mod table;
 
 #[path = "../sim/mod.rs"]

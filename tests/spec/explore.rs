@@ -261,6 +261,7 @@ fn looks(before: &Look, now: Instant) -> Vec<(&'static str, Look)> {
         ),
         ("sees llama-cpp asleep", with(on(Running, Stopped), |l| l.backends[0].sleeping = true)),
         ("sees a foreign process", with(on(Stopped, Stopped), |l| l.foreign_gpu = true)),
+        ("sees a GPU missing yet", with(on(Stopped, Stopped), |l| l.gpu_late = true)),
         ("sees a login", with(on(Stopped, Stopped), |l| l.people = Some(true))),
         (
             "cannot tell who is there",

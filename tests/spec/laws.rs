@@ -304,7 +304,7 @@ fn policy_spares_users(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
         let view = e.after.view();
-        let by_policy = view.operation.is_some_and(|o| o.cause == Cause::IdleStop);
+        let by_policy = view.operation.is_some_and(|o| o.cause.is_policy() && o.cause != Cause::AutoRestore);
         let busy = view.look.backend(b).use_ == Use::Busy && view.look.backend(b).seen.is_up();
         // A stop that was lost is repeated.
         ensure(!by_policy || !busy || e.before.place().kind == Kind::Stopping, || "stopped in use".into())?;
@@ -331,7 +331,12 @@ fn failure_is_not_terminal(e: &Edge) -> Verdict {
 
 fn last_look_is_taken(e: &Edge) -> Verdict {
     let view = e.after.view();
-    let waited = view.last_look.is_some_and(|since| e.now.since(since) >= Duration::from_secs(5));
+    let since = e.before.view().last_look;
+    let patience = |verb| match verb {
+        Verb::StartUnit(_) if view.look.gpu_late => 30,
+        _ => 15,
+    };
+    let waited = |verb| since.is_some_and(|since| e.now.since(since) >= Duration::from_secs(patience(verb)));
     let young = |at: Instant| at > Instant::START && e.now.since(at) <= Duration::from_secs(5);
     for verb in orders(e) {
         let began = view.operation.as_ref().map_or(Instant::START, |o| o.started);
@@ -340,7 +345,10 @@ fn last_look_is_taken(e: &Edge) -> Verdict {
             Verb::PowerOff => (view.look.gpu_at.min(view.look.people_at), Instant::START),
             _ => continue,
         };
-        ensure((young(asked) && asked >= than) || waited, || format!("{verb:?} by a word of {asked}"))?;
+        let late = view.look.gpu_late && matches!(verb, Verb::StartUnit(_));
+        let on_purpose = since.is_some_and(|since| asked >= since);
+        let told = ((young(asked) && asked >= than) || on_purpose) && !late;
+        ensure(told || waited(verb), || format!("{verb:?} by a word of {asked}"))?;
     }
     Ok(())
 }

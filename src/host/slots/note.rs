@@ -203,14 +203,17 @@ impl Shelf {
         let dir = self.dir.clone();
         let name = format!("{}{SUFFIX}", note.file);
         let text = serde_json::to_vec_pretty(note)?;
-        self.blocking(move || {
+        let write = move || {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
             let unfinished = dir.join(UNFINISHED);
             write_synced(&unfinished, &text)?;
             fs::rename(unfinished, dir.join(name))?;
             File::open(dir)?.sync_all()
-        })
-        .await?;
+        };
+        // Not given up with the wait for it: a note written late is overtaken by none that was written after it.
+        let disk = Arc::clone(&self.disk);
+        let written = tokio::spawn(async move { on_disk(&disk, write).await });
+        timeout(DISK_AT_MOST, written).await.map_err(hangs)?.map_err(io::Error::other)??;
         self.change(|notes| {
             notes.retain(|n| n.file != note.file);
             notes.push(note.clone());
@@ -246,16 +249,7 @@ impl Shelf {
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let work = async {
-            let turn = Arc::clone(&self.disk).acquire_owned().await.map_err(io::Error::other)?;
-            let work = move || {
-                let _turn = turn;
-                work()
-            };
-            tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-        };
-        let hangs = |_| io::Error::new(io::ErrorKind::TimedOut, "the disk of the state directory does not answer");
-        timeout(DISK_AT_MOST, work).await.map_err(hangs)?
+        timeout(DISK_AT_MOST, on_disk(&self.disk, work)).await.map_err(hangs)?
     }
 
     /// Changes what is known; what was never read stays so.
@@ -277,6 +271,23 @@ impl Notes {
     fn sort(&mut self) {
         self.notes.sort_by(|a, b| (b.round, &b.file).cmp(&(a.round, &a.file)));
     }
+}
+
+/// Does some work on the disk when it is its turn.
+async fn on_disk<T: Send + 'static>(
+    disk: &Arc<Semaphore>,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let turn = Arc::clone(disk).acquire_owned().await.map_err(io::Error::other)?;
+    let work = move || {
+        let _turn = turn;
+        work()
+    };
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+fn hangs(_: tokio::time::error::Elapsed) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the disk of the state directory does not answer")
 }
 
 fn load(dir: &Path) -> io::Result<Notes> {

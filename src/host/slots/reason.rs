@@ -42,6 +42,8 @@ reasons! {
     SaveUnchecked = "save_unchecked";
     /// The note could not be written on this machine, so the save does not count.
     NoteFailed = "note_failed";
+    /// The note is not written yet: the disk of the state directory does not answer. If it ever is, the save counts.
+    NoteLate = "note_late";
     /// News: restored in full.
     Restored = "restored";
     /// Nothing is saved that may be restored.

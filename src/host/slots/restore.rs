@@ -184,6 +184,8 @@ impl SlotStore {
         let marked = Note { restoring: true, ..note.clone() };
         let _under_way = UnderWay::new(self, note);
         if let Err(error) = self.shelf.write(&marked).await {
+            // Should the mark be written late, this comes after it: the file was not sent.
+            let _ = self.shelf.write(note).await;
             return Reason::RestoreUnchecked.say(format!("{name}: not sent, its note cannot be written: {error}"));
         }
         let said = match still_unused(probe, slot, name).await {

@@ -76,7 +76,7 @@ impl SlotStore {
         let mut known = awake.slots.clone();
         let mut slots = known.clone();
         let mut holds = false;
-        for again in 0..=MOST_AGAIN {
+        for _ in 0..=MOST_AGAIN {
             let round = Round {
                 probe,
                 files,
@@ -85,7 +85,8 @@ impl SlotStore {
                 notes: &notes,
                 model: surveyed.model,
                 tag: &tag,
-                number: first.saturating_add(again),
+                // What is saved again lay beside the rest, and goes back beside it.
+                number: first,
                 at: now(),
             };
             // What holds most comes first: if time runs out, the least is lost.
@@ -188,6 +189,8 @@ impl SlotStore {
         let kept = self.keep(round, &names, &mut note).await;
         Some(match kept {
             Ok(()) => Reason::Saved.say(format!("{}: {} tokens, {} bytes", note.name, note.tokens, note.bytes)),
+            // Its note may come yet, and must find its file.
+            Err(why) if why.reason == Reason::NoteLate => why,
             Err(why) => {
                 remove(round.files, &[names.unfinished, names.finished]).await;
                 why
@@ -206,7 +209,11 @@ impl SlotStore {
         };
         note.format = whole(&found, note).map_err(|why| Reason::SaveDamaged.say(format!("{name}: {why}")))?;
         let kept = self.shelf.write(note).await;
-        kept.map_err(|error| Reason::NoteFailed.say(format!("{}: {error}", note.name)))
+        kept.map_err(|error| {
+            let late = error.kind() == std::io::ErrorKind::TimedOut;
+            let reason = if late { Reason::NoteLate } else { Reason::NoteFailed };
+            reason.say(format!("{}: {error}", note.name))
+        })
     }
 }
 

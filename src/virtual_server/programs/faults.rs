@@ -60,6 +60,8 @@ pub enum Fault {
     TermLostInLoad,
     /// When the process ends, a worker of it stays and holds the GPU memory.
     OrphanStays,
+    /// What kills it with SIGKILL is the kernel, for lack of memory.
+    OomKill,
     /// It generates other text than its model would.
     WrongText,
     /// Inference is answered with 500 while health says 200.
@@ -111,6 +113,7 @@ impl Fault {
             Self::EngineDead(_) => "engine-dead",
             Self::TermLostInLoad => "term-lost-in-load",
             Self::OrphanStays => "orphan-stays",
+            Self::OomKill => "oom-kill",
             Self::WrongText => "wrong-text",
             Self::CompletionsFail => "completions-fail",
             Self::CompletionsHang => "completions-hang",
@@ -181,7 +184,7 @@ impl ProgramFaults {
     }
 
     /// The fault, if it is set; this counts as having fired.
-    pub(super) fn fires(&self, name: &'static str) -> Option<Fault> {
+    pub(in crate::virtual_server) fn fires(&self, name: &'static str) -> Option<Fault> {
         let mut inner = self.inner();
         let set = inner.set.get_mut(name)?;
         let fault = set.fault.clone();

@@ -108,3 +108,33 @@ fn foreign_processes_people_and_wake_are_judged_one_by_one() {
         assert_eq!(judge(&reading, &policy, T0).wake_armed, expected);
     }
 }
+
+#[test]
+fn a_gpu_is_late_only_just_after_a_boot_and_only_if_it_was_there_before() {
+    let broken = |code: &str| Gpu::Broken { code: code.into(), message: String::new() };
+    let booted = T0 + Duration::from_hours(1);
+    let late = |gpu_now: Gpu, seconds: u64| {
+        let mut before = reading(answered(), Some(unit(ActiveState::Inactive)), Some(Http::Refused));
+        before.gpu = at(T0, gpu(Some(1), vec![]));
+        let now = booted + Duration::from_secs(seconds);
+        let look = |then| {
+            let mut look = look_at(then, RUN, Http::Refused);
+            look.ssh = at(then, Ssh::Answered { boot: BootId(2), session: 2 });
+            look
+        };
+        let mut newest = look(now);
+        newest.gpu = at(now, gpu_now);
+        judge(&absorbed([before, look(booted), newest]), &policy(&[BackendKind::LlamaCpp]), now).gpu_late
+    };
+    assert!(late(broken("gpu_not_found"), 1) && late(broken("driver_not_loaded"), 60) && late(Gpu::Absent, 1));
+    assert!(!late(broken("gpu_not_found"), 61), "it will not come any more");
+    assert!(!late(broken("driver_mismatch"), 1) && !late(Gpu::Hangs, 1), "nor will these");
+    assert!(!late(gpu(Some(1), vec![]), 1), "it is there");
+    // In the first boot that was ever seen there was none before.
+    let mut first = reading(answered(), None, None);
+    first.gpu = at(T0, gpu(Some(1), vec![]));
+    let gone = T0 + Duration::from_secs(1);
+    let mut then = reading(answered(), None, None);
+    then.gpu = at(gone, Gpu::Absent);
+    assert!(!judge(&absorbed([first, then]), &policy(&[BackendKind::LlamaCpp]), gone).gpu_late);
+}
