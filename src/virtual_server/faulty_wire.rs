@@ -12,16 +12,19 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 
-use super::faults::Dice;
+use super::{VirtualServer, faults::Dice, ports::Port, truth::Power};
 
 /// A server that is not connected to within this is as silent as the wire then is.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(5);
 /// So much is carried at once.
 const PIECE: usize = 16 * 1024;
+/// Connections that wait to be taken.
+const WAITING: u32 = 64;
 /// After an error of the listener, so that it cannot spin.
 const REST: Duration = Duration::from_millis(20);
 const NONSENSE: &[u8] = b"\x00\xff\x1b[2Jnobody speaks like this\r\n\r\n";
@@ -86,6 +89,28 @@ struct Plan {
     struck: BTreeMap<&'static str, u64>,
 }
 
+impl Plan {
+    fn new(seed: u64) -> Arc<Mutex<Self>> {
+        let (dice, slow) = (Dice::new(seed), Duration::from_secs(1));
+        Arc::new(Mutex::new(Self { dice, chance: 0, slow, next: None, struck: BTreeMap::new() }))
+    }
+
+    fn draw(&mut self) -> Option<WireFault> {
+        let drawn = (self.dice.below(1000) < self.chance).then(|| WireFault::any(&mut self.dice, self.slow));
+        let fault = self.next.take().or(drawn)?;
+        *self.struck.entry(fault.name()).or_default() += 1;
+        Some(fault)
+    }
+}
+
+/// The client's end of the wire.
+enum End {
+    /// Always open.
+    Open(TcpListener),
+    /// Open while there is power.
+    Follows { port: Port, power: watch::Receiver<Power> },
+}
+
 impl Drop for FaultyWire {
     fn drop(&mut self) {
         self.task.abort();
@@ -107,12 +132,21 @@ impl FaultyWire {
     /// When that port cannot be had.
     pub async fn at(address: SocketAddr, server: SocketAddr, seed: u64) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        let address = listener.local_addr()?;
-        let (dice, slow) = (Dice::new(seed), Duration::from_secs(1));
-        let plan = Plan { dice, chance: 0, slow, next: None, struck: BTreeMap::new() };
-        let plan = Arc::new(Mutex::new(plan));
-        let task = tokio::spawn(accept(listener, server, Arc::clone(&plan))).abort_handle();
+        let (address, plan) = (listener.local_addr()?, Plan::new(seed));
+        let task = tokio::spawn(accept(End::Open(listener), server, Arc::clone(&plan))).abort_handle();
         Ok(Self { address, plan, task })
+    }
+
+    /// A wire before a port of a virtual server: without its power the wire is as silent as the port.
+    ///
+    /// # Errors
+    /// When there is no port to be had.
+    pub fn of(server: &VirtualServer, address: SocketAddr, seed: u64) -> io::Result<Self> {
+        let port = Port::choose(seed.wrapping_mul(31).wrapping_add(address.port().into()))?;
+        let (there, plan, power) = (port.address(), Plan::new(seed), server.shared.power.subscribe());
+        let end = End::Follows { port, power };
+        let task = tokio::spawn(accept(end, address, Arc::clone(&plan))).abort_handle();
+        Ok(Self { address: there, plan, task })
     }
 
     /// Where it is.
@@ -148,25 +182,47 @@ fn locked(plan: &Mutex<Plan>) -> MutexGuard<'_, Plan> {
     plan.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn accept(listener: TcpListener, server: SocketAddr, plan: Arc<Mutex<Plan>>) {
+async fn accept(end: End, server: SocketAddr, plan: Arc<Mutex<Plan>>) {
     let mut connections = JoinSet::new();
+    let (mut listener, mut follows) = match end {
+        End::Open(listener) => (Some(listener), None),
+        End::Follows { port, power } => (None, Some((port, power))),
+    };
+    let mut silent = None;
     loop {
         while connections.try_join_next().is_some() {}
-        match listener.accept().await {
-            Ok((client, _)) => {
-                let fault = {
-                    let mut plan = locked(&plan);
-                    let Plan { dice, chance, slow, .. } = &mut *plan;
-                    let drawn = (dice.below(1000) < *chance).then(|| WireFault::any(dice, *slow));
-                    let fault = plan.next.take().or(drawn);
-                    if let Some(fault) = fault {
-                        *plan.struck.entry(fault.name()).or_default() += 1;
-                    }
-                    fault
-                };
-                connections.spawn(carry(client, server, fault));
+        if let Some((port, power)) = &mut follows {
+            let dark = matches!(*power.borrow_and_update(), Power::Off | Power::PoweringUp);
+            if dark && silent.is_none() {
+                listener = None;
+                silent = port.silence().await.ok();
+            } else if !dark && listener.is_none() {
+                silent = None;
+                listener = port.listen_for(WAITING).await.ok();
             }
-            Err(_) => sleep(REST).await,
+            if listener.is_none() && silent.is_none() {
+                sleep(REST).await;
+                continue;
+            }
+        }
+        let accepted = async {
+            match &listener {
+                Some(listener) => listener.accept().await.ok(),
+                None => std::future::pending().await,
+            }
+        };
+        let changed = async {
+            match &mut follows {
+                Some((_, power)) => drop(power.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = changed => {}
+            accepted = accepted => match accepted {
+                Some((client, _)) => drop(connections.spawn(carry(client, server, locked(&plan).draw()))),
+                None => sleep(REST).await,
+            },
         }
     }
 }

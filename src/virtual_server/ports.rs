@@ -62,11 +62,16 @@ impl Port {
 
     /// Opens it.
     pub(super) async fn listen(&self) -> io::Result<TcpListener> {
+        self.listen_for(1).await
+    }
+
+    /// Opens it for so many who wait.
+    pub(super) async fn listen_for(&self, waiting: u32) -> io::Result<TcpListener> {
         let mut tries = 0;
         loop {
             let socket = TcpSocket::new_v4()?;
             socket.set_reuseaddr(true)?;
-            match socket.bind(self.address).and_then(|()| socket.listen(1)) {
+            match socket.bind(self.address).and_then(|()| socket.listen(waiting)) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < BIND_WITHIN => {
                     tries += 1;
                     sleep(BIND_REST).await;

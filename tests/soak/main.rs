@@ -18,7 +18,10 @@ mod storm;
 use std::{cell::RefCell, process::ExitCode, time::Duration};
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, interval_at};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, interval_at},
+};
 
 use ledger::Ledger;
 use plan::Round;
@@ -111,6 +114,8 @@ async fn soak(wish: Wish) -> ExitCode {
     tokio::select! {
         _ = worlds => {}
         () = tell => {}
+        // What was started ends with the worlds.
+        () = told_to_end() => println!("broken off"),
     }
     let sofar = sofar.borrow();
     println!("{}", line(&sofar, begun));
@@ -127,6 +132,17 @@ async fn soak(wish: Wish) -> ExitCode {
     let violations: usize = sofar.iter().map(|one| one.violations).sum();
     println!("\nseed {}: {violations} violations", wish.seed);
     if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Ctrl-C or SIGTERM.
+async fn told_to_end() {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
 }
 
 /// One server with one daemon, round after round.

@@ -240,6 +240,7 @@ impl Round {
 fn deck() -> Vec<Trouble> {
     let all = troubles();
     let once = all.iter().filter(|trouble| match trouble {
+        Trouble::Ssh(SshFault::Refuses | SshFault::Silent) => true,
         Trouble::Ssh(_) | Trouble::Unit(_) | Trouble::PowerCut | Trouble::Command(On::Questions, _) => false,
         Trouble::Program(_, _, times) => times.is_some(),
         _ => true,
@@ -342,10 +343,12 @@ fn scene(trouble: Trouble, dice: &mut Dice) -> Vec<Step> {
                 | Fault::HealthSlow(_)
                 | Fault::HealthStatus(_)
                 | Fault::HealthGarbage
-                | Fault::HealthEndless
-                | Fault::NoMetrics
-                | Fault::NoSlots => {
+                | Fault::HealthEndless => {
                     return vec![Step::Ensure(backend), fault(), wait(400), way, wait(800), Step::Mend(backend)];
+                }
+                // Asked for every two seconds.
+                Fault::NoMetrics | Fault::NoSlots => {
+                    return vec![Step::Ensure(backend), fault(), wait(2200), way, settle, Step::Mend(backend)];
                 }
                 Fault::OtherIdentity(_) | Fault::LoadHangs | Fault::LoadFails(_) | Fault::PortInUse => {
                     let mend = Step::Mend(backend);
@@ -372,7 +375,7 @@ fn scene(trouble: Trouble, dice: &mut Dice) -> Vec<Step> {
                         Step::Settle(PATIENCE * 2),
                     ];
                 }
-                Fault::SleepIdle(_) => vec![wait(900), switch(VLLM)],
+                Fault::SleepIdle(_) => vec![wait(1200), switch(VLLM)],
                 Fault::EngineDead(_) => vec![Step::Ask(VLLM, 5), wait(900)],
                 Fault::CompletionsFail | Fault::AnswersCutOff | Fault::WrongText => {
                     vec![Step::Ask(backend, 10), wait(100), switch(other(backend))]

@@ -136,7 +136,7 @@ impl Stage {
         if wires {
             let units = [LLAMA, VLLM].map(|name| stage.server.unit_address(&unit(name)).expect("a unit of the server"));
             for address in units.into_iter().chain([stage.server.ssh_address()]) {
-                let wire = FaultyWire::before(address, world).await.expect("a wire");
+                let wire = FaultyWire::of(&stage.server, address, world).expect("a wire");
                 stage.wires.push((address, wire));
             }
         }
