@@ -29,6 +29,7 @@
 //! | auto-restart | | [`Seen::CrashLoop`] |
 //! | deactivating | | [`Seen::Lingering`]: a refused port proves nothing, llama.cpp closes it first |
 //! | down, but a job, a process or its GPU process is left | | [`Seen::Lingering`] |
+//! | down, first seen so in this look | somebody answers | [`Seen::Lingering`]: that may have been its own last word |
 //! | down | somebody answers (a proxy's 502 to 504 is nobody) | [`Seen::Stranger`] |
 //! | down | somebody answers a later question | [`Seen::Unknown`]: it may have come up since, the next word of the unit tells |
 //! | down, GPU memory above its baseline with no backend up and nobody else's process to explain it | nobody | [`Seen::Lingering`] |
@@ -247,7 +248,9 @@ impl<'a> View<'a> {
             ActiveState::Inactive | ActiveState::Failed => {
                 let on_gpu = processes(gpu).any(|p| p.backend == Some(self.place));
                 let left = state.main_pid.is_some() || state.processes_left;
-                if state.job || left || on_gpu {
+                let http_at = self.reading.http.as_ref().map(|http| http.at);
+                let may_be_its_own = http_at.zip(self.reading.down_since).is_some_and(|(http, down)| http <= down);
+                if state.job || left || on_gpu || (somebody_answers && may_be_its_own) {
                     Seen::Lingering
                 } else if somebody_answers && self.http_is_later {
                     Seen::Unknown

@@ -266,6 +266,25 @@ fn look_at(when: Instant, run: Invocation, http: Http) -> Reading {
 }
 
 #[test]
+fn the_last_word_of_one_that_dies_in_the_middle_of_a_look_is_no_strangers() {
+    let (dies, later) = (T0 + Duration::from_secs(1), T0 + Duration::from_secs(2));
+    let down = |when| {
+        let mut look = look_at(when, RUN, ready());
+        look.backends[0].unit = at(when, unit(ActiveState::Failed));
+        look
+    };
+    let seen = |looks: Vec<Reading>| {
+        let reading = absorbed(looks);
+        let now = reading.ssh.as_ref().map_or(T0, |ssh| ssh.at);
+        judge(&reading, &policy(&[BackendKind::LlamaCpp]), now).backends[0].seen
+    };
+    let up = || look_at(T0, RUN, ready());
+    assert_eq!(seen(vec![up(), down(dies)]), Seen::Lingering);
+    assert_eq!(seen(vec![up(), down(dies), down(later)]), Seen::Stranger, "it answers still");
+    assert_eq!(seen(vec![down(dies)]), Seen::Stranger, "it was never seen up");
+}
+
+#[test]
 fn silence_of_a_run_that_has_served_is_work_and_of_a_new_one_is_loading() {
     let later = T0 + Duration::from_secs(1);
     for silence in [Http::TimedOut, Http::Unreachable(String::new())] {
