@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use super::{Config, SshTarget, section::Reader, value::show};
 
+/// What the machine allows a look beyond one command over SSH.
+const YOUNG: Duration = Duration::from_secs(5);
+
 /// A duration of the configuration: the key it stands under, and its value.
 type Timed = (String, Duration);
 
@@ -17,7 +20,23 @@ pub(super) fn check(config: &Config, reader: &Reader) {
             reader.disagree(a, b, message);
         }
     }
+    old_looks(config, reader);
     twins(config, reader);
+}
+
+/// Health and units are asked together. A look that takes longer than this is too old to act on, and so would be the next.
+fn old_looks(config: &Config, reader: &Reader) {
+    let (http, command) = (config.probe.http_timeout, config.policy.command_timeout);
+    let most = command + YOUNG;
+    if http >= most {
+        let message = format!(
+            "{} must be shorter than `gpu_server.ssh.command_timeout`, which is {}, and {} more: a look that takes longer is too old to act on",
+            show(http),
+            show(command),
+            show(YOUNG)
+        );
+        reader.disagree("probe.http_timeout", "gpu_server.ssh.command_timeout", message);
+    }
 }
 
 /// Every pair of durations of which the first must be shorter than the second, with the reason.
@@ -39,11 +58,6 @@ fn orders(config: &Config) -> Vec<(Timed, Timed, &'static str)> {
             key("probe.http_timeout", probe.http_timeout),
             silence(),
             "one lost question must not look like a server that is off",
-        ),
-        (
-            key("probe.http_timeout", probe.http_timeout),
-            command(),
-            "health and units are asked together, and a look that takes longer is too old to act on",
         ),
         (
             key("gpu_server.ssh.connect_timeout", config.server.ssh.connect_timeout),

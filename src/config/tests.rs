@@ -140,6 +140,10 @@ fn every_error_of_the_grammar_is_reported_with_its_line() {
 const REFUSED: &[(&str, &[&str])] = &[
     ("[gpu_server.wake]\nmethod = \"magic-packet\"", &["gpu_server.wake.mac: is missing"]),
     (
+        "[probe]\nhttp_timeout = \"15s\"",
+        &["15s must be shorter than `gpu_server.ssh.command_timeout`, which is 10s, and 5s more"],
+    ),
+    (
         "[gpu_server.wake]\nmac = \"52:54:00:12:34:56\"",
         &["gpu_server.wake.mac: goes with method = \"magic-packet\", but method is \"none\""],
     ),
