@@ -15,8 +15,8 @@ use super::{
     },
 };
 use crate::machine::{
-    BackendId, BackendLook, BootPhase, Cause, Failure, Goal, Held, Hold, Instant, Kind, NextAction, Seen, Server, Use,
-    View,
+    BackendId, BackendLook, BootPhase, Cause, Failure, Goal, Held, Hold, Instant, Kind, NextAction, RestorePolicy,
+    Seen, Server, Use, View,
     reading::{Activity, BackendReading, Dated, Gpu, Http, Identity, People, Reading, Ssh, Unit, WakeArmed},
 };
 
@@ -245,7 +245,13 @@ impl Source<'_> {
     fn restore_available(&self) -> bool {
         self.view.place.kind == Kind::Running
             && self.view.operation.is_none()
-            && self.concerned().is_some_and(|(_, look)| look.restorable && look.unused && !look.sleeping)
+            && self.concerned().is_some_and(|(id, look)| {
+                // llama.cpp shows a restored slot as unused until its first request.
+                let never = self.setup.policy.backend(id).restore == RestorePolicy::Never;
+                let restored = self.view.restored.get(usize::from(id.0)).copied().flatten();
+                let done = !never && restored.is_some() && restored == look.invocation;
+                look.restorable && look.unused && !look.sleeping && !done
+            })
     }
 
     fn backends(&self, gpu_server: &str, now: Instant) -> BTreeMap<String, BackendStatus> {

@@ -227,7 +227,7 @@ fn guarded(core: &Core, goal: Goal, options: Options) -> Verdict {
             let stopped = b != wanted || goal == Goal::Restart(wanted);
             stopped && core.seen(b).is_up() && core.is_held(Held::Backend(b))
         });
-        if stops_held || (core.is_held(Held::Gpu) && !core.seen(wanted).is_up()) {
+        if stops_held || (core.is_held(Held::Gpu) && (goal == Goal::Restart(wanted) || !core.seen(wanted).is_up())) {
             return Refuse(Refusal::Held);
         }
         if core.is_on() && core.seen(wanted) == Seen::Missing {
