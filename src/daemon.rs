@@ -116,7 +116,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         version = env!("CARGO_PKG_VERSION"), "the daemon is up");
 
     let died = tokio::select! {
-        name = signals.next() => {
+        (name, _) = signals.next() => {
             info!(signal = name, "told to end");
             None
         }
@@ -187,14 +187,15 @@ fn notify(states: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(states);
 }
 
-struct Signals {
+/// What tells a process to end.
+pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hang_up: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -202,11 +203,12 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    /// Name and number of the next one.
+    pub(crate) async fn next(&mut self) -> (&'static str, u8) {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.hang_up.recv() => "SIGHUP",
+            _ = self.interrupt.recv() => ("SIGINT", 2),
+            _ = self.terminate.recv() => ("SIGTERM", 15),
+            _ = self.hang_up.recv() => ("SIGHUP", 1),
         }
     }
 }

@@ -8,9 +8,9 @@ mod tour;
 
 use std::{io, process::ExitCode};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use stage::Stage;
+
+use crate::daemon::Signals;
 
 /// Why the tour broke off.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,8 @@ async fn run(fast: bool, stay: bool) -> Result<u8, Broken> {
     let mut stage = Stage::build(fast).await?;
     let ended = tokio::select! {
         biased;
-        code = signals.next() => Ok(code),
+        // As a shell tells of a program that ended by a signal.
+        (_, number) = signals.next() => Ok(128 + number),
         told = tour::all(&mut stage) => told.map(|()| 0),
     };
     // The tour has come out as told then: whatever ends the stay is no failure.
@@ -65,29 +66,4 @@ async fn run(fast: bool, stay: bool) -> Result<u8, Broken> {
     }
     stage.end().await;
     ended
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// The exit code that goes with the next one.
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 130,
-            _ = self.terminate.recv() => 143,
-            _ = self.hang_up.recv() => 129,
-        }
-    }
 }

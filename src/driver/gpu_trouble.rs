@@ -6,7 +6,7 @@ use crate::machine::reading::Reading;
 
 /// The trouble, if the newest word is of this boot and there is any.
 pub(super) fn attention(reading: &Reading, clock: &Clock) -> Option<AttentionStatus> {
-    let gpu = reading.gpu.as_ref().filter(|gpu| reading.boot.as_ref().is_none_or(|boot| gpu.at >= boot.at))?;
+    let gpu = reading.gpu.as_ref().filter(|gpu| reading.is_of_boot(gpu.at))?;
     let (code, message) = gpu.value.trouble(reading.gpus)?;
     let since = reading.gpu_trouble.as_ref().map_or(gpu.at, |trouble| trouble.at);
     Some(AttentionStatus { hint: hint(&code).into(), code, message, since: clock.rfc3339(since) })

@@ -86,7 +86,7 @@ pub fn judge(reading: &Reading, policy: &Policy, now: Instant) -> Look {
     let gpu_at = reading.gpu.as_ref().filter(|_| matches!(gpu, Some(Gpu::Read { .. }))).map(|gpu| gpu.at);
     let memory_left = !views.iter().any(View::is_up) && memory_is_left(gpu, policy);
     let on = matches!(server, Server::On { .. });
-    let asked = |at: Option<Instant>| at.filter(|at| on && is_of_boot(reading, *at)).unwrap_or(Instant::START);
+    let asked = |at: Option<Instant>| at.filter(|at| on && reading.is_of_boot(*at)).unwrap_or(Instant::START);
     let told = on || server == Server::Uncontrolled;
     Look {
         at: reading.ssh.as_ref().map_or(Instant::START, |ssh| ssh.at),
@@ -98,7 +98,7 @@ pub fn judge(reading: &Reading, policy: &Policy, now: Instant) -> Look {
         people: reading
             .people
             .as_ref()
-            .filter(|people| on && is_of_boot(reading, people.at) && now.since(people.at) <= OLDEST_PEOPLE)
+            .filter(|people| on && reading.is_of_boot(people.at) && now.since(people.at) <= OLDEST_PEOPLE)
             .and_then(|people| match &people.value {
                 People::Unread(_) => None,
                 People::Read { logins, inhibitors } => Some(!logins.is_empty() || !inhibitors.is_empty()),
@@ -353,12 +353,7 @@ fn processes(gpu: Option<&Gpu>) -> impl Iterator<Item = &super::reading::GpuProc
 
 /// The value, unless it is of an earlier boot.
 fn of_boot<'a, T>(reading: &Reading, dated: Option<&'a Dated<T>>) -> Option<&'a T> {
-    dated.filter(|dated| is_of_boot(reading, dated.at)).map(|dated| &dated.value)
-}
-
-/// Read at `at`, not in an earlier boot.
-fn is_of_boot(reading: &Reading, at: Instant) -> bool {
-    reading.boot.as_ref().is_none_or(|boot| at >= boot.at)
+    dated.filter(|dated| reading.is_of_boot(dated.at)).map(|dated| &dated.value)
 }
 
 /// The value, unless it is too old to be evidence.

@@ -63,7 +63,7 @@ pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
 
 /// Something of a server that was told to power off still answers, if only by refusing: sshd goes early, the rest may take
 /// minutes. Its time to do so is not over.
-fn refuses_while_going_down(core: &Core, leaf: State) -> bool {
+pub(super) fn refuses_while_going_down(core: &Core, leaf: State) -> bool {
     matches!(core.look.server, Server::Booting(_))
         && matches!(leaf, State::PoweringOff { until, .. } if until > core.now)
 }

@@ -4,7 +4,7 @@ use super::{
     BackendId, BootPhase, Failure, Goal, Held, Instant, OnStartTimeout, RestorePolicy, Seen, Server, Verb,
     core::{Core, Step},
     leaving::{GPU_LATE, LAST_LOOK, LastWord, last_look, leave, leave_all, linger, power_off, stop, unread},
-    observed::{observed, policies},
+    observed::{observed, policies, refuses_while_going_down},
     rules::State,
 };
 
@@ -180,15 +180,11 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
         return STAY;
     }
     // What refuses a connection is still there, however long it has been told to go.
-    if let State::PoweringOff { until, .. } = leaf
-        && matches!(core.look.server, Server::Booting(_))
-    {
-        if until > core.now {
-            return STAY;
-        }
-        if goal == Goal::Off {
-            return fail(core, Failure::PowerOffTimeout, step);
-        }
+    if refuses_while_going_down(core, leaf) {
+        return STAY;
+    }
+    if let (State::PoweringOff { .. }, Server::Booting(_), Goal::Off) = (leaf, core.look.server, goal) {
+        return fail(core, Failure::PowerOffTimeout, step);
     }
     match goal {
         Goal::Off | Goal::Stop => {

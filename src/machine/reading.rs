@@ -101,6 +101,12 @@ pub struct BackendReading {
 }
 
 impl Reading {
+    /// What was read at `at` was not read in an earlier boot.
+    #[must_use]
+    pub fn is_of_boot(&self, at: Instant) -> bool {
+        self.boot.as_ref().is_none_or(|boot| at >= boot.at)
+    }
+
     /// Takes over every source that `newer` has read.
     pub fn absorb(&mut self, newer: Self) {
         fn take<T>(old: &mut Option<Dated<T>>, new: Option<Dated<T>>) {

@@ -259,8 +259,7 @@ impl Core {
             let memory = self.memory_mut(backend);
             memory.spoilt = memory.restored;
         }
-        let restored_run = |backend: BackendId| self.backends[usize::from(backend.0)].restored;
-        let rid_of = if let Verb::RestoreSlots(backend) = order.what { restored_run(backend) } else { None };
+        let rid_of = if let Verb::RestoreSlots(backend) = order.what { self.memory(backend).restored } else { None };
         let Some(work) = self.work.as_mut().filter(|w| w.op.id == order.op) else {
             return true;
         };
