@@ -4,7 +4,7 @@
 mod sim;
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,21 +12,20 @@ use std::{
     time::Duration,
 };
 
-use sim::{Deed, Phase, Sim, World};
+use sim::{Deed, Phase, Sim, World, setup};
 use tokio::{
     sync::{broadcast::error::RecvError, mpsc::error::TrySendError, oneshot, watch},
     task::JoinHandle,
     time::{Instant, timeout},
 };
 use wechsler::{
-    config::Probe,
     driver::{
-        self, BackendFacts, Handle, OperationRecord, Pulse, Request, SHUTDOWN_AT_MOST, Setup,
+        self, Handle, OperationRecord, Pulse, Request, SHUTDOWN_AT_MOST, Setup,
         handle::{CHANGES_KEPT, COMMANDS_WAITING},
         status::Status,
     },
     machine::{
-        Answer, BackendId, Command, Held, HoldSpec, OpId, Options, Outcome, Policy, PowerChoice, Verb,
+        Answer, BackendId, Command, Held, HoldSpec, OpId, Options, Outcome, PowerChoice, Verb,
         reading::{Ask, Reading},
     },
 };
@@ -43,27 +42,6 @@ struct Bench {
     handle: Handle,
     task: JoinHandle<()>,
     end: watch::Sender<bool>,
-}
-
-fn setup(policy: Policy, state_dir: Option<&Path>) -> Setup {
-    let facts = |b: &wechsler::machine::BackendPolicy| BackendFacts {
-        unit: format!("{}.service", b.name),
-        public_url: format!("http://{}:8080/v1", b.name),
-        expected_start: Duration::from_secs(99),
-    };
-    Setup {
-        server: "gpu".into(),
-        backends: policy.backends.iter().map(facts).collect(),
-        policy: Arc::new(policy),
-        probe: Probe {
-            rest: Duration::from_secs(10),
-            busy: Duration::from_millis(30),
-            waiting: Duration::from_secs(1),
-            http_timeout: Duration::from_secs(2),
-        },
-        state_dir: state_dir.map(Into::into),
-        pulse: None,
-    }
 }
 
 impl Bench {

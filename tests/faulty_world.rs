@@ -16,8 +16,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use wechsler::{
-    config::Probe,
-    driver::{self, BackendFacts, Handle, OperationRecord, PostMortem, Request, Setup, status::Status},
+    driver::{self, Handle, OperationRecord, PostMortem, Request, status::Status},
     machine::{
         Answer, BackendId, Command, Instant, Options, Outcome, PowerChoice, Verb,
         reading::{Ask, Reading},
@@ -125,24 +124,9 @@ struct Bench {
 impl Bench {
     fn new(seed: u64) -> Self {
         let policy = sim::policy();
-        let facts = |b: &wechsler::machine::BackendPolicy| BackendFacts {
-            unit: format!("{}.service", b.name),
-            public_url: format!("http://{}:8080/v1", b.name),
-            expected_start: Duration::from_secs(30),
-        };
-        let setup = Setup {
-            server: "gpu".into(),
-            backends: policy.backends.iter().map(facts).collect(),
-            probe: Probe {
-                rest: Duration::from_secs(10),
-                busy: Duration::from_millis(100),
-                waiting: Duration::from_secs(1),
-                http_timeout: Duration::from_secs(2),
-            },
-            state_dir: None,
-            pulse: None,
-            policy: Arc::new(policy.clone()),
-        };
+        let mut setup = sim::setup(policy.clone(), None);
+        // Fewer looks, and so fewer answers to spoil in a storm.
+        setup.probe.busy = Duration::from_millis(100);
         let truth = sim::World::new(Sim::on(&policy));
         let (plan, saw) = (FaultPlan::new(seed), Arc::default());
         let faulty = FaultyWorld::over(truth.clone(), Arc::clone(&plan));

@@ -13,7 +13,8 @@ use wechsler::{
 
 use crate::{
     bench::{Bench, LLAMA, LLAMA_UNIT, NO_DRAIN, PLAIN, Plan, START, TO_LLAMA, TO_VLLM, VLLM, VLLM_UNIT},
-    simulated::Simulated,
+    paused::Paused,
+    sim,
 };
 
 const STOP_NOW: Command = Command::Stop(NO_DRAIN);
@@ -80,9 +81,8 @@ async fn row_h2_a_dead_engine_is_told_as_soon_as_it_says_so() {
 
 #[tokio::test(start_paused = true)]
 async fn row_h2_requests_that_get_nowhere_behind_good_health_are_told_after_ten_minutes() {
-    let server = Simulated::on(|_| {});
-    server.state("gpu-idle").await;
-    server.done(START).await;
+    let server = Paused::on(sim::policy()).await;
+    server.does(START).await;
     // The control: one that gets on, however long it lasts.
     for _ in 0..15 {
         server.world.sim().busy(LLAMA, 1);
@@ -96,7 +96,7 @@ async fn row_h2_requests_that_get_nowhere_behind_good_health_are_told_after_ten_
     let told = status.attention.iter().find(|a| a.code == "no_progress");
     assert!(told.is_some_and(|a| a.hint.contains("restart")), "{:?}", status.attention);
     assert_eq!(server.world.sim().deeds.len(), 1, "it is a person's to judge");
-    server.done(Command::Restart(None, NO_DRAIN)).await;
+    server.does(Command::Restart(None, NO_DRAIN)).await;
     let status = server.state("llama-cpp").await;
     assert!(!has(&status, "no_progress"));
 }

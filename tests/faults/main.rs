@@ -13,7 +13,6 @@ mod health;
 mod paused;
 mod power;
 mod rows;
-mod simulated;
 mod slots;
 mod stop;
 mod swap;

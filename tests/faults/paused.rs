@@ -1,4 +1,4 @@
-//! A daemon's driver on the simulated server, on paused time: where minutes matter, or every moment.
+//! A daemon's driver on the simulated server, on paused time: where minutes and hours matter, or every moment.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,18 +8,17 @@ use tokio::{
     time::timeout,
 };
 use wechsler::{
-    config::Probe,
-    driver::{self, BackendFacts, Handle, OperationRecord, Request, Setup, status::Status},
-    machine::{Answer, BackendId, BackendPolicy, Command, OpId, Policy},
+    driver::{self, Handle, OperationRecord, Request, status::Status},
+    machine::{Answer, BackendId, Command, OpId, Policy},
 };
 
 use crate::{
     bench::{LLAMA, START, TO_LLAMA, TO_VLLM, VLLM},
-    sim::{Sim, World},
+    sim::{self, Sim, World},
 };
 
 /// Longer than anything here may take, on the paused clock.
-const LONG: Duration = Duration::from_mins(30);
+const LONG: Duration = Duration::from_hours(48);
 
 pub struct Paused {
     pub world: World,
@@ -32,24 +31,7 @@ impl Paused {
     /// On a server that is on, nothing running.
     pub async fn on(policy: Policy) -> Self {
         let world = World::new(Sim::on(&policy));
-        let facts = |b: &BackendPolicy| BackendFacts {
-            unit: format!("{}.service", b.name),
-            public_url: format!("http://{}:8080", b.name),
-            expected_start: Duration::from_secs(10),
-        };
-        let setup = Setup {
-            server: "gpu".into(),
-            backends: policy.backends.iter().map(facts).collect(),
-            policy: Arc::new(policy),
-            probe: Probe {
-                rest: Duration::from_secs(10),
-                busy: Duration::from_millis(30),
-                waiting: Duration::from_secs(1),
-                http_timeout: Duration::from_secs(2),
-            },
-            state_dir: None,
-            pulse: None,
-        };
+        let setup = sim::setup(policy, None);
         let (end, told) = watch::channel(false);
         let (handle, task) = driver::spawn(setup, world.clone(), told);
         let paused = Self { world, handle, _end: end, _task: task };
@@ -86,6 +68,18 @@ impl Paused {
         find(&all.expect("the driver lives")).expect("it was there")
     }
 
+    /// A command from its beginning to its end.
+    pub async fn record(&self, command: Command) -> OperationRecord {
+        let op = self.accepted(command).await;
+        self.ended(op).await
+    }
+
+    /// A command that has something to do, and must be done.
+    pub async fn does(&self, command: Command) {
+        let record = self.record(command).await;
+        assert_eq!(record.end.as_deref(), Some("done"), "{record:#?}");
+    }
+
     /// A command that must be done, also if there was nothing to do.
     pub async fn done(&self, command: Command) {
         match self.told(command.clone()).await {
@@ -100,8 +94,7 @@ impl Paused {
 
     /// A command that must fail with this code, and tell what to do.
     pub async fn fails(&self, command: Command, code: &str) -> OperationRecord {
-        let op = self.accepted(command).await;
-        let record = self.ended(op).await;
+        let record = self.record(command).await;
         assert_eq!((record.end.as_deref(), record.code.as_deref()), (Some("failed"), Some(code)), "{record:#?}");
         assert!(record.hint.as_ref().is_some_and(|hint| !hint.is_empty()), "{record:#?}");
         record

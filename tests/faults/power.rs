@@ -8,7 +8,7 @@ use tokio::{
 };
 use wechsler::{
     driver::OperationRecord,
-    machine::{Command, Refusal},
+    machine::{Command, Policy, Refusal},
     virtual_server::{
         By, Power, SshFault, What,
         programs::{Exit, Fault},
@@ -17,8 +17,9 @@ use wechsler::{
 
 use crate::{
     bench::{Bench, LLAMA, LLAMA_UNIT, NO_DRAIN, POWER_OFF, Plan, START, STOP, VLLM, reused},
+    paused::Paused,
+    sim,
     sim::Deed,
-    simulated::Simulated,
 };
 
 /// How often packets are sent there.
@@ -191,20 +192,18 @@ async fn row_w7_a_server_that_came_up_by_itself_is_seen_and_keeps_its_whole_grac
 #[tokio::test(start_paused = true)]
 async fn row_w8_a_slow_shutdown_is_waited_for_by_the_configured_time_and_off_is_proven() {
     // The control: the usual ten seconds.
-    let server = Simulated::on(|_| {});
-    server.state("gpu-idle").await;
-    server.done(POWER_OFF).await;
+    let server = Paused::on(sim::policy()).await;
+    server.does(POWER_OFF).await;
 
-    let server = Simulated::on(|policy| policy.power_off_timeout = Duration::from_mins(3));
-    server.state("gpu-idle").await;
+    let server = Paused::on(Policy { power_off_timeout: Duration::from_mins(3), ..sim::policy() }).await;
     server.world.sim().times.power_off = Duration::from_secs(90);
     let began = Instant::now();
-    server.done(POWER_OFF).await;
+    server.does(POWER_OFF).await;
     assert!(began.elapsed() >= Duration::from_secs(90), "off is what does not answer, not what was told to");
     assert_eq!(server.status().reason.as_deref(), Some("powered-off"));
 
     // One that takes longer than anybody can mean has failed; and what comes after is seen all the same.
-    server.done(START).await;
+    server.does(START).await;
     server.world.sim().times.power_off = Duration::from_mins(10);
     let began = Instant::now();
     let record = server.record(POWER_OFF).await;
@@ -213,7 +212,7 @@ async fn row_w8_a_slow_shutdown_is_waited_for_by_the_configured_time_and_off_is_
     assert!((Duration::from_mins(3)..Duration::from_mins(4)).contains(&began.elapsed()), "{:?}", began.elapsed());
     let status = server.state("gpu-offline").await;
     assert_eq!(status.gpu_server, "off");
-    server.done(START).await;
+    server.does(START).await;
     let orders = server.world.sim().deeds.iter().filter(|(_, deed)| *deed == Deed::PoweredOff).count();
     assert_eq!(orders, 2, "it is not told again and again");
 }
@@ -236,25 +235,23 @@ async fn row_w8_a_start_during_a_slow_shutdown_waits_until_it_is_off_and_wakes_i
 #[tokio::test(start_paused = true)]
 async fn row_w9_idle_time_is_counted_on_a_clock_that_nobody_sets() {
     const IDLE: Duration = Duration::from_mins(20);
-    let server = Simulated::on(|policy| policy.idle_stop_after = Some(IDLE));
-    server.state("gpu-idle").await;
+    let server = Paused::on(Policy { idle_stop_after: Some(IDLE), ..sim::policy() }).await;
     let wall = std::time::SystemTime::now();
-    server.done(START).await;
+    server.does(START).await;
     let ready = Instant::now();
     // Paused time runs while the wall clock stands: as if that were set back all the while.
     server.state("gpu-idle").await;
     let idle = ready.elapsed();
     assert!((IDLE..IDLE + Duration::from_mins(1)).contains(&idle), "{idle:?}");
     assert!(wall.elapsed().is_ok_and(|wall| wall < IDLE), "the fault: hardly any wall time has passed");
-    server.done(START).await;
+    server.does(START).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn row_w9_idle_time_begins_anew_when_a_suspended_server_resumes() {
     const IDLE: Duration = Duration::from_mins(20);
-    let server = Simulated::on(|policy| policy.idle_stop_after = Some(IDLE));
-    server.state("gpu-idle").await;
-    server.done(START).await;
+    let server = Paused::on(Policy { idle_stop_after: Some(IDLE), ..sim::policy() }).await;
+    server.does(START).await;
     let run = server.world.sim().backend(LLAMA).invocation;
     sleep(IDLE / 2).await;
     // Suspended: silence, and then the same boot and the same process as if nothing had been.
@@ -272,7 +269,7 @@ async fn row_w9_idle_time_begins_anew_when_a_suspended_server_resumes() {
     server.state("gpu-idle").await;
     let idle = resumed.elapsed();
     assert!((IDLE.saturating_sub(Duration::from_secs(1))..IDLE + Duration::from_mins(1)).contains(&idle), "{idle:?}");
-    server.done(START).await;
+    server.does(START).await;
 }
 
 #[tokio::test]

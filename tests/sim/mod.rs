@@ -13,7 +13,7 @@ use wechsler::machine::{
     reading::{GpuProcess, SavedSlot},
 };
 
-pub use world::World;
+pub use world::{World, setup};
 
 /// How long things take there.
 #[derive(Clone, Debug)]

@@ -1,19 +1,43 @@
 //! The simulated server behind the driver's seam.
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use wechsler::{
-    driver,
+    config::Probe,
+    driver::{self, BackendFacts, Setup},
     machine::{
-        BackendId, Instant, Outcome, Verb,
+        BackendId, BackendPolicy, Instant, Outcome, Policy, Verb,
         reading::{Ask, Reading},
     },
 };
 
 use super::Sim;
+
+/// What a driver on a simulated server is told at its start.
+pub fn setup(policy: Policy, state_dir: Option<&Path>) -> Setup {
+    let facts = |b: &BackendPolicy| BackendFacts {
+        unit: format!("{}.service", b.name),
+        public_url: format!("http://{}:8080/v1", b.name),
+        expected_start: Duration::from_secs(99),
+    };
+    Setup {
+        server: "gpu".into(),
+        backends: policy.backends.iter().map(facts).collect(),
+        policy: Arc::new(policy),
+        probe: Probe {
+            rest: Duration::from_secs(10),
+            busy: Duration::from_millis(30),
+            waiting: Duration::from_secs(1),
+            http_timeout: Duration::from_secs(2),
+        },
+        state_dir: state_dir.map(Into::into),
+        pulse: None,
+    }
+}
 
 /// A handle on a simulated server. Clones share it, so that a test can meddle while the driver watches.
 #[derive(Clone)]
