@@ -7,7 +7,8 @@ use std::time::Duration;
 use spec::sample::{self, LLAMA, VLLM};
 use wechsler::machine::{
     Answer, BootId, BootPhase, Command, Effect, End, Event, Failure, Goal, Held, HoldSpec, Instant, Invocation, Kind,
-    Look, Machine, Options, Outcome, Policy, PowerChoice, RequestId, Seen, Server, Use, Verb, VerbId, Warning,
+    Look, Machine, Options, Outcome, Policy, PowerChoice, RequestId, Seen, Selection, Server, Use, Verb, VerbId,
+    Warning,
 };
 
 const PLAIN: Options = Options { replace: false, no_drain: false };
@@ -143,7 +144,7 @@ fn a_save_asked_for_during_an_automatic_restore_is_a_save_of_its_own() {
     let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, fresh);
     let (restore, what) = order(&effects);
     assert_eq!(what, Verb::RestoreSlots(LLAMA));
-    line.told(Command::SaveSlots(PLAIN));
+    line.told(Command::SaveSlots(Selection::All, PLAIN));
     let effects = line.after(1).ends(restore, fine());
     assert_eq!(order(&effects).1, Verb::SaveSlots(LLAMA), "the restore's end is not the save's: {effects:?}");
 }
@@ -439,7 +440,7 @@ fn a_persons_restore_takes_over_the_one_under_way() {
     };
     let (restore, _) = order(&line.after(5).sees_with(Seen::Running, Seen::Stopped, fresh));
     let joined = Answer::Accepted { op: line.machine.view().operation.expect("a restore").id, joined: true };
-    let effects = line.told(Command::RestoreSlots(PLAIN));
+    let effects = line.told(Command::RestoreSlots(Selection::All, PLAIN));
     assert!(matches!(&effects[..], [Effect::Answer { answer, .. }] if *answer == joined), "{effects:?}");
     line.ends(restore, fine());
     assert_eq!(line.machine.view().operation, None);

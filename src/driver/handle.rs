@@ -51,7 +51,7 @@ pub struct OperationRecord {
     pub kind: String,
     /// The backend wanted, where there is one.
     pub goal: Option<String>,
-    /// `command`, `idle_stop`, `idle_power_off`, `auto_restore`.
+    /// `command`, `idle_stop`, `idle_power_off`, `auto_restore`, `checkpoint`.
     pub cause: String,
     /// When it began.
     pub started: String,

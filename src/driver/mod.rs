@@ -45,6 +45,8 @@ pub(crate) fn tests_policy() -> crate::machine::Policy {
         restore: RestorePolicy::Auto,
         save_timeout: Duration::from_mins(1),
         restore_timeout: Duration::from_mins(1),
+        checkpoint_tokens: None,
+        checkpoint_quiet: None,
     };
     Policy {
         backends: vec![backend("llama-cpp", BackendKind::LlamaCpp, true), backend("vllm", BackendKind::Vllm, false)],

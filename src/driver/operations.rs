@@ -117,7 +117,7 @@ fn message(failure: Failure, warnings: &[Warning]) -> String {
 #[must_use]
 pub(super) const fn backend_of(goal: Goal) -> Option<BackendId> {
     match goal {
-        Goal::Run(id) | Goal::Restart(id) | Goal::Save(id) | Goal::Restore(id) => Some(id),
+        Goal::Run(id) | Goal::Restart(id) | Goal::Save(id, _) | Goal::Restore(id, _) => Some(id),
         Goal::Stop | Goal::Awake | Goal::Off => None,
     }
 }
@@ -147,6 +147,7 @@ pub(super) const fn cause_name(cause: Cause) -> &'static str {
         Cause::IdleStop => "idle_stop",
         Cause::IdlePowerOff => "idle_power_off",
         Cause::AutoRestore => "auto_restore",
+        Cause::Checkpoint => "checkpoint",
     }
 }
 

@@ -98,7 +98,7 @@ pub struct OperationStatus {
     pub kind: String,
     /// The backend wanted, where there is one.
     pub goal: Option<String>,
-    /// `command`, `idle_stop`, `idle_power_off`, `auto_restore`.
+    /// `command`, `idle_stop`, `idle_power_off`, `auto_restore`, `checkpoint`.
     pub cause: String,
     /// Public phase: `waking`, `starting`, `restoring`, `draining`, `saving`, `stopping`, `powering-off`, `looking`.
     pub phase: String,

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     driver::{Change, Handle, OperationRecord, Request, status::Status},
-    machine::{Answer, BackendId, Command, Held, HoldId, HoldSpec, Options, Policy, PowerChoice, Refusal},
+    machine::{Answer, BackendId, Command, Held, HoldId, HoldSpec, Options, Policy, PowerChoice, Refusal, Selection},
 };
 
 /// The largest body of a request.
@@ -257,8 +257,8 @@ fn understand(request: &CommandRequest, policy: &Policy) -> Result<Command, Prob
         }
         CommandWord::Resolve => Command::Resolve(needed()?, options),
         CommandWord::Cancel => Command::Cancel,
-        CommandWord::Save => Command::SaveSlots(options),
-        CommandWord::Restore => Command::RestoreSlots(options),
+        CommandWord::Save => Command::SaveSlots(Selection::All, options),
+        CommandWord::Restore => Command::RestoreSlots(Selection::All, options),
     })
 }
 

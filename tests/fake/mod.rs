@@ -162,7 +162,9 @@ impl Script {
                 Command::Hold(_) => Answer::Done { hold: Some(HoldId(3)) },
                 Command::Release(HoldId(3)) => Answer::Done { hold: None },
                 Command::Release(_) => Answer::Refused(Refusal::NoSuchHold),
-                Command::Resolve(..) | Command::SaveSlots(_) | Command::RestoreSlots(_) => Answer::Done { hold: None },
+                Command::Resolve(..) | Command::SaveSlots(..) | Command::RestoreSlots(..) => {
+                    Answer::Done { hold: None }
+                }
             };
             let _ = request.answer.send(answer);
         }

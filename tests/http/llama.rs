@@ -379,13 +379,7 @@ pub(crate) fn store_in(state_dir: &std::path::Path, keep: u32) -> SlotStore {
         state_dir,
         "gpu",
         "llama-cpp",
-        config::Slots {
-            dir: "/mnt/slots".into(),
-            name: "localbot".into(),
-            keep,
-            save_timeout: Duration::from_mins(1),
-            restore_timeout: Duration::from_mins(1),
-        },
+        config::Slots { keep, digest: false, ..config::Slots::new("/mnt/slots".into(), "localbot") },
     )
 }
 

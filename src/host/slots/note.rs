@@ -131,6 +131,9 @@ impl Note {
             model: self.fit.model.id,
             n_ctx: self.fit.n_ctx,
             put_aside: self.put_aside,
+            generation: self.round,
+            last_restore: None,
+            useless: None,
         }
     }
 }
