@@ -26,6 +26,7 @@ mod task;
 pub mod world;
 
 pub use handle::{Change, Handle, OperationRecord, Request};
+pub use journal::replay;
 pub use setup::{BackendFacts, Pulse, Setup};
 pub use task::{LOOK_AT_MOST, POST_MORTEM_AT_MOST, SHUTDOWN_AT_MOST, VERB_SLACK, spawn};
 pub use world::{PostMortem, World};

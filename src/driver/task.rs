@@ -421,7 +421,7 @@ impl<W: World> Driver<W> {
         let before = std::mem::replace(&mut self.view, self.machine.view());
         let moved = self.view.place != before.place;
         let place = self.view.place;
-        self.journal.step(now, event, &effects, place, moved);
+        self.journal.step(now, event, &effects, &self.machine, moved);
         if moved {
             let policy = &self.setup.policy;
             info!(from = before.place.public_name(policy), to = place.public_name(policy),

@@ -145,6 +145,15 @@ pub enum Verb {
         #[arg(long)]
         stay: bool,
     },
+    /// Run a daemon's journal of steps through the machine again, show each step, and say where it differs.
+    ///
+    /// For those who work on the program. The journal is `steps.jsonl` in the daemon's state directory, the one before it
+    /// `steps.1.jsonl`. Copied into tests/journals/, it is a test.
+    #[command(hide = true)]
+    Replay {
+        /// The journal.
+        file: PathBuf,
+    },
     /// Print shell completions.
     Completions {
         /// For which shell.

@@ -15,6 +15,7 @@ mod lbe;
 mod lbs;
 mod live;
 mod pages;
+mod replay;
 mod slots;
 mod text;
 mod trouble;
@@ -168,6 +169,7 @@ async fn go(args: &Args, begun: &Cell<Option<u64>>) -> Result<Exit, Trouble> {
         Verb::Config { what: ConfigVerb::Check { path } } => {
             return check(path.as_ref().unwrap_or(&config_path(args)), args.json);
         }
+        Verb::Replay { file } => return replay::show(file, args.json),
         Verb::Completions { shell } => return Ok(pages::completions(*shell)),
         Verb::Man { dir } => return pages::man(dir.as_deref()),
         // The daemon is not run from here.
