@@ -13,6 +13,7 @@ use std::{
 
 use wechsler::{
     config,
+    driver::world::{NamedSlot, SlotChoice},
     host::{
         http::Probe,
         slot_files::{FileName, FileStat, Found, HEAD_BYTES, SlotFiles, SlotFilesError, Survey, Surveyed},
@@ -337,11 +338,19 @@ impl Rig {
     }
 
     pub(crate) async fn save(&self) -> Outcome {
-        self.store.save(&self.probe, &self.world, Duration::from_secs(10)).await
+        self.save_by(&SlotChoice::All).await
     }
 
     pub(crate) async fn restore(&self) -> Outcome {
-        self.store.restore(&self.probe, &self.world, Duration::from_secs(10)).await
+        self.restore_by(&SlotChoice::All).await
+    }
+
+    pub(crate) async fn save_by(&self, choice: &SlotChoice) -> Outcome {
+        self.store.save(&self.probe, &self.world, choice, Duration::from_secs(10)).await
+    }
+
+    pub(crate) async fn restore_by(&self, choice: &SlotChoice) -> Outcome {
+        self.store.restore(&self.probe, &self.world, choice, Duration::from_secs(10)).await
     }
 
     /// A conversation of that length is saved, and the server restarted.
@@ -375,12 +384,37 @@ impl Rig {
 }
 
 pub(crate) fn store_in(state_dir: &std::path::Path, keep: u32) -> SlotStore {
-    SlotStore::new(
-        state_dir,
-        "gpu",
-        "llama-cpp",
-        config::Slots { keep, digest: false, ..config::Slots::new("/mnt/slots".into(), "localbot") },
-    )
+    store_with(state_dir, |slots| slots.keep = keep)
+}
+
+/// A store whose configuration was changed.
+pub(crate) fn store_with(state_dir: &std::path::Path, change: impl FnOnce(&mut config::Slots)) -> SlotStore {
+    let mut slots = config::Slots { digest: false, ..config::Slots::new("/mnt/slots".into(), "localbot") };
+    change(&mut slots);
+    SlotStore::new(state_dir, "gpu", "llama-cpp", slots)
+}
+
+/// One slot by name.
+pub(crate) fn named(name: &str) -> SlotChoice {
+    SlotChoice::Named(NamedSlot { name: name.into(), ..NamedSlot::default() })
+}
+
+/// ... into or out of that slot of the server.
+pub(crate) fn named_in(name: &str, slot: u32) -> SlotChoice {
+    SlotChoice::Named(NamedSlot { name: name.into(), slot: Some(slot), generation: None })
+}
+
+/// ... of that generation.
+pub(crate) fn generation(name: &str, generation: u64) -> SlotChoice {
+    SlotChoice::Named(NamedSlot { name: name.into(), slot: None, generation: Some(generation) })
+}
+
+/// What is said, a line for each.
+pub(crate) fn message(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Succeeded(w) => w.into_iter().map(|w| w.message + "\n").collect(),
+        Outcome::Failed(w) | Outcome::Unknown(w) => w.message,
+    }
 }
 
 /// The codes of an outcome, in order; a failure's has a mark before it.
