@@ -81,6 +81,8 @@ pub struct SlotStore {
 struct Seen {
     /// The file whose restore is under way.
     restoring: Option<String>,
+    /// That the slot folder is open to others was reported.
+    open_told: bool,
     /// Damaged notes that were reported.
     damaged: BTreeSet<String>,
     /// What was looked at while the backend loaded.
@@ -207,9 +209,13 @@ impl SlotStore {
         let _turn = self.turn.lock().await;
         let tag = self.tag().await.map_err(|error| format!("whose files are ours is not known: {error}"))?;
         let listed = files.list(name::UNFINISHED).await.map_err(|error| error.to_string())?;
+        if listed.open && !std::mem::replace(&mut self.seen().open_told, true) {
+            let (code, folder) = ("slots_folder_open", self.slots.dir.display());
+            tracing::warn!(code, %folder, "saved conversations lie in a folder that is open to others: mode 2770 closes it");
+        }
         let old = now().saturating_sub(LEFTOVER_AFTER.max(self.slots.save_timeout.saturating_mul(2)).as_secs());
         let is_leftover = |file: &FileName| name::begun_at(file.as_str(), &tag).is_some_and(|at| at < old);
-        let leftovers: Vec<FileName> = listed.into_iter().filter(is_leftover).collect();
+        let leftovers: Vec<FileName> = listed.names.into_iter().filter(is_leftover).collect();
         if !leftovers.is_empty() {
             files.remove(&leftovers).await.map_err(|error| error.to_string())?;
             tracing::info!(?leftovers, "leftovers of broken-off saves are removed");

@@ -16,13 +16,15 @@ use wechsler::{
     driver::world::{NamedSlot, SlotChoice},
     host::{
         http::Probe,
-        slot_files::{FileName, FileStat, Found, HEAD_BYTES, SlotFiles, SlotFilesError, Survey, Surveyed},
+        slot_files::{FileName, FileStat, Found, HEAD_BYTES, Listed, SlotFiles, SlotFilesError, Survey, Surveyed},
         slots::SlotStore,
     },
     machine::{BackendKind, Outcome, Warning},
 };
 
 use crate::server::{Question, Reply, Server};
+
+type FixedHash = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
 
 pub(crate) const BYTES_PER_TOKEN: usize = 512;
 
@@ -65,6 +67,12 @@ pub(crate) struct State {
     pub(crate) used_meanwhile: bool,
     /// How often the folder was looked at.
     pub(crate) surveys: u32,
+    /// How often a whole file was read.
+    pub(crate) digests: u32,
+    /// Whole files cannot be read.
+    pub(crate) digest_fails: bool,
+    /// Everybody may look into the folder.
+    pub(crate) open_folder: bool,
     /// Method and path of every question, in order.
     pub(crate) asked: Vec<String>,
 }
@@ -96,6 +104,9 @@ impl World {
             ssh_down: false,
             used_meanwhile: false,
             surveys: 0,
+            digests: 0,
+            digest_fails: false,
+            open_folder: false,
             asked: vec![],
         })))
     }
@@ -291,9 +302,22 @@ impl SlotFiles for World {
         Ok(Some(found(&content)))
     }
 
-    async fn list(&self, suffix: &str) -> Result<Vec<FileName>, SlotFilesError> {
+    async fn digest(&self, name: &FileName, _: Duration) -> Result<Option<String>, SlotFilesError> {
+        let mut state = self.ssh()?;
+        state.digests += 1;
+        if state.digest_fails {
+            return Err(SlotFilesError::Refused("not read in time".into()));
+        }
+        // Any digest will do where nobody knows another one.
+        let digest =
+            |bytes: &Vec<u8>| format!("{:064x}", std::hash::BuildHasher::hash_one(&FixedHash::default(), bytes));
+        Ok(state.disk.get(name.as_str()).map(digest))
+    }
+
+    async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {
         let state = self.ssh()?;
-        Ok(state.disk.keys().filter(|name| name.ends_with(suffix)).filter_map(|name| FileName::new(name)).collect())
+        let names = state.disk.keys().filter(|name| name.ends_with(suffix)).filter_map(|name| FileName::new(name));
+        Ok(Listed { names: names.collect(), open: state.open_folder })
     }
 
     async fn remove(&self, names: &[FileName]) -> Result<(), SlotFilesError> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wechsler::{driver::world::SlotChoice, machine::Outcome};
+use wechsler::driver::world::SlotChoice;
 
 use crate::llama::{Rig, Slot, State, codes, message, store_in};
 
