@@ -30,7 +30,7 @@ use tokio::time::{Instant as Clock, timeout, timeout_at};
 
 use crate::{
     config::{self, Config},
-    driver::world::{PostMortem, World},
+    driver::world::{PostMortem, SlotChoice, World},
     machine::{
         BackendId, BackendPolicy, BootId, Instant, Outcome, RestorePolicy, Verb, Warning,
         reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Unit, UnitState, WakeArmed},
@@ -488,6 +488,10 @@ impl World for Host {
     }
 
     async fn carry_out(&self, verb: Verb, within: Duration) -> Outcome {
+        self.carry_out_chosen(verb, SlotChoice::All, within).await
+    }
+
+    async fn carry_out_chosen(&self, verb: Verb, choice: SlotChoice, within: Duration) -> Outcome {
         let _under_way = UnderWay::new(&self.orders);
         let no_such = || Outcome::Failed(Warning::new("verb_failed", "there is no such backend"));
         let (Verb::StartUnit(id)
@@ -516,9 +520,9 @@ impl World for Host {
                     return Outcome::Failed(Warning::new("no_slots", "no slot folder is configured"));
                 };
                 let outcome = if let Verb::SaveSlots(_) = verb {
-                    slots.store.save(&backend.probe, &slots.folder, within).await
+                    slots.store.save(&backend.probe, &slots.folder, &choice, within).await
                 } else {
-                    slots.store.restore(&backend.probe, &slots.folder, within).await
+                    slots.store.restore(&backend.probe, &slots.folder, &choice, within).await
                 };
                 return slots::without_news(outcome);
             }

@@ -1,6 +1,7 @@
 //! Backends over real loopback sockets, against servers made by hand that do what the real ones were seen doing, also the
 //! surprising things.
 
+mod choice;
 mod health;
 mod llama;
 mod restore;

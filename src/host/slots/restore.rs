@@ -8,8 +8,9 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, FileStat, Found, MOST_SURVEYED, Note, Probe, Reason, Said, SlotError, SlotFiles, SlotFilesError,
-    SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay, left, look_in, name, whole,
+    Awake, FileName, FileStat, Found, MOST_SURVEYED, NamedSlot, Note, Probe, Reason, Said, SlotChoice, SlotError,
+    SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay, left, look_in, name,
+    named, whole,
 };
 
 /// What was looked at while the backend loaded is looked at again after so long.
@@ -39,11 +40,17 @@ impl Checked {
 }
 
 impl SlotStore {
+    /// What comes back by itself: good generations under a slot's own name, newest first.
+    fn own<'a>(&self, notes: &'a [Note]) -> impl Iterator<Item = &'a Note> {
+        let is_own = |note: &&Note| name::slot_of(&self.slots.name, &note.name) == Some(note.slot);
+        notes.iter().filter(|note| note.is_good()).filter(is_own)
+    }
+
     /// Looks at the files that a restore will most likely want: for use while the backend loads.
     pub async fn look_ahead(&self, files: &impl SlotFiles) {
         let notes = self.notes().await;
         let mut newest: BTreeMap<&str, &Note> = BTreeMap::new();
-        for note in notes.notes.iter().filter(|note| note.is_good()) {
+        for note in self.own(&notes.notes) {
             newest.entry(note.name.as_str()).or_insert(note);
         }
         let Some(model_path) = newest.values().next().map(|note| note.fit.model.path.clone()) else {
@@ -60,6 +67,7 @@ impl SlotStore {
         &self,
         probe: &Probe,
         files: &impl SlotFiles,
+        choice: &SlotChoice,
         deadline: Instant,
         said: &mut Vec<Said>,
     ) {
@@ -68,11 +76,21 @@ impl SlotStore {
         for note in notes.notes.iter().filter(|n| n.restoring) {
             self.put_aside(note, UNFINISHED).await;
         }
-        let good: Vec<Note> = notes.notes.iter().filter(|note| note.is_good()).cloned().collect();
-        let Some(newest) = good.first() else {
+        let good = match choice {
+            SlotChoice::Named(named) => generations(&notes.notes, named),
+            SlotChoice::All | SlotChoice::Checkpoint => Ok(self.own(&notes.notes).collect()),
+        };
+        let by_name = matches!(choice, SlotChoice::Named(_));
+        let good: Vec<&Note> = match good {
+            Ok(good) => good,
+            Err(why) => {
+                said.push(why);
+                return;
+            }
+        };
+        let Some(&newest) = good.first() else {
             return;
         };
-        let newest_round = newest.round;
         let awake = match look_in(probe).await {
             Ok(awake) => awake,
             Err(closed) => {
@@ -80,20 +98,28 @@ impl SlotStore {
                 return;
             }
         };
-        for slot in gone(&good, &awake) {
-            said.push(Reason::RestoreNoSlot.say(format!("the server has no slot {slot}")));
+        // By the slot it goes into.
+        let mut goals: BTreeMap<u32, Vec<&Note>> = BTreeMap::new();
+        for note in good {
+            let goal = match choice {
+                SlotChoice::Named(named) => named.slot.unwrap_or(newest.slot),
+                SlotChoice::All | SlotChoice::Checkpoint => note.slot,
+            };
+            goals.entry(goal).or_default().push(note);
         }
-        // Newest first. Slots of one save fitted in beside each other then and do now; older ones must fit in beside them even
-        // if all slots share one cache.
-        let mut order: Vec<(&SlotReading, Vec<&Note>)> = awake
-            .slots
-            .iter()
-            .map(|slot| {
-                let name = name::of_slot(&self.slots.name, slot.id);
-                (slot, good.iter().filter(|n| n.name == name).collect())
-            })
-            .filter(|(_, notes): &(_, Vec<&Note>)| !notes.is_empty())
-            .collect();
+        // Slots of one save fitted in beside each other then and do now; what else comes must fit in beside them even if all
+        // slots share one cache.
+        let fitted = |note: &Note| !by_name && note.round == newest.round;
+        let held = |slot: &SlotReading| slot.tokens.unwrap_or(0);
+        let mut held: u64 = if by_name { awake.slots.iter().map(held).sum() } else { 0 };
+        // Newest first.
+        let mut order: Vec<(&SlotReading, Vec<&Note>)> = Vec::new();
+        for (id, notes) in goals {
+            match awake.slots.iter().find(|slot| slot.id == id) {
+                Some(slot) => order.push((slot, notes)),
+                None => said.push(Reason::RestoreNoSlot.say(format!("the server has no slot {id}"))),
+            }
+        }
         order.sort_by_key(|(slot, notes)| (std::cmp::Reverse(notes[0].round), slot.id));
         order.retain(|(slot, notes)| match is_unused(slot, &notes[0].name) {
             Ok(()) => true,
@@ -113,19 +139,18 @@ impl SlotStore {
                 return;
             }
         };
-        let mut restored = 0;
         for (slot, notes) in order {
             let Some((note, file)) = self.choose(&awake, slot, &notes, &mut checked, files, said).await else {
                 continue;
             };
-            if note.round != newest_round && restored + note.tokens > slot.n_ctx {
+            if !fitted(note) && held + note.tokens > slot.n_ctx {
                 let why = format!("{}: {} tokens may not fit in", note.name, note.tokens);
                 said.push(Reason::RestoreNoRoom.say(why));
                 continue;
             }
             let outcome = self.send(probe, slot, note, &file, deadline).await;
             if outcome.reason.has_come_back() {
-                restored += note.tokens;
+                held += note.tokens;
             }
             let goes_on = !outcome.reason.is_spoilt();
             said.push(outcome);
@@ -264,13 +289,18 @@ async fn looked_at(
     }
 }
 
-/// Slots that were saved once and that the server has no more.
-fn gone(good: &[Note], awake: &Awake) -> Vec<u32> {
-    let mut gone: Vec<u32> =
-        good.iter().map(|n| n.slot).filter(|slot| awake.slots.iter().all(|s| s.id != *slot)).collect();
-    gone.sort_unstable();
-    gone.dedup();
-    gone
+/// The generations that were named and may be restored, newest first; or why there are none.
+fn generations<'a>(notes: &'a [Note], wanted: &NamedSlot) -> Result<Vec<&'a Note>, Said> {
+    let NamedSlot { name, generation, .. } = wanted;
+    let meant = named(notes, name, *generation)?;
+    let (good, aside): (Vec<&Note>, Vec<&Note>) = meant.into_iter().partition(|note| note.is_good());
+    match (good.is_empty(), aside.first()) {
+        (true, Some(aside)) => {
+            let why = aside.put_aside.as_deref().unwrap_or(UNFINISHED);
+            Err(Reason::RestorePutAside.say(format!("{name}, generation {}: {why}", aside.round)))
+        }
+        _ => Ok(good),
+    }
 }
 
 fn is_unused(slot: &SlotReading, name: &str) -> Result<(), Said> {
