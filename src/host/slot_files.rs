@@ -3,7 +3,7 @@
 //! llama-server writes and reads these files itself; the daemon only looks at them and clears away. All of it happens by
 //! short commands over the kept SSH session, each with its deadline and bounded output.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, time::Duration};
 
 /// The name of a file in the slot folder: letters, digits and `._-`, not beginning with a dot or a dash, at most
 /// [`FileName::MOST`] bytes. So it can be neither a path, nor an option, nor anything a shell would notice.
@@ -90,18 +90,20 @@ pub enum SlotFilesError {
 }
 
 /// What the slot store may do in the slot folder of one backend. Every call is one exchange and ends by itself within the
-/// command timeout.
+/// command timeout, unless it is told how long it may take.
 pub trait SlotFiles: Send + Sync {
     /// Looks at everything that a save or restore must know beforehand.
     fn survey(&self, what: Survey<'_>) -> impl Future<Output = Result<Surveyed, SlotFilesError>> + Send;
 
-    /// Looks at a file that was just written, and gives it its final name if it has `bytes` bytes and begins as a slot file
-    /// does. Tells what was found either way; `None` if there is no such file. `name` must never have been used before.
+    /// Looks at a file that was just written; if it has `bytes` bytes and begins as a slot file does, it is flushed to the disk
+    /// and gets its final name, so that it outlasts a power cut from then on. Flushing some GB takes seconds, at most `within`.
+    /// Tells what was found either way; `None` if there is no such file. `name` must never have been used before.
     fn keep(
         &self,
         unfinished: &FileName,
         name: &FileName,
         bytes: u64,
+        within: Duration,
     ) -> impl Future<Output = Result<Option<Found>, SlotFilesError>> + Send;
 
     /// The names of the files that end in `suffix`, at most [`MOST_LISTED`], in no order. Files whose name breaks the rule
