@@ -305,14 +305,14 @@ async fn the_slot_folder_is_looked_at_and_cleared_over_ssh() {
     assert_eq!((&first.head, &found.files[1]), (&head, &Ok(None)));
 
     let (unfinished, finished) = (name("localbot.part"), name("localbot.slot"));
-    let short = files.keep(&unfinished, &finished, 18).await.expect("an answer").expect("a file");
+    let short = files.keep(&unfinished, &finished, 18, LONG).await.expect("an answer").expect("a file");
     assert_eq!(short.stat.bytes, 17);
-    let odd = files.keep(&name("garbage.part"), &finished, 17).await.expect("an answer").expect("a file");
+    let odd = files.keep(&name("garbage.part"), &finished, 17, LONG).await.expect("an answer").expect("a file");
     assert_eq!(&odd.head[..4], b"ggsq");
     assert_eq!(files.list(".slot").await, Ok(vec![]), "neither is what it should be");
-    let kept = files.keep(&unfinished, &finished, 17).await.expect("an answer").expect("a file");
+    let kept = files.keep(&unfinished, &finished, 17, LONG).await.expect("an answer").expect("a file");
     assert_eq!((kept.stat.bytes, kept.head), (17, head));
-    assert_eq!(files.keep(&unfinished, &finished, 17).await, Ok(None), "it has another name now");
+    assert_eq!(files.keep(&unfinished, &finished, 17, LONG).await, Ok(None), "it has another name now");
     assert_eq!(files.list(".slot").await, Ok(vec![finished.clone()]));
     assert_eq!(files.list(".part").await, Ok(vec![name("garbage.part")]));
     for _ in 0..2 {
@@ -322,7 +322,7 @@ async fn the_slot_folder_is_looked_at_and_cleared_over_ssh() {
 
     let gone = SlotFolder::new(ssh, RemotePath::new("/no/such/folder").expect("a path"));
     assert!(matches!(gone.list(".part").await, Err(SlotFilesError::Refused(_))));
-    assert!(matches!(gone.keep(&finished, &finished, 1).await, Err(SlotFilesError::Refused(_))));
+    assert!(matches!(gone.keep(&finished, &finished, 1, LONG).await, Err(SlotFilesError::Refused(_))));
     assert_eq!(gone.survey(Survey { free: true, ..Survey::default() }).await.map(|found| found.free), Ok(None));
 }
 
