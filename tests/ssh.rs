@@ -16,6 +16,7 @@ use tokio::{
 };
 use wechsler::{
     host::{
+        mounted_folder::MountedFolder,
         remote::{self, CommandLine, FileQuestion, RemotePath, RemoteVerb, UnitName},
         slot_files::{FileName, SlotFiles, SlotFilesError, Survey},
         slot_folder::SlotFolder,
@@ -323,6 +324,25 @@ async fn the_slot_folder_is_looked_at_and_cleared_over_ssh() {
     assert!(matches!(gone.list(".part").await, Err(SlotFilesError::Refused(_))));
     assert!(matches!(gone.keep(&finished, &finished, 1).await, Err(SlotFilesError::Refused(_))));
     assert_eq!(gone.survey(Survey { free: true, ..Survey::default() }).await.map(|found| found.free), Ok(None));
+}
+
+#[tokio::test]
+async fn where_the_slot_folder_is_mounted_here_only_the_model_is_asked_for_over_ssh() {
+    let folder = Folder::new();
+    let (sshd, ssh) = server(&folder).await;
+    let (slots, models) = (Folder::new(), Folder::new());
+    slots.write("localbot.slot", b"qsgg and more");
+    models.write("m.gguf", b"weights");
+    let on_server = SlotFolder::new(Arc::new(ssh), RemotePath::new("/another/path/there").expect("a path"));
+    let files = MountedFolder::new(slots.path().into(), on_server, LONG);
+    let asked = [FileName::new("localbot.slot").expect("a name")];
+    let what = Survey { free: true, files: &asked, ..Survey::default() };
+    let found = files.survey(what).await.expect("an answer");
+    assert!(found.free.is_some() && matches!(&found.files[0], Ok(Some(file)) if file.stat.bytes == 13), "{found:?}");
+    assert_eq!(sshd.logins(), 0, "nobody is called for this");
+    let model = models.path().join("m.gguf");
+    let found = files.survey(Survey { model: Some(&model.to_string_lossy()), ..what }).await.expect("an answer");
+    assert_eq!((found.model.map(|model| model.bytes), found.files.len()), (Some(7), 1));
 }
 
 /// Waits until so many shells were asked for.

@@ -7,10 +7,12 @@ mod doubt;
 pub mod ethtool;
 pub mod gpu;
 pub mod http;
+pub mod mounted_folder;
 pub mod people;
 pub mod remote;
 pub mod slot_files;
 pub mod slot_folder;
+mod slot_place;
 pub mod slots;
 pub mod ssh;
 pub mod systemd;
@@ -38,8 +40,10 @@ use crate::{
 };
 use doubt::{Doubts, InDoubt, UnderWay, address};
 use http::{HttpSetupError, Probe};
+use mounted_folder::MountedFolder;
 use remote::{Interface, RemotePath, RemoteVerb, UnitName};
 use slot_folder::SlotFolder;
+use slot_place::SlotPlace;
 use slots::SlotStore;
 use ssh::{Ssh, SshSetupError, Trouble};
 use systemd::{Ended, UnitsAnswer};
@@ -91,7 +95,7 @@ struct Backend {
 #[derive(Debug)]
 struct Slots {
     store: Arc<SlotStore>,
-    folder: SlotFolder,
+    folder: SlotPlace,
     /// Saved slots are restored by the daemon itself.
     restores: bool,
     swept: Mutex<Swept>,
@@ -158,10 +162,15 @@ impl Host {
             let slots = backend.slots.as_ref().map(|slots| {
                 let dir = slots.dir.to_string_lossy();
                 let folder = RemotePath::new(&dir).ok_or_else(|| HostError::word(dir, "the path of a slot folder"))?;
+                let folder = SlotFolder::new(Arc::clone(&ssh), folder);
+                let folder = match &slots.mounted {
+                    Some(here) => SlotPlace::Mounted(MountedFolder::new(here.clone(), folder, ssh.command_timeout())),
+                    None => SlotPlace::Server(folder),
+                };
                 let (state, server) = (&config.daemon.state_dir, &config.server.name);
                 Ok::<_, HostError>(Arc::new(Slots {
                     store: Arc::new(SlotStore::new(state, server, &backend.name, slots.clone())),
-                    folder: SlotFolder::new(Arc::clone(&ssh), folder),
+                    folder,
                     restores: policy.restore != RestorePolicy::Never,
                     swept: Mutex::default(),
                     tidying: AtomicBool::new(false),

@@ -1,7 +1,7 @@
-//! The slot folder on the server, as the slot store needs it: a seam, so that the store is tested without SSH.
+//! The slot folder, as the slot store needs it: a seam, so that the store is tested without SSH.
 //!
-//! llama-server writes and reads these files itself; the daemon only looks at them and clears away. All of it happens by
-//! short commands over the kept SSH session, each with its deadline and bounded output.
+//! llama-server writes and reads these files itself; the daemon only looks at them and clears away: by short commands over
+//! the kept SSH session, or where the share they lie on is mounted on this machine. Everything has its deadline and its bound.
 
 use std::{fmt, future::Future, time::Duration};
 
@@ -78,11 +78,11 @@ pub struct Surveyed {
 /// Why the folder could not be looked at or changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SlotFilesError {
-    /// No answer: SSH is down or the deadline passed. For [`SlotFiles::keep`] and [`SlotFiles::remove`]: it may have happened.
-    #[error("no answer from the server: {0}")]
+    /// No answer: SSH is down, the share hangs, or the deadline passed. For [`SlotFiles::keep`] and [`SlotFiles::remove`]: it may have happened.
+    #[error("no answer: {0}")]
     Unreachable(String),
-    /// The server's answer is no: permission, missing folder, full disk. Its own words.
-    #[error("the server says: {0}")]
+    /// The answer is no: permission, missing folder, full disk. In the server's own words.
+    #[error("refused: {0}")]
     Refused(String),
     /// An answer that cannot be read.
     #[error("cannot read the server's answer: {0}")]

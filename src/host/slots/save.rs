@@ -277,8 +277,15 @@ impl SlotStore {
         let found = found.map_err(|error| Reason::SaveUnchecked.say(format!("{name}: {error}")))?;
         let Some(found) = found else {
             let dir = self.slots.dir.display();
-            return Err(Reason::SaveMisplaced
-                .say(format!("{name}: saved, but not in {dir}; is --slot-save-path another folder?")));
+            let why = match &self.slots.mounted {
+                None => format!("{name}: saved, but not in {dir}; is --slot-save-path another folder?"),
+                Some(here) => format!(
+                    "{name}: saved, but it does not show in {}; is that the folder {dir} of the server, and that its \
+                     --slot-save-path?",
+                    here.display()
+                ),
+            };
+            return Err(Reason::SaveMisplaced.say(why));
         };
         note.format = whole(&found, note).map_err(|why| Reason::SaveDamaged.say(format!("{name}: {why}")))?;
         let kept = self.shelf.write(note).await;
