@@ -32,7 +32,7 @@ use tokio::time::{Instant as Clock, timeout, timeout_at};
 
 use crate::{
     config::{self, Config},
-    driver::world::{PostMortem, SlotChoice, World},
+    driver::world::{PostMortem, SlotChoice, SlotTask, SlotTold, World},
     machine::{
         BackendId, BackendPolicy, BootId, Instant, Outcome, RestorePolicy, Verb, Warning,
         reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Unit, UnitState, WakeArmed},
@@ -436,8 +436,8 @@ impl Backend {
 }
 
 impl Slots {
-    /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, and
-    /// removes generations beyond those to keep.
+    /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, removes
+    /// generations beyond those to keep, and takes a digest that is missing.
     async fn tidy(&self, ssh: &Ssh, backend: &str) {
         let session = ssh.sessions();
         let mut swept = *locked(&self.swept);
@@ -456,6 +456,7 @@ impl Slots {
             *locked(&self.swept) = Swept { session, done, tries };
         }
         self.store.prune(&self.folder).await;
+        self.store.take_digest(&self.folder).await;
     }
 
     /// Has the files of a restore looked at while the backend loads. It ends by itself, and nothing waits for it.
@@ -557,6 +558,13 @@ impl World for Host {
                 }
             }
             other => other,
+        }
+    }
+
+    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+        match self.backend(backend).and_then(|backend| backend.slots.as_ref()) {
+            Some(slots) => slots.store.tend(&slots.folder, task).await,
+            None => Err(Warning::new("no_slots", "no slot folder is configured")),
         }
     }
 

@@ -19,17 +19,21 @@
 //! What a restore cannot promise is reuse: models with a sliding window or recurrent state take the file and may still compute
 //! the prompt anew. Only the answer to a real request tells (`cache_n`).
 
+mod digest;
 mod head;
 mod name;
 mod note;
 mod reason;
 mod restore;
+mod retention;
 mod save;
+mod tend;
 #[cfg(test)]
 mod tests;
+mod worth;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -52,11 +56,12 @@ use crate::{
         reading::{SavedSlot, SlotReading},
     },
 };
+use digest::Digested;
 use note::{Fit, Model, Note, Notes, Shelf};
 pub use reason::Reason;
 use reason::Said;
 use restore::Checked;
-use save::superseded;
+use worth::Unproven;
 
 /// An unfinished file of ours is swept after so long; until then it may be a save under way.
 pub const LEFTOVER_AFTER: Duration = Duration::from_mins(10);
@@ -73,6 +78,8 @@ pub struct SlotStore {
     serial: AtomicU16,
     /// One save or restore at a time.
     turn: tokio::sync::Mutex<()>,
+    /// Whole files that were read while the backend loaded; held while they are read.
+    digests: tokio::sync::Mutex<BTreeMap<FileName, Digested>>,
     seen: Mutex<Seen>,
 }
 
@@ -83,6 +90,10 @@ struct Seen {
     restoring: Option<String>,
     /// That the slot folder is open to others was reported.
     open_told: bool,
+    /// Files that could not be read whole.
+    undigested: BTreeSet<String>,
+    /// By slot: what was restored into it last, until it is known what that was worth.
+    unproven: BTreeMap<u32, Unproven>,
     /// Damaged notes that were reported.
     damaged: BTreeSet<String>,
     /// What was looked at while the backend loaded.
@@ -104,6 +115,7 @@ impl SlotStore {
             backend: backend.to_owned(),
             serial: AtomicU16::new(serial),
             turn: tokio::sync::Mutex::default(),
+            digests: tokio::sync::Mutex::default(),
             seen: Mutex::default(),
         }
     }
@@ -114,6 +126,8 @@ impl SlotStore {
         let notes = self.shelf.read_again().await;
         self.report(&notes);
         let under_way = self.seen().restoring.clone();
+        let useless =
+            |note: &Note| name::slot_of(&self.slots.name, &note.name).and_then(|_| notes.useless.why(&note.fit));
         let unfinished = |note: &Note| note.restoring && Some(&note.file) != under_way.as_ref();
         let surplus = self.surplus(&notes.notes);
         let stays = |note: &&Note| !surplus.iter().any(|gone| gone.file == note.file);
@@ -126,7 +140,8 @@ impl SlotStore {
                 if note.put_aside.is_none() && unfinished(&note) {
                     note.put_aside = Some(UNFINISHED.into());
                 }
-                note.shown()
+                let useless = useless(&note);
+                SavedSlot { useless, ..note.shown() }
             })
             .collect()
     }
@@ -163,7 +178,7 @@ impl SlotStore {
 
     /// Restores the newest fitting generation of each slot of `choice`, within `within` all together.
     ///
-    /// `Succeeded` if a slot was restored and none went wrong; `Failed` if the server rejected or died of one (restart it: a
+    /// `Succeeded` if a slot was restored and none went wrong, or if restores are known to do nothing here; `Failed` if the server rejected or died of one (restart it: a
     /// rejected restore may have spoilt it), or if nothing could be sent; `Unknown` if one did not end in time.
     pub async fn restore(
         &self,
@@ -196,8 +211,11 @@ impl SlotStore {
         if restored {
             return Outcome::Succeeded(said.into_iter().map(Warning::from).collect());
         }
-        let first = said.into_iter().next();
-        Outcome::Failed(first.unwrap_or_else(|| Reason::RestoreNothing.say("nothing is saved")).into())
+        match said.iter().position(|s| !s.reason.is_skip()) {
+            Some(first) => Outcome::Failed(said.swap_remove(first).into()),
+            None if said.is_empty() => Outcome::Failed(Reason::RestoreNothing.say("nothing is saved").into()),
+            None => Outcome::Succeeded(said.into_iter().map(Warning::from).collect()),
+        }
     }
 
     /// Removes what broken-off saves have left in the folder: unfinished files of this very backend, server and state
@@ -239,10 +257,9 @@ impl SlotStore {
         }
     }
 
-    /// Of all names the notes that may go.
+    /// The notes that may go.
     fn surplus<'a>(&self, notes: &'a [Note]) -> Vec<&'a Note> {
-        let names: BTreeSet<&str> = notes.iter().map(|note| note.name.as_str()).collect();
-        names.into_iter().flat_map(|name| superseded(notes, name, self.slots.keep)).collect()
+        retention::surplus(notes, &self.slots, now())
     }
 
     /// Whose files are ours.
@@ -382,6 +399,14 @@ impl Awake {
 fn left(deadline: Instant) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
     left.saturating_sub(RESERVE.min(left / 5))
+}
+
+/// Whether a file is as it was noted, as far as its size and head tell. Else what is wrong.
+fn as_noted(found: &Found, note: &Note) -> Result<(), String> {
+    match whole(found, note)? {
+        format if format == note.format => Ok(()),
+        format => Err(format!("it is of version {format} instead of {}", note.format)),
+    }
 }
 
 /// The version of a file, if it is whole: as long as noted, with the head of a slot file of so many tokens. Else what is wrong.

@@ -2,9 +2,11 @@
 //! surprising things.
 
 mod choice;
+mod digest;
 mod health;
 mod llama;
 mod restore;
 mod save;
 mod server;
+mod tend;
 mod usage;

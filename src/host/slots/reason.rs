@@ -48,6 +48,22 @@ reasons! {
     NoSuchSlot = "no_such_slot";
     /// Of that name there is no such generation.
     NoSuchGeneration = "no_such_generation";
+    /// A save or restore is under way.
+    SlotsInUse = "slots_in_use";
+    /// News: file and note are gone.
+    Forgotten = "forgotten";
+    /// The file could not be removed; its note stays.
+    ForgetFailed = "forget_failed";
+    /// News: the whole file is as it was.
+    Whole = "whole";
+    /// What is known of the file is right, and of its whole nothing is known.
+    DigestUnknown = "digest_unknown";
+    /// The file is not as it was saved. It is put aside.
+    Damaged = "damaged";
+    /// The file is gone.
+    Missing = "missing";
+    /// The file could not be looked at.
+    Unreadable = "unreadable";
     /// No room for the file.
     DiskFull = "disk_full";
     /// The file could not be checked: the server did not answer over SSH.
@@ -62,6 +78,12 @@ reasons! {
     RestoreNothing = "restore_nothing";
     /// What is saved belongs to another model, context size, build or number of slots.
     RestoreMismatch = "restore_mismatch";
+    /// News: what was restored was used.
+    RestoreEffective = "restore_effective";
+    /// What was restored was not used: the prompt was computed anew.
+    RestoreIneffective = "restore_ineffective";
+    /// Restores have had no effect with this model and build. By its name it can be restored all the same.
+    RestoreUseless = "restore_useless";
     /// It was put aside before, for the reason told.
     RestorePutAside = "restore_put_aside";
     /// The file is gone.
@@ -101,7 +123,7 @@ impl Reason {
         matches!(self, Self::Saved | Self::Restored)
     }
 
-    /// Not saved, but nothing failed: there was nothing to save, or it may not be.
+    /// Not done, but nothing failed: there was nothing to do, or it may not be.
     pub(super) const fn is_skip(self) -> bool {
         matches!(
             self,
@@ -110,6 +132,7 @@ impl Reason {
                 | Self::SlotsAsleep
                 | Self::CheckpointTooLarge
                 | Self::CheckpointUnknownSize
+                | Self::RestoreUseless
         )
     }
 

@@ -8,10 +8,11 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, FileStat, Found, MOST_SURVEYED, NamedSlot, Note, Probe, Reason, Said, SlotChoice, SlotError,
-    SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay, left, look_in, name,
-    named, whole,
+    Awake, FileName, FileStat, Fit, Found, MOST_SURVEYED, NamedSlot, Note, Probe, Reason, Said, SlotChoice, SlotError,
+    SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay, Unproven, as_noted,
+    left, look_in, name, named, now, retention::is_too_old,
 };
+use crate::machine::reading::LastRestore;
 
 /// What was looked at while the backend loaded is looked at again after so long.
 const CHECKED_FOR: Duration = Duration::from_secs(30);
@@ -40,27 +41,60 @@ impl Checked {
 }
 
 impl SlotStore {
+    /// What may be restored, newest first.
+    fn restorable<'a>(&self, notes: &'a [Note]) -> impl Iterator<Item = &'a Note> {
+        let now = now();
+        notes.iter().filter(move |note| note.is_good() && !is_too_old(note, &self.slots, now))
+    }
+
     /// What comes back by itself: good generations under a slot's own name, newest first.
     fn own<'a>(&self, notes: &'a [Note]) -> impl Iterator<Item = &'a Note> {
         let is_own = |note: &&Note| name::slot_of(&self.slots.name, &note.name) == Some(note.slot);
-        notes.iter().filter(|note| note.is_good()).filter(is_own)
+        self.restorable(notes).filter(is_own)
     }
 
-    /// Looks at the files that a restore will most likely want: for use while the backend loads.
+    /// The generations that were named and may be restored, newest first; or why there are none.
+    fn generations<'a>(&self, notes: &'a [Note], wanted: &NamedSlot) -> Result<Vec<&'a Note>, Said> {
+        let NamedSlot { name, generation, .. } = wanted;
+        let now = now();
+        let mut meant = named(notes, name, *generation)?;
+        meant.retain(|note| !is_too_old(note, &self.slots, now));
+        let (good, aside): (Vec<&Note>, Vec<&Note>) = meant.into_iter().partition(|note| note.is_good());
+        if let (true, Some(aside)) = (good.is_empty(), aside.first()) {
+            let why = aside.put_aside.as_deref().unwrap_or(UNFINISHED);
+            return Err(Reason::RestorePutAside.say(format!("{name}, generation {}: {why}", aside.round)));
+        }
+        Ok(good)
+    }
+
+    /// Looks at the files that a restore will most likely want, and reads them whole where a digest is on record: for use
+    /// while the backend loads.
     pub async fn look_ahead(&self, files: &impl SlotFiles) {
-        let notes = self.notes().await;
-        let mut newest: BTreeMap<&str, &Note> = BTreeMap::new();
-        for note in self.own(&notes.notes) {
-            newest.entry(note.name.as_str()).or_insert(note);
-        }
-        let Some(model_path) = newest.values().next().map(|note| note.fit.model.path.clone()) else {
-            return;
-        };
-        let wanted = newest.values().filter_map(|note| FileName::new(&note.file)).take(MOST_SURVEYED).collect();
-        // What went wrong is met again, and said, by the restore.
-        if let Ok(checked) = survey(files, model_path, wanted).await {
+        self.digest_ahead(files, async {
+            let notes = self.notes().await;
+            let mut newest: BTreeMap<&str, &Note> = BTreeMap::new();
+            for note in self.own(&notes.notes).filter(|note| notes.useless.why(&note.fit).is_none()) {
+                newest.entry(note.name.as_str()).or_insert(note);
+            }
+            let Some(model_path) = newest.values().next().map(|note| note.fit.model.path.clone()) else {
+                return vec![];
+            };
+            let wanted: Vec<FileName> =
+                newest.values().filter_map(|note| FileName::new(&note.file)).take(MOST_SURVEYED).collect();
+            // What went wrong is met again, and said, by the restore.
+            let Ok(checked) = survey(files, model_path, wanted).await else {
+                return vec![];
+            };
+            let has_digest = |file: &FileName| newest.values().any(|n| n.file == file.as_str() && n.digest.is_some());
+            let there = |(file, found): (&FileName, &Result<Option<Found>, _>)| {
+                Some((file.clone(), found.as_ref().ok()?.as_ref()?.stat))
+            };
+            let is_wanted = |(file, _): &(FileName, _)| self.slots.digest && has_digest(file);
+            let wanted = checked.files.iter().filter_map(there).filter(is_wanted).collect();
             self.seen().checked = Some(checked);
-        }
+            wanted
+        })
+        .await;
     }
 
     pub(super) async fn restore_each(
@@ -71,16 +105,20 @@ impl SlotStore {
         deadline: Instant,
         said: &mut Vec<Said>,
     ) {
+        let by_name = matches!(choice, SlotChoice::Named(_));
+        if !by_name {
+            // What was restored into another process is nobody's any more.
+            self.seen().unproven.clear();
+        }
         let ahead = self.seen().checked.take().filter(|checked| checked.at.elapsed() < CHECKED_FOR);
         let notes = self.notes().await;
         for note in notes.notes.iter().filter(|n| n.restoring) {
             self.put_aside(note, UNFINISHED).await;
         }
         let good = match choice {
-            SlotChoice::Named(named) => generations(&notes.notes, named),
+            SlotChoice::Named(named) => self.generations(&notes.notes, named),
             SlotChoice::All | SlotChoice::Checkpoint => Ok(self.own(&notes.notes).collect()),
         };
-        let by_name = matches!(choice, SlotChoice::Named(_));
         let good: Vec<&Note> = match good {
             Ok(good) => good,
             Err(why) => {
@@ -139,10 +177,15 @@ impl SlotStore {
                 return;
             }
         };
+        let useless = &notes.useless;
         for (slot, notes) in order {
-            let Some((note, file)) = self.choose(&awake, slot, &notes, &mut checked, files, said).await else {
+            let now = awake.fit(slot.n_ctx, checked.model);
+            if !by_name && let Some(why) = useless.why(&now) {
+                said.push(Reason::RestoreUseless.say(format!("{}: {why}", notes[0].name)));
                 continue;
-            };
+            }
+            let chosen = self.choose(&now, &notes, &mut checked, files, deadline, said).await;
+            let Some((note, file)) = chosen else { continue };
             if !fitted(note) && held + note.tokens > slot.n_ctx {
                 let why = format!("{}: {} tokens may not fit in", note.name, note.tokens);
                 said.push(Reason::RestoreNoRoom.say(why));
@@ -164,17 +207,16 @@ impl SlotStore {
     /// is sent.
     async fn choose<'a>(
         &self,
-        awake: &Awake,
-        slot: &SlotReading,
+        now: &Fit,
         notes: &[&'a Note],
         checked: &mut Checked,
         files: &impl SlotFiles,
+        deadline: Instant,
         said: &mut Vec<Said>,
     ) -> Option<(&'a Note, FileName)> {
-        let now = awake.fit(slot.n_ctx, checked.model);
         let mut mismatch = None;
         for &note in notes {
-            let differences = note.fit.differences(&now);
+            let differences = note.fit.differences(now);
             if !differences.is_empty() {
                 // The newest one's is the one to tell; older ones are tried silently.
                 mismatch.get_or_insert_with(|| {
@@ -182,7 +224,11 @@ impl SlotStore {
                 });
                 continue;
             }
-            match whole_file(note, checked, files).await {
+            let whole = match whole_file(note, checked, files).await {
+                Ok((file, stat)) => self.agrees(note, &file, stat, files, deadline).await.map(|()| file),
+                Err(why) => Err(why),
+            };
+            match whole {
                 Ok(file) => {
                     said.extend(mismatch);
                     return Some((note, file));
@@ -214,8 +260,18 @@ impl SlotStore {
             return Reason::RestoreUnchecked.say(format!("{name}: not sent, its note cannot be written: {error}"));
         }
         let said = match still_unused(probe, slot, name).await {
-            Ok(()) => self.sent(probe, slot, note, file, deadline).await,
-            Err(why) => why,
+            Ok(()) => sent(probe, slot, note, file, deadline).await,
+            Err(why) => Err(why),
+        };
+        let mut note = note.clone();
+        let said = match said {
+            Ok((tokens, said)) => {
+                note.last_restore = Some(LastRestore { at: now(), tokens, reuse: None });
+                let unproven = Unproven { file: note.file.clone(), fit: note.fit.clone() };
+                self.seen().unproven.insert(slot.id, unproven);
+                said
+            }
+            Err(said) => said,
         };
         let aside = match said.reason {
             Reason::Restored
@@ -229,29 +285,34 @@ impl SlotStore {
             _ => Some(format!("{}: {}", said.reason.code(), said.message)),
         };
         match aside {
-            Some(why) => self.put_aside(note, &why).await,
+            Some(why) => self.put_aside(&note, &why).await,
             None => {
-                if let Err(error) = self.shelf.write(note).await {
+                if let Err(error) = self.shelf.write(&note).await {
                     tracing::warn!(file = note.file, %error, "a note stays marked as being restored");
                 }
             }
         }
         said
     }
+}
 
-    async fn sent(&self, probe: &Probe, slot: &SlotReading, note: &Note, file: &FileName, deadline: Instant) -> Said {
-        let name = &note.name;
-        match probe.restore_slot(slot.id, file, left(deadline)).await {
-            Ok(done) if done.tokens == note.tokens => {
-                Reason::Restored.say(format!("{name}: {} tokens restored into slot {}", done.tokens, slot.id))
-            }
-            Ok(done) => Reason::RestorePartial.say(format!(
-                "{name}: {} tokens restored into slot {}, {} were saved",
-                done.tokens, slot.id, note.tokens
-            )),
-            Err(error) => failure(&error).say(format!("{name}: {error}")),
-        }
-    }
+/// Sends a restore: so many tokens came back, or why none did.
+async fn sent(
+    probe: &Probe,
+    slot: &SlotReading,
+    note: &Note,
+    file: &FileName,
+    deadline: Instant,
+) -> Result<(u64, Said), Said> {
+    let name = &note.name;
+    let done = probe.restore_slot(slot.id, file, left(deadline)).await;
+    let tokens = done.map_err(|error| failure(&error).say(format!("{name}: {error}")))?.tokens;
+    let back = format!("{name}: {tokens} tokens restored into slot {}", slot.id);
+    Ok(if tokens == note.tokens {
+        (tokens, Reason::Restored.say(back))
+    } else {
+        (tokens, Reason::RestorePartial.say(format!("{back}, {} were saved", note.tokens)))
+    })
 }
 
 /// The last look before a restore is sent: between the first one and this, files were checked and a note was written.
@@ -289,20 +350,6 @@ async fn looked_at(
     }
 }
 
-/// The generations that were named and may be restored, newest first; or why there are none.
-fn generations<'a>(notes: &'a [Note], wanted: &NamedSlot) -> Result<Vec<&'a Note>, Said> {
-    let NamedSlot { name, generation, .. } = wanted;
-    let meant = named(notes, name, *generation)?;
-    let (good, aside): (Vec<&Note>, Vec<&Note>) = meant.into_iter().partition(|note| note.is_good());
-    match (good.is_empty(), aside.first()) {
-        (true, Some(aside)) => {
-            let why = aside.put_aside.as_deref().unwrap_or(UNFINISHED);
-            Err(Reason::RestorePutAside.say(format!("{name}, generation {}: {why}", aside.round)))
-        }
-        _ => Ok(good),
-    }
-}
-
 fn is_unused(slot: &SlotReading, name: &str) -> Result<(), Said> {
     if slot.is_processing {
         return Err(Reason::RestoreSlotBusy.say(format!("{name}: slot {} is busy", slot.id)));
@@ -314,8 +361,8 @@ fn is_unused(slot: &SlotReading, name: &str) -> Result<(), Said> {
     Ok(())
 }
 
-/// The file of a note, if it lies there exactly as it was saved.
-async fn whole_file(note: &Note, checked: &mut Checked, files: &impl SlotFiles) -> Result<FileName, Said> {
+/// The file of a note, if it lies there as it was saved, as far as its size and head tell.
+async fn whole_file(note: &Note, checked: &mut Checked, files: &impl SlotFiles) -> Result<(FileName, FileStat), Said> {
     let name = &note.name;
     let damaged = |why: String| Reason::RestoreDamaged.say(format!("{name}: {why}"));
     let unchecked = |e: SlotFilesError| Reason::RestoreUnchecked.say(format!("{name}: {e}"));
@@ -330,9 +377,8 @@ async fn whole_file(note: &Note, checked: &mut Checked, files: &impl SlotFiles) 
         // Not damaged: the folder may only not be mounted now.
         None | Some(Ok(None)) => Err(Reason::RestoreMissing.say(format!("{name}: {file} is not in the slot folder"))),
         Some(Err(error)) => Err(unchecked(error.clone())),
-        Some(Ok(Some(found))) => match whole(found, note) {
-            Ok(format) if format == note.format => Ok(file),
-            Ok(format) => Err(damaged(format!("{file} is of version {format} instead of {}", note.format))),
+        Some(Ok(Some(found))) => match as_noted(found, note) {
+            Ok(()) => Ok((file, found.stat)),
             Err(why) => Err(damaged(format!("{file}: {why}"))),
         },
     }

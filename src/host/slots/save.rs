@@ -225,6 +225,8 @@ impl SlotStore {
                     format: 0,
                     restoring: false,
                     put_aside: None,
+                    digest: None,
+                    last_restore: None,
                 };
                 return Ok(Written { names, note });
             }
@@ -293,19 +295,6 @@ impl SlotStore {
             reason.say(format!("{}: {error}", note.name))
         })
     }
-}
-
-/// The notes of `name` that may go, given all notes newest first. The newest `keep` good ones stay (at least one), and the one
-/// with the most tokens beside them, so that a few small saves never push out the long conversation. Of those put aside the
-/// newest `keep` stay, for people to look at.
-pub(super) fn superseded<'a>(notes: &'a [Note], name: &str, keep: u32) -> Vec<&'a Note> {
-    let keep = usize::try_from(keep.max(1)).unwrap_or(usize::MAX);
-    let of_name = notes.iter().filter(|n| n.name == name);
-    let (good, aside): (Vec<_>, Vec<_>) = of_name.partition(|n| n.is_good());
-    // The first of the largest: the newest.
-    let largest = good.iter().copied().reduce(|a, b| if b.tokens > a.tokens { b } else { a });
-    let surplus = good.into_iter().skip(keep).filter(|n| largest.is_none_or(|l| l.file != n.file));
-    surplus.chain(aside.into_iter().skip(keep)).collect()
 }
 
 /// About how many bytes a save of this slot will take, judging by earlier ones that fit the same server.
