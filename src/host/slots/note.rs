@@ -15,7 +15,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Semaphore, time::timeout};
 
-use crate::{host::slot_files::FileName, machine::reading::SavedSlot};
+use crate::{
+    host::slot_files::FileName,
+    machine::{Invocation, reading::SavedSlot},
+};
 
 /// More notes than this are not read; pruning keeps a handful.
 const MOST_NOTES: usize = 512;
@@ -72,9 +75,12 @@ pub(super) struct Note {
     pub(super) fit: Fit,
     /// Version word of the file.
     pub(super) format: u32,
-    /// A restore was begun. Found without one under way, it killed somebody.
+    /// A restore was begun. Found without one under way, it may have killed the server.
     #[serde(default)]
     pub(super) restoring: bool,
+    /// ... into this run of the server, where it was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sent_to: Option<Invocation>,
     /// Never restored again, and why.
     #[serde(default)]
     pub(super) put_aside: Option<String>,

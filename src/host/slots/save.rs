@@ -167,6 +167,7 @@ impl SlotStore {
                     fit,
                     format: 0,
                     restoring: false,
+                    sent_to: None,
                     put_aside: None,
                 };
                 return Ok(Written { names, note });
