@@ -49,6 +49,7 @@ use crate::{
         reading::{SavedSlot, SlotReading},
     },
 };
+pub use head::check as check_head;
 use note::{Fit, Model, Note, Notes, Shelf};
 pub use reason::Reason;
 use reason::Said;
@@ -312,6 +313,14 @@ impl Drop for UnderWay<'_> {
 
 /// Why a note whose restore was begun and never ended is put aside.
 const UNFINISHED: &str = "its restore never ended: it may have killed the server";
+
+/// The slot that a note tells of, where `text` is a note of that name. For those who try odd ones.
+///
+/// # Errors
+/// In words, what is wrong with it.
+pub fn read_note(text: &[u8], name: &str) -> Result<SavedSlot, String> {
+    note::parse(text, name).map(Note::shown)
+}
 
 /// A server that may be asked about its slots, and what it shows of them.
 struct Awake {

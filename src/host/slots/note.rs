@@ -386,7 +386,12 @@ fn read(path: &Path, name: &str) -> Result<Note, String> {
     if text.len() as u64 > MOST_NOTE_BYTES {
         return Err(format!("longer than {MOST_NOTE_BYTES} bytes"));
     }
-    let note: Note = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    parse(&text, name)
+}
+
+/// What a note of that name says.
+pub(super) fn parse(text: &[u8], name: &str) -> Result<Note, String> {
+    let note: Note = serde_json::from_slice(text).map_err(|e| e.to_string())?;
     if name.strip_suffix(SUFFIX) != Some(note.file.as_str()) || FileName::new(&note.file).is_none() {
         return Err(format!("it is about another file: {:?}", note.file));
     }
