@@ -12,7 +12,7 @@ mod tests;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -22,6 +22,7 @@ use std::{
 };
 
 use nix::{errno::Errno, fcntl::OFlag, sys::statvfs::statvfs};
+use sha2::{Digest, Sha256};
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout_at},
@@ -29,7 +30,8 @@ use tokio::{
 
 use super::{
     slot_files::{
-        FileName, FileStat, Found, HEAD_BYTES, MOST_LISTED, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey, Surveyed,
+        FileName, FileStat, Found, HEAD_BYTES, Listed, MOST_LISTED, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey,
+        Surveyed,
     },
     slot_folder::SlotFolder,
 };
@@ -39,6 +41,8 @@ use super::{
 const VISIBLE_WITHIN: Duration = Duration::from_secs(2);
 /// Between two looks for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// So much of a file is read at once.
+const CHUNK_BYTES: usize = 256 * 1024;
 /// The first bytes of a slot file.
 const MAGIC: &[u8] = b"qsgg";
 
@@ -175,7 +179,25 @@ fn keep(dir: &Path, wanted: &Wanted, unfinished: &FileName, name: &FileName, byt
     Ok(Some(found))
 }
 
-fn list(dir: &Path, wanted: &Wanted, suffix: &str) -> io::Result<Vec<FileName>> {
+/// Reads a file whole.
+fn digest(dir: &Path, wanted: &Wanted, name: &FileName) -> io::Result<Option<String>> {
+    let Some(mut file) = open(dir, name)? else { return Ok(None) };
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        wanted.check()?;
+        match file.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(read) => hasher.update(&chunk[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+}
+
+fn list(dir: &Path, wanted: &Wanted, suffix: &str) -> io::Result<Listed> {
+    let open = fs::metadata(dir)?.permissions().mode() & 0o007 != 0;
     let mut found = vec![];
     for entry in fs::read_dir(dir)? {
         wanted.check()?;
@@ -189,7 +211,7 @@ fn list(dir: &Path, wanted: &Wanted, suffix: &str) -> io::Result<Vec<FileName>> 
             break;
         }
     }
-    Ok(found)
+    Ok(Listed { names: found, open })
 }
 
 fn remove(dir: &Path, wanted: &Wanted, names: &[FileName]) -> io::Result<()> {
@@ -228,8 +250,14 @@ impl SlotFiles for MountedFolder {
         Ok(Surveyed { free, files, ..elsewhere? })
     }
 
-    async fn keep(&self, unfinished: &FileName, name: &FileName, bytes: u64) -> Result<Option<Found>, SlotFilesError> {
-        let deadline = self.deadline();
+    async fn keep(
+        &self,
+        unfinished: &FileName,
+        name: &FileName,
+        bytes: u64,
+        within: Duration,
+    ) -> Result<Option<Found>, SlotFilesError> {
+        let deadline = Instant::now() + within;
         let until = deadline.min(Instant::now() + VISIBLE_WITHIN);
         loop {
             let (old, new) = (unfinished.clone(), name.clone());
@@ -242,7 +270,12 @@ impl SlotFiles for MountedFolder {
         }
     }
 
-    async fn list(&self, suffix: &str) -> Result<Vec<FileName>, SlotFilesError> {
+    async fn digest(&self, name: &FileName, within: Duration) -> Result<Option<String>, SlotFilesError> {
+        let name = name.clone();
+        self.work(Instant::now() + within, move |dir, wanted| digest(dir, wanted, &name)).await
+    }
+
+    async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {
         let suffix = suffix.to_owned();
         self.work(self.deadline(), move |dir, wanted| list(dir, wanted, &suffix)).await
     }

@@ -30,11 +30,11 @@ impl SlotFolder {
 
     /// Asks; an exit status other than 0 is the server's no.
     async fn ask(&self, question: FileQuestion<'_>) -> Result<String, SlotFilesError> {
+        self.ask_within(question, self.ssh.command_timeout()).await
+    }
+
+    async fn ask_within(&self, question: FileQuestion<'_>, within: Duration) -> Result<String, SlotFilesError> {
         let line = remote::files(&self.folder, question);
-        let within = match question {
-            FileQuestion::Digest(_, within) => within + DIGEST_SLACK,
-            _ => self.ssh.command_timeout(),
-        };
         let changes = matches!(question, FileQuestion::Remove(_) | FileQuestion::Keep(..));
         let answer = if changes { self.ssh.run(&line, within).await } else { self.ssh.ask(&line, within).await };
         let Reply { status, stdout, stderr, .. } =
@@ -145,12 +145,18 @@ impl SlotFiles for SlotFolder {
         parse_survey(&answer, files.len())
     }
 
-    async fn keep(&self, unfinished: &FileName, name: &FileName, bytes: u64) -> Result<Option<Found>, SlotFilesError> {
-        parse_kept(&self.ask(FileQuestion::Keep(unfinished, name, bytes)).await?)
+    async fn keep(
+        &self,
+        unfinished: &FileName,
+        name: &FileName,
+        bytes: u64,
+        within: Duration,
+    ) -> Result<Option<Found>, SlotFilesError> {
+        parse_kept(&self.ask_within(FileQuestion::Keep(unfinished, name, bytes), within).await?)
     }
 
     async fn digest(&self, name: &FileName, within: Duration) -> Result<Option<String>, SlotFilesError> {
-        parse_digest(&self.ask(FileQuestion::Digest(name, within)).await?, name)
+        parse_digest(&self.ask_within(FileQuestion::Digest(name, within), within + DIGEST_SLACK).await?, name)
     }
 
     async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {

@@ -131,7 +131,7 @@ pub(super) struct Memory {
 }
 
 /// A save that was done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Saved {
     /// Of this run.
     pub(super) run: Invocation,

@@ -101,8 +101,8 @@ impl Command {
             Self::Cancel => "cancel",
             Self::Hold(_) => "hold",
             Self::Release(_) => "release",
-            Self::SaveSlots(_) => "slots save",
-            Self::RestoreSlots(_) => "slots restore",
+            Self::SaveSlots(..) => "slots save",
+            Self::RestoreSlots(..) => "slots restore",
         }
     }
 }

@@ -354,7 +354,7 @@ impl World {
             inside.clear(fault);
         }
         match side {
-            Side::Before => (inside.fired(fault) > self.fired),
+            Side::Before => inside.fired(fault) > self.fired,
             Side::After => did(server, since, |what| matches!(what, What::Slot { act, .. } if *act == done)),
         }
     }
