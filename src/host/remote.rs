@@ -519,7 +519,7 @@ mod tests {
             wake_on(None),
             files(&path, FileQuestion::Survey { free: true, model: Some(&path), files: &[] }),
             files(&path, FileQuestion::Keep(&name, &name, 36)),
-            files(&path, FileQuestion::Digest(&name, Duration::from_secs(60))),
+            files(&path, FileQuestion::Digest(&name, Duration::from_mins(1))),
             files(&path, FileQuestion::List(".part")),
             files(&path, FileQuestion::Remove(&[])),
         ];

@@ -176,6 +176,7 @@ struct Known {
 
 /// What lies on the shelf.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_field_names, reason = "notes are what they are called")]
 pub(super) struct Notes {
     /// Newest first.
     pub(super) notes: Vec<Note>,

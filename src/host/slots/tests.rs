@@ -89,7 +89,7 @@ fn those_put_aside_do_not_pile_up_and_push_no_good_one_out() {
 #[test]
 fn what_is_kept_for_too_long_goes_also_the_last_and_the_largest() {
     let notes = [note(300, 10), note(200, 900), note(100, 10)];
-    let slots = slots(|slots| slots.keep_for = Some(Duration::from_secs(60)));
+    let slots = slots(|slots| slots.keep_for = Some(Duration::from_mins(1)));
     assert_eq!(rounds(&surplus(&notes, &slots, 260)), [100]);
     assert_eq!(rounds(&surplus(&notes, &slots, 400)), [300, 200, 100]);
     assert_eq!(rounds(&surplus(&notes, &slots, 0)), [0; 0], "a clock that is behind makes nothing old");
