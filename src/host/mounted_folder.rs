@@ -219,8 +219,10 @@ impl SlotFiles for MountedFolder {
             Ok((free, files))
         });
         let elsewhere = async {
-            let Some(model) = what.model else { return Ok(Surveyed::default()) };
-            self.server.survey(Survey { model: Some(model), ..Survey::default() }).await
+            if what.model.is_none() && !what.flags {
+                return Ok(Surveyed::default());
+            }
+            self.server.survey(Survey { free: false, files: &[], ..what }).await
         };
         let (here, elsewhere) = tokio::join!(here, elsewhere);
         let (free, files) = here?;

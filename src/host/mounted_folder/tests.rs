@@ -5,7 +5,10 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 use super::*;
 use crate::{
     config::SshTarget,
-    host::{remote::RemotePath, ssh::Ssh},
+    host::{
+        remote::{RemotePath, UnitName},
+        ssh::Ssh,
+    },
 };
 
 /// More than any of this takes.
@@ -36,7 +39,8 @@ impl Share {
             keepalive: LONG,
         };
         let ssh = Arc::new(Ssh::new(&target).expect("a target"));
-        let server = SlotFolder::new(ssh, RemotePath::new("/slots").expect("a path"));
+        let unit = UnitName::new("llama-cpp.service").expect("a unit");
+        let server = SlotFolder::new(ssh, RemotePath::new("/slots").expect("a path"), unit);
         Self { root, folder: MountedFolder::new(dir, server, within) }
     }
 
@@ -77,7 +81,8 @@ async fn the_folder_is_looked_at_where_it_is_mounted() {
     let share = Share::new("look", LONG);
     let bytes = [b"qsgg\x04\0\0\0".as_slice(), &[7; 40]].concat();
     let names = [share.write("a.slot", &bytes), file("b.slot"), share.write("c.slot", b"qs")];
-    let found = share.folder.survey(Survey { free: true, model: None, files: &names }).await.expect("it answers");
+    let found =
+        share.folder.survey(Survey { free: true, files: &names, ..Survey::default() }).await.expect("it answers");
     assert!(found.free.is_some_and(|free| free > 0));
     let [Ok(Some(first)), Ok(None), Ok(Some(short))] = &found.files[..] else { panic!("{found:?}") };
     assert!(first.stat.bytes == 48 && first.stat.mtime > 1_600_000_000, "{first:?}");

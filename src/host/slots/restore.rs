@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, FileStat, Found, MOST_SURVEYED, Note, Probe, Reason, Said, SlotError, SlotFiles, SlotFilesError,
-    SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay, left, look_in, name, whole,
+    Awake, FileName, FileStat, Found, LaunchFlags, MOST_SURVEYED, Note, Probe, Reason, Said, SlotError, SlotFiles,
+    SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay, left, look_in, name, whole,
 };
 
 /// What was looked at while the backend loaded is looked at again after so long.
@@ -22,18 +22,19 @@ pub(super) struct Checked {
     /// The path that was asked for.
     model_path: Option<String>,
     model: Option<FileStat>,
+    flags: Option<LaunchFlags>,
     files: BTreeMap<FileName, Result<Option<Found>, SlotFilesError>>,
 }
 
 impl Checked {
     fn new(model_path: Option<String>, asked: Vec<FileName>, surveyed: Surveyed) -> Self {
         let files = asked.into_iter().zip(surveyed.files).collect();
-        Self { at: Instant::now(), model_path, model: surveyed.model, files }
+        Self { at: Instant::now(), model_path, model: surveyed.model, flags: surveyed.flags, files }
     }
 
     /// Takes over what a newer look has found.
     fn add(&mut self, newer: Self) {
-        (self.model_path, self.model) = (newer.model_path, newer.model);
+        (self.model_path, self.model, self.flags) = (newer.model_path, newer.model, newer.flags);
         self.files.extend(newer.files);
     }
 }
@@ -146,7 +147,7 @@ impl SlotStore {
         files: &impl SlotFiles,
         said: &mut Vec<Said>,
     ) -> Option<(&'a Note, FileName)> {
-        let now = awake.fit(slot.n_ctx, checked.model);
+        let now = awake.fit(slot.n_ctx, checked.model, checked.flags.as_ref());
         let mut mismatch = None;
         for &note in notes {
             let differences = note.fit.differences(&now);
@@ -244,7 +245,8 @@ async fn survey(
     model_path: Option<String>,
     wanted: Vec<FileName>,
 ) -> Result<Checked, SlotFilesError> {
-    let surveyed = files.survey(Survey { free: false, model: model_path.as_deref(), files: &wanted }).await?;
+    let surveyed =
+        files.survey(Survey { free: false, model: model_path.as_deref(), flags: true, files: &wanted }).await?;
     Ok(Checked::new(model_path, wanted, surveyed))
 }
 

@@ -8,8 +8,8 @@ use std::cmp::Reverse;
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileStat, Fit, Note, Notes, Probe, Reason, Said, SlotError, SlotFiles, SlotReading, SlotStore, Survey, left,
-    look_in,
+    Awake, FileStat, Fit, LaunchFlags, Note, Notes, Probe, Reason, Said, SlotError, SlotFiles, SlotReading, SlotStore,
+    Survey, left, look_in,
     name::{self, Names},
     now, remove, whole,
 };
@@ -26,6 +26,8 @@ struct Round<'a, F> {
     notes: &'a Notes,
     /// The model's file.
     model: Option<FileStat>,
+    /// What the server was started with.
+    flags: Option<&'a LaunchFlags>,
     tag: &'a str,
     number: u64,
     at: u64,
@@ -53,7 +55,7 @@ impl SlotStore {
         let newest = notes.notes.first();
         // Most likely the model is the one of last time; what it is, the server tells at the same time.
         let guess = newest.and_then(|note| note.fit.model.path.as_deref());
-        let survey = |model| files.survey(Survey { free: true, model, files: &[] });
+        let survey = |model| files.survey(Survey { free: true, model, flags: true, files: &[] });
         let (awake, tag, surveyed) = tokio::join!(look_in(probe), self.tag(), survey(guess));
         let awake = match awake {
             Ok(awake) => awake,
@@ -84,6 +86,7 @@ impl SlotStore {
                 awake: &awake,
                 notes: &notes,
                 model: surveyed.model,
+                flags: surveyed.flags.as_ref(),
                 tag: &tag,
                 // What is saved again lay beside the rest, and goes back beside it.
                 number: first,
@@ -146,7 +149,7 @@ impl SlotStore {
     ) -> Result<Written, Said> {
         let names = name::new_file(name, round.at, round.tag, self.next_serial())
             .ok_or_else(|| Reason::SaveFailed.say(format!("{name:?} cannot be a file name")))?;
-        let fit = round.awake.fit(slot.n_ctx, round.model);
+        let fit = round.awake.fit(slot.n_ctx, round.model, round.flags);
         if let (Some(free), Some(needed)) = (*free, needed(round.notes, &fit, slot))
             && free < needed
         {
