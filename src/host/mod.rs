@@ -33,7 +33,7 @@ use tokio::time::{Instant as Clock, timeout, timeout_at};
 
 use crate::{
     config::{self, Config},
-    driver::world::{PostMortem, World},
+    driver::world::{PostMortem, SlotChoice, SlotTask, SlotTold, World},
     machine::{
         BackendId, BackendPolicy, BootId, Instant, Outcome, RestorePolicy, Verb, Warning,
         reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Unit, UnitState, WakeArmed},
@@ -438,8 +438,8 @@ impl Backend {
 }
 
 impl Slots {
-    /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, and
-    /// removes generations beyond those to keep.
+    /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, removes
+    /// generations beyond those to keep, and takes a digest that is missing.
     async fn tidy(&self, ssh: &Ssh, backend: &str) {
         let session = ssh.sessions();
         let mut swept = *locked(&self.swept);
@@ -458,6 +458,7 @@ impl Slots {
             *locked(&self.swept) = Swept { session, done, tries };
         }
         self.store.prune(&self.folder).await;
+        self.store.take_digest(&self.folder).await;
     }
 
     /// Has what a restore must know looked at while the backend loads: its process is there by now. It ends by itself, and nothing waits for it.
@@ -499,6 +500,10 @@ impl World for Host {
     }
 
     async fn carry_out(&self, verb: Verb, within: Duration) -> Outcome {
+        self.carry_out_chosen(verb, SlotChoice::All, within).await
+    }
+
+    async fn carry_out_chosen(&self, verb: Verb, choice: SlotChoice, within: Duration) -> Outcome {
         let _under_way = UnderWay::new(&self.orders);
         let no_such = || Outcome::Failed(Warning::new("verb_failed", "there is no such backend"));
         let (Verb::StartUnit(id)
@@ -527,9 +532,9 @@ impl World for Host {
                     return Outcome::Failed(Warning::new("no_slots", "no slot folder is configured"));
                 };
                 let outcome = if let Verb::SaveSlots(_) = verb {
-                    slots.store.save(&backend.probe, &slots.folder, within).await
+                    slots.store.save(&backend.probe, &slots.folder, &choice, within).await
                 } else {
-                    slots.store.restore(&backend.probe, &slots.folder, within).await
+                    slots.store.restore(&backend.probe, &slots.folder, &choice, within).await
                 };
                 return slots::without_news(outcome);
             }
@@ -555,6 +560,13 @@ impl World for Host {
                 }
             }
             other => other,
+        }
+    }
+
+    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+        match self.backend(backend).and_then(|backend| backend.slots.as_ref()) {
+            Some(slots) => slots.store.tend(&slots.folder, task).await,
+            None => Err(Warning::new("no_slots", "no slot folder is configured")),
         }
     }
 

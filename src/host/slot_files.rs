@@ -3,7 +3,7 @@
 //! llama-server writes and reads these files itself; the daemon only looks at them and clears away: by short commands over
 //! the kept SSH session, or where the share they lie on is mounted on this machine. Everything has its deadline and its bound.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, time::Duration};
 
 use super::launch_flags::LaunchFlags;
 
@@ -95,8 +95,17 @@ pub enum SlotFilesError {
     Garbled(String),
 }
 
+/// What [`SlotFiles::list`] tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// The names of the files, in no order.
+    pub names: Vec<FileName>,
+    /// Others than the folder's owner and group may look into it, or more.
+    pub open: bool,
+}
+
 /// What the slot store may do in the slot folder of one backend. Every call is one exchange and ends by itself within the
-/// command timeout.
+/// command timeout, or within the time it is given.
 pub trait SlotFiles: Send + Sync {
     /// Looks at everything that a save or restore must know beforehand.
     fn survey(&self, what: Survey<'_>) -> impl Future<Output = Result<Surveyed, SlotFilesError>> + Send;
@@ -110,9 +119,16 @@ pub trait SlotFiles: Send + Sync {
         bytes: u64,
     ) -> impl Future<Output = Result<Option<Found>, SlotFilesError>> + Send;
 
-    /// The names of the files that end in `suffix`, at most [`MOST_LISTED`], in no order. Files whose name breaks the rule
-    /// of [`FileName`] are none of ours and are not listed.
-    fn list(&self, suffix: &str) -> impl Future<Output = Result<Vec<FileName>, SlotFilesError>> + Send;
+    /// The SHA-256 of a file in lower-case hexadecimal digits, which takes reading it whole; `None` if there is no such file.
+    fn digest(
+        &self,
+        name: &FileName,
+        within: Duration,
+    ) -> impl Future<Output = Result<Option<String>, SlotFilesError>> + Send;
+
+    /// The names of the files that end in `suffix`, at most [`MOST_LISTED`]. Files whose name breaks the rule of [`FileName`]
+    /// are none of ours and are not listed.
+    fn list(&self, suffix: &str) -> impl Future<Output = Result<Listed, SlotFilesError>> + Send;
 
     /// Removes files; one that is not there is removed already.
     fn remove(&self, names: &[FileName]) -> impl Future<Output = Result<(), SlotFilesError>> + Send;

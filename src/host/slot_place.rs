@@ -1,8 +1,10 @@
 //! The slot folder of a backend, wherever the configuration says to look at it.
 
+use std::time::Duration;
+
 use super::{
     mounted_folder::MountedFolder,
-    slot_files::{FileName, Found, SlotFiles, SlotFilesError, Survey, Surveyed},
+    slot_files::{FileName, Found, Listed, SlotFiles, SlotFilesError, Survey, Surveyed},
     slot_folder::SlotFolder,
 };
 
@@ -30,7 +32,14 @@ impl SlotFiles for SlotPlace {
         }
     }
 
-    async fn list(&self, suffix: &str) -> Result<Vec<FileName>, SlotFilesError> {
+    async fn digest(&self, name: &FileName, within: Duration) -> Result<Option<String>, SlotFilesError> {
+        match self {
+            Self::Server(folder) => folder.digest(name, within).await,
+            Self::Mounted(folder) => folder.digest(name, within).await,
+        }
+    }
+
+    async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {
         match self {
             Self::Server(folder) => folder.list(suffix).await,
             Self::Mounted(folder) => folder.list(suffix).await,
