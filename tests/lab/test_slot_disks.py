@@ -1,11 +1,10 @@
 """Disks under the slot folder: full, without power at any moment, hung. What was whole once comes back."""
 
+import contextlib
 import json
 import pathlib
 import random
 import shutil
-import subprocess
-import threading
 import time
 
 import pytest
@@ -97,7 +96,7 @@ def whenever_the_power_is_cut_what_counts_as_saved_is_whole(server, disk_of, new
         asked = server.tap.of("action=save")[-1].at
         for cut in cuts:
             cut.is_between = asked <= cut.began and cut.ended <= committed
-            cut.judge(disk)
+            cut.judge(disk, new.stem)
         found += cuts
         if len(kept) < BOOTS and cuts[1].is_between and len(found) > len(kept) * CUTS // BOOTS:
             kept.append(cuts[1].keep(disk, len(kept)))
@@ -138,19 +137,18 @@ class Cut:
         self.left = ""
         self.fates: list[str] = []
 
-    def judge(self, disk: disks.SlotDisk) -> None:
-        with disk.after(self.image) as place:
+    def judge(self, disk: disks.SlotDisk, under_way: str) -> None:
+        with disk.after(self.image) as place, contextlib.ExitStack() as opened:
+            for _, live in self.files:
+                opened.enter_context(live or contextlib.nullcontext())
             for number, (note, live) in enumerate(self.files):
                 fate = _fate(place / note["file"], note, live)
                 assert fate != "wrong", f"{note['file']} looks as it was saved, and is not"
                 assert number or fate == "whole", f"the newest that counted is {fate} after the cut: {note}"
                 self.fates.append(fate)
-            others = {path.name for path in place.iterdir()} - {note["file"] for note, _ in self.files}
-            self.left = ("renamed" if any(name.endswith(".slot") for name in others)
-                         else "unfinished" if others else "nothing")
-        for _, live in self.files:
-            if live:
-                live.close()
+            unfinished = under_way.replace(".slot", ".part")
+            self.left = ("all but the note" if (place / under_way).exists()
+                         else "an unfinished file" if (place / unfinished).exists() else "nothing")
 
     def keep(self, disk: disks.SlotDisk, number: int) -> "Cut":
         self.image = self.image.rename(disk.carrier / f"kept{number}")
