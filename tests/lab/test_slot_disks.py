@@ -195,7 +195,7 @@ def share(gpu):
     shared.close()
 
 
-def through_a_mounted_folder_a_large_conversation_survives_a_switch(gpu, share, new_daemon):
+def through_a_mounted_folder_a_large_conversation_survives_a_switch(gpu, new_daemon, share):
     wechsler = new_daemon(backends={"llama-cpp": {"slots": {"mounted": str(share.place)}}})
     talk = _begin(gpu, wechsler)
     wechsler.do("switch", "vllm")
@@ -204,7 +204,7 @@ def through_a_mounted_folder_a_large_conversation_survives_a_switch(gpu, share, 
     assert talk.say("go on ").reused >= 0.9
 
 
-def a_hung_share_is_a_warning_and_nothing_waits_for_it_longer_than_its_deadline(gpu, share, new_daemon):
+def a_hung_share_is_a_warning_and_nothing_waits_for_it_longer_than_its_deadline(gpu, new_daemon, share):
     wechsler = new_daemon(backends={"llama-cpp": {"slots": {"mounted": str(share.place)}}})
     talk = _begin(gpu, wechsler)
     wechsler.do("slots", "save")
