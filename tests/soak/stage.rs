@@ -361,6 +361,12 @@ impl Stage {
         life.most.fds = life.most.fds.max(usage.fds);
     }
 
+    /// The journals of steps of all lives, as far as they are kept.
+    pub fn journals(&self) -> Vec<Vec<u8>> {
+        let files = ["steps.1.jsonl", "steps.jsonl"].map(|name| self.folder.0.join("state").join(name));
+        files.iter().filter_map(|file| fs::read(file).ok()).collect()
+    }
+
     /// The end of the daemon's log.
     pub fn daemon_log(&self) -> String {
         let log = fs::read(self.folder.0.join("daemon.log")).unwrap_or_default();
