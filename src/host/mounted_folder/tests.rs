@@ -59,19 +59,6 @@ impl Share {
     }
 }
 
-#[tokio::test]
-async fn a_digest_is_of_the_whole_file_and_an_open_folder_is_told() {
-    let share = Share::new("digest", LONG);
-    let whole = share.write("a.slot", b"abc");
-    let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-    assert_eq!(share.folder.digest(&whole, LONG).await, Ok(Some(digest.into())));
-    assert_eq!(share.folder.digest(&file("none.slot"), LONG).await, Ok(None));
-    for (mode, open) in [(0o770, false), (0o775, true)] {
-        fs::set_permissions(&share.folder.dir, fs::Permissions::from_mode(mode)).expect("it is ours");
-        assert_eq!(share.folder.list(".slot").await.expect("it answers").open, open);
-    }
-}
-
 impl Drop for Share {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.root);
