@@ -85,6 +85,7 @@ async fn what_was_saved_under_a_name_of_ones_choice_comes_back_only_by_it() {
     rig.store.look_ahead(&rig.world).await;
     assert_eq!(rig.world.state().surveys, 0, "nothing will come back by itself");
     assert_eq!(codes(&rig.restore().await), ["!restore_nothing"]);
+    assert!(rig.store.saved().await[0].named);
     assert_eq!(codes(&rig.restore_by(&named("holidays")).await), ["restored"]);
     assert_eq!(rig.world.state().slots[0].restored, 909);
 }

@@ -146,6 +146,7 @@ impl Note {
             generation: self.round,
             last_restore: self.last_restore,
             useless: None,
+            named: false,
         }
     }
 }
