@@ -66,6 +66,25 @@ async fn a_name_that_cannot_be_one_or_is_the_own_name_of_another_slot_is_refused
 }
 
 #[tokio::test]
+async fn names_do_not_pile_up_until_those_of_the_slots_are_read_no_more() {
+    let mut rig = Rig::new().await;
+    rig.save_and_restart(10).await;
+    let (file, slot) = (rig.file(), rig.store.saved().await.swap_remove(0));
+    let note = std::fs::read_to_string(rig.note_path(&file)).expect("a note");
+    for number in 0..255 {
+        let other = format!("other-{number}.slot");
+        let text = note.replace(&file, &other).replace(&format!("{:?}", slot.name), &format!("\"other-{number}\""));
+        std::fs::write(rig.note_path(&other), text).expect("a note");
+    }
+    rig.next_life();
+    rig.world.use_slot(0, 20);
+    assert_eq!(codes(&rig.save_by(&named("one-more")).await), ["!too_many_saved"]);
+    assert_eq!(codes(&rig.save_by(&named("other-7")).await), ["saved"], "it is one of them already");
+    assert_eq!(codes(&rig.save().await), ["saved"]);
+    assert_eq!(rig.store.saved().await.len(), 258);
+}
+
+#[tokio::test]
 async fn a_named_slot_that_is_not_saved_is_a_failure_whatever_the_reason() {
     let rig = Rig::with_two(0, 10).await;
     assert_eq!(codes(&rig.save_by(&named("localbot")).await), ["!slot_empty"]);
