@@ -83,7 +83,11 @@ fn parse_found(part: &str) -> Result<Option<Found>, SlotFilesError> {
     Ok(Some(Found { stat, head }))
 }
 
-fn parse_survey(answer: &str, asked: usize) -> Result<Surveyed, SlotFilesError> {
+/// What the server says of the files, `asked` of them, and beside them.
+///
+/// # Errors
+/// Of an answer that is not whole.
+pub fn parse_survey(answer: &str, asked: usize) -> Result<Surveyed, SlotFilesError> {
     let parts = whole(answer)?;
     let part = |name: &str| parts.iter().find(|(mark, _)| *mark == name).map_or("", |p| p.1);
     let files: Vec<_> = parts.iter().filter(|(mark, _)| *mark == "file").map(|(_, part)| parse_found(part)).collect();
@@ -93,7 +97,11 @@ fn parse_survey(answer: &str, asked: usize) -> Result<Surveyed, SlotFilesError> 
     Ok(Surveyed { free: parse_free(part("free")), model: parse_stat(part("model")), files })
 }
 
-fn parse_kept(answer: &str) -> Result<Option<Found>, SlotFilesError> {
+/// What the server says of a file that has got its name; `None` if it was not there.
+///
+/// # Errors
+/// Of an answer that is not whole, or a refusal.
+pub fn parse_kept(answer: &str) -> Result<Option<Found>, SlotFilesError> {
     match whole(answer)?.iter().find(|(mark, _)| *mark == "file") {
         Some((_, part)) => parse_found(part),
         None => Err(garbled(answer)),
@@ -121,7 +129,11 @@ fn parse_digest(answer: &str, name: &FileName) -> Result<Option<String>, SlotFil
     }
 }
 
-fn parse_list(answer: &str) -> Result<Listed, SlotFilesError> {
+/// Names of files in the folder, those that cannot be ours left out.
+///
+/// # Errors
+/// Of a list that is cut off.
+pub fn parse_list(answer: &str) -> Result<Listed, SlotFilesError> {
     let Some((lines, _)) = answer.rsplit_once("@@end") else {
         return Err(garbled("the list is cut off"));
     };

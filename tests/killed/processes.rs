@@ -59,19 +59,25 @@ enum Workflow {
 }
 
 impl Workflow {
-    const ALL: [Self; 11] = [
-        Self::ColdStart,
-        Self::Wake,
-        Self::Switch,
-        Self::SwitchBack,
-        Self::Stop,
-        Self::StopThatHangs,
-        Self::Shutdown,
-        Self::Restart,
-        Self::Resolve,
-        Self::SaveSlots,
-        Self::Hold,
-    ];
+    /// The effects it has.
+    const fn points(self) -> &'static [Point] {
+        use Point::{
+            Answer, Began, Ended, HoldsChanged, KillUnit, PowerOff, RestoreSlots, SaveSlots, StartUnit, StopUnit, Wake,
+        };
+        match self {
+            Self::ColdStart => &[Began, Answer, Wake, StartUnit, RestoreSlots, Ended],
+            Self::Wake => &[Began, Answer, Wake, Ended],
+            Self::Switch => &[Began, Answer, SaveSlots, StopUnit, StartUnit, Ended],
+            Self::SwitchBack => &[Began, Answer, StopUnit, StartUnit, RestoreSlots, Ended],
+            Self::Stop => &[Began, Answer, SaveSlots, StopUnit, Ended],
+            Self::StopThatHangs => &[Began, Answer, SaveSlots, StopUnit, KillUnit, Ended],
+            Self::Shutdown => &[Began, Answer, SaveSlots, StopUnit, PowerOff, Ended],
+            Self::Restart => &[Began, Answer, SaveSlots, StopUnit, StartUnit, RestoreSlots, Ended],
+            Self::Resolve => &[Began, Answer, StopUnit, Ended],
+            Self::SaveSlots => &[Began, Answer, SaveSlots, Ended],
+            Self::Hold => &[Answer, HoldsChanged],
+        }
+    }
 
     /// `None`: it is a hold.
     fn request(self) -> Option<CommandRequest> {
@@ -104,7 +110,8 @@ impl Workflow {
             }
             Self::Switch => ready(VLLM),
             Self::Wake => server.power() == Power::On,
-            Self::Stop | Self::StopThatHangs => gone(LLAMA),
+            Self::Stop => gone(LLAMA),
+            Self::StopThatHangs => did(server, since, |what| matches!(what, What::Killed { .. })),
             Self::Resolve => gone(VLLM),
             Self::Shutdown => server.power() == Power::Off,
             Self::SaveSlots => did(server, since, |what| matches!(what, What::Slot { act: SlotAct::Saved, .. })),
@@ -139,6 +146,8 @@ impl World {
         let mut stage = Stage::build(number, false).await;
         // Laws that only hold while nobody meddles are left to the soak.
         stage.calm = false;
+        // Nothing here goes wrong but the daemon.
+        stage.slots_within = "20s";
         stage.start_daemon(false).await;
         Self { stage, prompt: "Once upon a time there was a server.".into(), known: 0, fired: 0 }
     }
@@ -196,7 +205,8 @@ impl World {
         let until = Instant::now() + LONG;
         loop {
             let status = self.stage.status().await.expect("a status");
-            if status.state == state && status.operation.is_none() {
+            let under_control = state == "gpu-offline" || status.control.as_deref() == Some("ok");
+            if status.state == state && status.operation.is_none() && under_control {
                 return;
             }
             let truth = self.stage.server.truth();
@@ -244,8 +254,11 @@ impl World {
         let client = self.stage.client.clone();
         let sent = tokio::spawn(async move {
             match workflow.request() {
-                Some(request) => drop(client.command(&request).await),
-                None => drop(client.hold(&HoldRequest { what: "awake".into(), lasts: None, reason: None }).await),
+                Some(request) => format!("{:?}", client.command(&request).await),
+                None => {
+                    let hold = HoldRequest { what: "awake".into(), lasts: None, reason: None };
+                    format!("{:?}", client.hold(&hold).await)
+                }
             }
         });
         let over = async {
@@ -259,7 +272,10 @@ impl World {
             }
         };
         let came = timeout(LONG, over).await;
-        assert!(came.is_ok(), "it never came to {kill:?}: {:#?}", self.stage.server.truth());
+        if came.is_err() {
+            let (answer, status) = (timeout(LOOK, sent).await, self.stage.status().await);
+            panic!("{workflow:?} never came to {kill:?}; the answer: {answer:?}, {status:#?}");
+        }
         if kill.is_none() {
             // Whatever is only written later is written.
             self.stage.wait(Duration::from_millis(300)).await;
@@ -321,7 +337,7 @@ impl World {
         kill: Option<(Point, Side)>,
         since: u64,
         told: &Heard,
-        sent: &JoinHandle<()>,
+        sent: &JoinHandle<String>,
     ) -> bool {
         let server = &self.stage.server;
         let ended = || told.ended.load(Ordering::Relaxed) || (workflow.request().is_none() && sent.is_finished());
@@ -432,32 +448,48 @@ fn listen(client: &Client) -> (Arc<Heard>, JoinHandle<()>) {
     (told, listener)
 }
 
-/// All points of a workflow in a world of its own.
-async fn kill_everywhere(number: u64, workflow: Workflow) -> (BTreeSet<Point>, usize) {
-    let mut world = World::build(number).await;
+/// Every effect of a workflow, before and after, in a world of its own.
+async fn kill_everywhere(workflow: Workflow) {
+    let mut world = World::build(100 + workflow as u64).await;
     let points = world.play(workflow, None).await;
-    let mut kills = 0;
+    assert_eq!(points, workflow.points().iter().copied().collect(), "{workflow:?} has other effects");
     for kill in points.iter().flat_map(|point| Side::BOTH.map(|side| (*point, side))) {
         println!("{workflow:?}: {kill:?}");
         world.play(workflow, Some(kill)).await;
-        kills += 1;
     }
     world.talk().await;
     world.stage.kill_daemon().await;
     for journal in world.stage.journals() {
         spec::journal::check(&journal[..]).unwrap_or_else(|why| panic!("{workflow:?}: {why}"));
     }
-    (points, kills)
 }
 
-#[tokio::test]
-async fn the_next_daemon_is_right_wherever_its_process_was_killed() {
-    let worlds = (100..).zip(Workflow::ALL).map(|(number, workflow)| kill_everywhere(number, workflow));
-    let (mut reached, mut times) = (BTreeSet::new(), 0);
-    for (points, kills) in futures_util::future::join_all(worlds).await {
-        reached.extend(points);
-        times += kills;
-    }
-    println!("killed {times} times");
-    assert_eq!(reached, Point::ALL.iter().copied().collect(), "every effect is in some workflow");
+macro_rules! each_killed {
+    ($($name:ident = $workflow:ident;)*) => {
+        $(#[tokio::test]
+        async fn $name() {
+            kill_everywhere(Workflow::$workflow).await;
+        })*
+
+        #[test]
+        fn every_effect_is_in_some_workflow() {
+            let all = [$(Workflow::$workflow),*];
+            let points: BTreeSet<Point> = all.iter().flat_map(|workflow| workflow.points()).copied().collect();
+            assert_eq!(points, Point::ALL.iter().copied().collect());
+        }
+    };
+}
+
+each_killed! {
+    killed_in_a_cold_start_it_is_off_or_comes_up = ColdStart;
+    killed_in_a_wake_it_is_off_or_comes_up = Wake;
+    killed_in_a_switch_one_of_them_runs_or_none = Switch;
+    killed_in_a_switch_back_the_conversation_comes_back = SwitchBack;
+    killed_in_a_stop_it_runs_or_is_down = Stop;
+    killed_in_a_stop_that_hangs_it_runs_or_is_down = StopThatHangs;
+    killed_in_a_shutdown_it_is_on_or_off = Shutdown;
+    killed_in_a_restart_the_conversation_comes_back = Restart;
+    killed_in_a_resolve_there_is_a_conflict_or_none = Resolve;
+    killed_in_a_save_the_backend_goes_on = SaveSlots;
+    killed_in_a_hold_it_is_held_or_not = Hold;
 }

@@ -94,6 +94,8 @@ pub struct Stage {
     pub slow: bool,
     /// The daemon has policies of its own.
     pub policies: bool,
+    /// How long saves and restores may take.
+    pub slots_within: &'static str,
 }
 
 impl Stage {
@@ -134,6 +136,7 @@ impl Stage {
             calm: true,
             slow: false,
             policies: false,
+            slots_within: "2s",
             folder,
         };
         if wires {
@@ -178,8 +181,10 @@ impl Stage {
         };
         // Deadlines as short as the server's times allow, so that what hangs does not take the whole round.
         let text = self.server.config_toml(&places);
+        let within = self.slots_within;
+        let slots = format!("name = \"localbot\"\nsave_timeout = \"{within}\"\nrestore_timeout = \"{within}\"\n");
         let text = [
-            ("name = \"localbot\"\n", "name = \"localbot\"\nsave_timeout = \"2s\"\nrestore_timeout = \"2s\"\n"),
+            ("name = \"localbot\"\n", slots.as_str()),
             ("command_timeout = \"2s\"", "command_timeout = \"1s\""),
             ("stop_timeout = \"10s\"", "stop_timeout = \"2s\""),
             ("kill_timeout = \"5s\"", "kill_timeout = \"2s\""),

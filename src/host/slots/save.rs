@@ -234,6 +234,7 @@ impl SlotStore {
                     fit,
                     format: 0,
                     restoring: false,
+                    sent_to: None,
                     put_aside: None,
                     digest: None,
                     last_restore: None,

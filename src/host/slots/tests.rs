@@ -30,6 +30,7 @@ fn note(round: u64, tokens: u64) -> Note {
         fit: fit(),
         format: 4,
         restoring: false,
+        sent_to: None,
         put_aside: None,
         digest: None,
         last_restore: None,
