@@ -54,6 +54,7 @@ const ROOMS: &[Room] = &[
             "russh",
             "serde",
             "serde_json",
+            "sha2",
             "thiserror",
             "tokio",
             "tracing",

@@ -290,16 +290,16 @@ async fn the_slot_folder_is_looked_at_and_cleared_over_ssh() {
     slots.write("model with space.gguf", b"weights");
     let place = |folder: &Folder| RemotePath::new(&folder.path().to_string_lossy()).expect("a path");
     let ssh = Arc::new(ssh);
-    let files = SlotFolder::new(Arc::clone(&ssh), place(&slots));
+    let files = SlotFolder::new(Arc::clone(&ssh), place(&slots), unit());
     let name = |text: &str| FileName::new(text).expect("a name");
     let head = b"qsgg\x02\0\0\0 and more".to_vec();
 
     let model = slots.path().join("model with space.gguf");
     let asked = [name("localbot.part"), name("nothing")];
-    let what = Survey { free: true, model: Some(&model.to_string_lossy()), files: &asked };
+    let what = Survey { free: true, model: Some(&model.to_string_lossy()), flags: true, files: &asked };
     let found = files.survey(what).await.expect("an answer");
     assert!(found.free.is_some_and(|free| free > 0));
-    assert_eq!(found.model.map(|m| m.bytes), Some(7));
+    assert_eq!((found.model.map(|m| m.bytes), &found.flags), (Some(7), &None), "no such unit runs here");
     let Ok(Some(first)) = &found.files[0] else { panic!("{found:?}") };
     assert!(first.stat.bytes == 17 && first.stat.mtime > 1_600_000_000, "{first:?}");
     assert_eq!((&first.head, &found.files[1]), (&head, &Ok(None)));
@@ -321,7 +321,7 @@ async fn the_slot_folder_is_looked_at_and_cleared_over_ssh() {
     }
     assert_eq!(listed(files.list("").await), vec![], "but one with a name that is none of ours");
 
-    let gone = SlotFolder::new(ssh, RemotePath::new("/no/such/folder").expect("a path"));
+    let gone = SlotFolder::new(ssh, RemotePath::new("/no/such/folder").expect("a path"), unit());
     assert!(matches!(gone.list(".part").await, Err(SlotFilesError::Refused(_))));
     assert!(matches!(gone.keep(&finished, &finished, 1, LONG).await, Err(SlotFilesError::Refused(_))));
     assert_eq!(gone.survey(Survey { free: true, ..Survey::default() }).await.map(|found| found.free), Ok(None));
@@ -334,7 +334,7 @@ async fn where_the_slot_folder_is_mounted_here_only_the_model_is_asked_for_over_
     let (slots, models) = (Folder::new(), Folder::new());
     slots.write("localbot.slot", b"qsgg and more");
     models.write("m.gguf", b"weights");
-    let on_server = SlotFolder::new(Arc::new(ssh), RemotePath::new("/another/path/there").expect("a path"));
+    let on_server = SlotFolder::new(Arc::new(ssh), RemotePath::new("/another/path/there").expect("a path"), unit());
     let files = MountedFolder::new(slots.path().into(), on_server, LONG);
     let asked = [FileName::new("localbot.slot").expect("a name")];
     let what = Survey { free: true, files: &asked, ..Survey::default() };
@@ -344,6 +344,10 @@ async fn where_the_slot_folder_is_mounted_here_only_the_model_is_asked_for_over_
     let model = models.path().join("m.gguf");
     let found = files.survey(Survey { model: Some(&model.to_string_lossy()), ..what }).await.expect("an answer");
     assert_eq!((found.model.map(|model| model.bytes), found.files.len()), (Some(7), 1));
+}
+
+fn unit() -> UnitName {
+    UnitName::new("llama-cpp.service").expect("a unit")
 }
 
 /// Waits until so many shells were asked for.

@@ -7,6 +7,7 @@ mod doubt;
 pub mod ethtool;
 pub mod gpu;
 pub mod http;
+pub mod launch_flags;
 pub mod mounted_folder;
 pub mod people;
 pub mod remote;
@@ -159,10 +160,12 @@ impl Host {
                 Some(target) => Arc::new(Ssh::new(target)?),
                 None => Arc::clone(&server),
             };
+            let unit =
+                UnitName::new(&backend.unit).ok_or_else(|| HostError::word(&backend.unit, "the name of a unit"))?;
             let slots = backend.slots.as_ref().map(|slots| {
                 let dir = slots.dir.to_string_lossy();
                 let folder = RemotePath::new(&dir).ok_or_else(|| HostError::word(dir, "the path of a slot folder"))?;
-                let folder = SlotFolder::new(Arc::clone(&ssh), folder);
+                let folder = SlotFolder::new(Arc::clone(&ssh), folder, unit.clone());
                 let folder = match &slots.mounted {
                     Some(here) => SlotPlace::Mounted(MountedFolder::new(here.clone(), folder, ssh.command_timeout())),
                     None => SlotPlace::Server(folder),
@@ -180,8 +183,7 @@ impl Host {
                 .map_err(|source| HostError::Http { backend: backend.name.clone(), source })?;
             Ok::<_, HostError>(Backend {
                 name: backend.name.clone(),
-                unit: UnitName::new(&backend.unit)
-                    .ok_or_else(|| HostError::word(&backend.unit, "the name of a unit"))?,
+                unit,
                 port: reqwest::Url::parse(&backend.url)
                     .ok()
                     .and_then(|url| url.port_or_known_default())
@@ -465,7 +467,7 @@ impl Slots {
         self.store.take_digest(&self.folder).await;
     }
 
-    /// Has the files of a restore looked at while the backend loads. It ends by itself, and nothing waits for it.
+    /// Has what a restore must know looked at while the backend loads: its process is there by now. It ends by itself, and nothing waits for it.
     fn look_ahead(&self) {
         if self.restores {
             let (store, folder) = (Arc::clone(&self.store), self.folder.clone());
@@ -544,12 +546,12 @@ impl World for Host {
                 return slots::without_news(outcome);
             }
         };
-        if let (Verb::StartUnit(_), Some(slots)) = (verb, &backend.slots) {
-            slots.look_ahead();
-        }
         let until = Clock::now() + within;
         let left = || until.saturating_duration_since(Clock::now());
         let outcome = self.order(&backend.ssh, order, within).await;
+        if let (Verb::StartUnit(_), Outcome::Succeeded(_), Some(slots)) = (verb, &outcome, &backend.slots) {
+            slots.look_ahead();
+        }
         let is_stop = matches!(order, RemoteVerb::Stop(_) | RemoteVerb::Kill(_));
         if is_stop && matches!(outcome, Outcome::Succeeded(_)) {
             self.stopped.store(true, Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! The slot folder of one backend where the share it lies on is mounted on this machine, too.
 //!
 //! A share that hangs holds whoever touches it, without limit. So all work on it is done beside the daemon's one thread, one
-//! piece at a time, and waited for no longer than a command over SSH would be: a hung share costs one thread, and what waits
-//! for it hears of a deadline. Work that nobody waits for any more changes nothing.
+//! piece at a time, and waited for no longer than a command over SSH would be: a hung share costs one thread, one more where
+//! a whole file is being read, and what waits for it hears of a deadline. Work that nobody waits for any more changes nothing.
 //!
 //! The folder may be open to others: no symbolic link is followed, and nothing but regular files is opened.
 
@@ -10,6 +10,7 @@
 mod tests;
 
 use std::{
+    fmt::Write as _,
     fs::{self, File, OpenOptions},
     io::{self, Read},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
@@ -41,10 +42,12 @@ use super::{
 const VISIBLE_WITHIN: Duration = Duration::from_secs(2);
 /// Between two looks for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// So much of a file is read at once.
-const CHUNK_BYTES: usize = 256 * 1024;
 /// The first bytes of a slot file.
 const MAGIC: &[u8] = b"qsgg";
+/// So much of a whole file is read before it is asked whether anybody still waits.
+const PIECE: usize = 1024 * 1024;
+/// Others than owner and group.
+const OTHERS: u32 = 0o007;
 
 /// [`SlotFiles`] on this machine.
 #[derive(Clone, Debug)]
@@ -55,6 +58,8 @@ pub struct MountedFolder {
     within: Duration,
     /// Goes with the work, so that a share that hangs holds one thread and no more.
     turn: Arc<Semaphore>,
+    /// The same for reading whole files: it takes minutes, in which saves and restores go on.
+    whole: Arc<Semaphore>,
 }
 
 /// Whether somebody still waits for a piece of work.
@@ -82,7 +87,8 @@ impl MountedFolder {
     /// The folder of `server`, mounted at `dir`. Each call ends within `within`.
     #[must_use]
     pub fn new(dir: PathBuf, server: SlotFolder, within: Duration) -> Self {
-        Self { dir, server, within, turn: Arc::new(Semaphore::new(1)) }
+        let one = || Arc::new(Semaphore::new(1));
+        Self { dir, server, within, turn: one(), whole: one() }
     }
 
     fn deadline(&self) -> Instant {
@@ -95,8 +101,18 @@ impl MountedFolder {
         deadline: Instant,
         work: impl FnOnce(&Path, &Wanted) -> io::Result<T> + Send + 'static,
     ) -> Result<T, SlotFilesError> {
+        self.work_in_turn(&self.turn, deadline, work).await
+    }
+
+    async fn work_in_turn<T: Send + 'static>(
+        &self,
+        turn: &Arc<Semaphore>,
+        deadline: Instant,
+        work: impl FnOnce(&Path, &Wanted) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, SlotFilesError> {
+        let begun = Instant::now();
         let waiting = Waiting(Wanted::default());
-        let (dir, wanted, turn) = (self.dir.clone(), waiting.0.clone(), Arc::clone(&self.turn));
+        let (dir, wanted, turn) = (self.dir.clone(), waiting.0.clone(), Arc::clone(turn));
         let done = async move {
             let turn = turn.acquire_owned().await.map_err(io::Error::other)?;
             let work = move || {
@@ -109,7 +125,7 @@ impl MountedFolder {
         match timeout_at(deadline, done).await {
             Ok(done) => done.map_err(|error| self.refused(&error)),
             Err(_) => {
-                let (dir, within) = (self.dir.display(), self.within);
+                let (dir, within) = (self.dir.display(), deadline - begun);
                 Err(SlotFilesError::Unreachable(format!("the share at {dir} does not answer within {within:?}")))
             }
         }
@@ -179,39 +195,42 @@ fn keep(dir: &Path, wanted: &Wanted, unfinished: &FileName, name: &FileName, byt
     Ok(Some(found))
 }
 
-/// Reads a file whole.
+/// SHA-256 of a whole file, in hexadecimal digits.
 fn digest(dir: &Path, wanted: &Wanted, name: &FileName) -> io::Result<Option<String>> {
     let Some(mut file) = open(dir, name)? else { return Ok(None) };
-    let mut hasher = Sha256::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
+    let (mut hasher, mut piece) = (Sha256::new(), vec![0; PIECE]);
     loop {
         wanted.check()?;
-        match file.read(&mut chunk) {
+        match file.read(&mut piece) {
             Ok(0) => break,
-            Ok(read) => hasher.update(&chunk[..read]),
+            Ok(read) => hasher.update(&piece[..read]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(Some(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    let hex = hasher.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    Ok(Some(hex))
 }
 
 fn list(dir: &Path, wanted: &Wanted, suffix: &str) -> io::Result<Listed> {
-    let open = fs::metadata(dir)?.permissions().mode() & 0o007 != 0;
-    let mut found = vec![];
+    let open = fs::metadata(dir)?.permissions().mode() & OTHERS != 0;
+    let mut names = vec![];
     for entry in fs::read_dir(dir)? {
         wanted.check()?;
         let entry = entry?;
         let name = entry.file_name().into_string().ok().filter(|name| name.ends_with(suffix));
         let Some(name) = name.as_deref().and_then(FileName::new) else { continue };
         if entry.file_type()?.is_file() {
-            found.push(name);
+            names.push(name);
         }
-        if found.len() == MOST_LISTED {
+        if names.len() == MOST_LISTED {
             break;
         }
     }
-    Ok(Listed { names: found, open })
+    Ok(Listed { names, open })
 }
 
 fn remove(dir: &Path, wanted: &Wanted, names: &[FileName]) -> io::Result<()> {
@@ -241,8 +260,10 @@ impl SlotFiles for MountedFolder {
             Ok((free, files))
         });
         let elsewhere = async {
-            let Some(model) = what.model else { return Ok(Surveyed::default()) };
-            self.server.survey(Survey { model: Some(model), ..Survey::default() }).await
+            if what.model.is_none() && !what.flags {
+                return Ok(Surveyed::default());
+            }
+            self.server.survey(Survey { free: false, files: &[], ..what }).await
         };
         let (here, elsewhere) = tokio::join!(here, elsewhere);
         let (free, files) = here?;
@@ -272,7 +293,8 @@ impl SlotFiles for MountedFolder {
 
     async fn digest(&self, name: &FileName, within: Duration) -> Result<Option<String>, SlotFilesError> {
         let name = name.clone();
-        self.work(Instant::now() + within, move |dir, wanted| digest(dir, wanted, &name)).await
+        let read = move |dir: &Path, wanted: &Wanted| digest(dir, wanted, &name);
+        self.work_in_turn(&self.whole, Instant::now() + within, read).await
     }
 
     async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {

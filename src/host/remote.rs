@@ -329,12 +329,14 @@ echo @@end"#;
 /// What is asked of a slot folder. Answers are read by [`super::slot_folder`].
 #[derive(Clone, Copy, Debug)]
 pub enum FileQuestion<'a> {
-    /// Free space, some file elsewhere, and the size, age and first bytes of files.
+    /// Free space, some file elsewhere, command lines, and the size, age and first bytes of files.
     Survey {
         /// The folder's free space, too.
         free: bool,
         /// A file elsewhere.
         model: Option<&'a RemotePath>,
+        /// The command lines of the first processes of this unit, too.
+        unit: Option<&'a UnitName>,
         /// Files of the folder.
         files: &'a [FileName],
     },
@@ -355,13 +357,25 @@ pub enum FileQuestion<'a> {
 #[must_use]
 pub fn files(folder: &RemotePath, question: FileQuestion<'_>) -> CommandLine {
     use FileQuestion as Q;
+    // Command lines at most as long as LaunchFlags reads them, and so few that the answer stays within its bound. They are
+    // read from the control group, which costs next to nothing, while `systemctl show` collects hundreds of properties.
     const SURVEY: &str = r#"export LC_ALL=C
-dir=$1 free=$2 model=$3
-shift 3
+dir=$1 free=$2 model=$3 unit=$4
+shift 4
 echo @@free
 [ -z "$free" ] || df -Pk -- "$dir" 2>&1
 echo @@model
 [ -z "$model" ] || stat -L -c "%s %Y" -- "$model" 2>&1
+left=3
+[ -z "$unit" ] || for root in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
+  for group in "$root"/*.slice/"$unit"/cgroup.procs "$root"/*.slice/*.slice/"$unit"/cgroup.procs; do
+    [ -r "$group" ] && while [ $left -gt 0 ] && read -r pid; do
+      left=$((left - 1))
+      echo @@process
+      od -An -v -tx1 -N 4096 "/proc/$pid/cmdline"
+    done <"$group"
+  done
+done 2>/dev/null
 for f do
   echo @@file
   stat -L -c "%s %Y" -- "$dir/$f" 2>&1 && od -An -v -tx1 -N 24 -- "$dir/$f" 2>&1
@@ -399,8 +413,9 @@ shift
 rm -f -- "$@""#;
     let folder = folder.as_str();
     match question {
-        Q::Survey { free, model, files } => {
-            let fixed = [folder, if free { "free" } else { "" }, model.map_or("", RemotePath::as_str)];
+        Q::Survey { free, model, unit, files } => {
+            let (free, model) = (if free { "free" } else { "" }, model.map_or("", RemotePath::as_str));
+            let fixed = [folder, free, model, unit.map_or("", UnitName::as_str)];
             CommandLine::script(SURVEY, fixed.into_iter().chain(files.iter().map(FileName::as_str)))
         }
         Q::Keep(from, to, bytes) => {
@@ -517,7 +532,10 @@ mod tests {
             people(),
             gpu(Duration::from_secs(3)),
             wake_on(None),
-            files(&path, FileQuestion::Survey { free: true, model: Some(&path), files: &[] }),
+            files(
+                &path,
+                FileQuestion::Survey { free: true, model: Some(&path), unit: Some(&unit("a.service")), files: &[] },
+            ),
             files(&path, FileQuestion::Keep(&name, &name, 36)),
             files(&path, FileQuestion::Digest(&name, Duration::from_mins(1))),
             files(&path, FileQuestion::List(".part")),

@@ -5,6 +5,8 @@
 
 use std::{fmt, future::Future, time::Duration};
 
+use super::launch_flags::LaunchFlags;
+
 /// The name of a file in the slot folder: letters, digits and `._-`, not beginning with a dot or a dash, at most
 /// [`FileName::MOST`] bytes. So it can be neither a path, nor an option, nor anything a shell would notice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +62,8 @@ pub struct Survey<'a> {
     pub free: bool,
     /// Any file on the server by its absolute path: the model a slot belongs to.
     pub model: Option<&'a str>,
+    /// What the backend's unit was started with.
+    pub flags: bool,
     /// Files of the folder, at most [`MOST_SURVEYED`].
     pub files: &'a [FileName],
 }
@@ -71,6 +75,8 @@ pub struct Surveyed {
     pub free: Option<u64>,
     /// The model's file; `None` if there is none, nobody could tell, or its path is none that is safe to ask for.
     pub model: Option<FileStat>,
+    /// What the backend's unit was started with; `None` if not asked, or nobody could tell.
+    pub flags: Option<LaunchFlags>,
     /// One for each file asked for, in that order. `None`: there is none of that name.
     pub files: Vec<Result<Option<Found>, SlotFilesError>>,
 }

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    remote::{self, FileQuestion, RemotePath, plain_text},
+    launch_flags::LaunchFlags,
+    remote::{self, FileQuestion, RemotePath, UnitName, plain_text},
     slot_files::{
         FileName, FileStat, Found, HEAD_BYTES, Listed, MOST_LISTED, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey,
         Surveyed,
@@ -19,13 +20,14 @@ const DIGEST_SLACK: Duration = Duration::from_secs(5);
 pub struct SlotFolder {
     ssh: Arc<Ssh>,
     folder: RemotePath,
+    unit: UnitName,
 }
 
 impl SlotFolder {
-    /// The folder at the target of `ssh`.
+    /// The folder at the target of `ssh`, into which `unit` saves its slots.
     #[must_use]
-    pub const fn new(ssh: Arc<Ssh>, folder: RemotePath) -> Self {
-        Self { ssh, folder }
+    pub const fn new(ssh: Arc<Ssh>, folder: RemotePath, unit: UnitName) -> Self {
+        Self { ssh, folder, unit }
     }
 
     /// Asks; an exit status other than 0 is the server's no.
@@ -66,6 +68,11 @@ fn parse_stat(line: &str) -> Option<FileStat> {
     Some(FileStat { bytes: bytes.parse().ok()?, mtime: mtime.parse().ok()? })
 }
 
+/// The bytes that `od -An -v -tx1` has printed.
+fn bytes_of(text: &str) -> impl Iterator<Item = Option<u8>> {
+    text.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).ok())
+}
+
 /// What `stat` said of a file, and in the lines after it `od -An -v -tx1`.
 fn parse_found(part: &str) -> Result<Option<Found>, SlotFilesError> {
     let (first, rest) = part.split_once('\n').unwrap_or((part, ""));
@@ -76,8 +83,7 @@ fn parse_found(part: &str) -> Result<Option<Found>, SlotFilesError> {
             Err(SlotFilesError::Refused(plain_text(part, 200)))
         };
     };
-    let bytes = rest.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).ok());
-    let head: Option<Vec<u8>> = bytes.take(HEAD_BYTES).collect();
+    let head: Option<Vec<u8>> = bytes_of(rest).take(HEAD_BYTES).collect();
     // What is no bytes is a complaint.
     let head = head.ok_or_else(|| SlotFilesError::Refused(plain_text(rest, 200)))?;
     Ok(Some(Found { stat, head }))
@@ -94,7 +100,12 @@ pub fn parse_survey(answer: &str, asked: usize) -> Result<Surveyed, SlotFilesErr
     if files.len() != asked {
         return Err(garbled(answer));
     }
-    Ok(Surveyed { free: parse_free(part("free")), model: parse_stat(part("model")), files })
+    let mut processes = parts.iter().filter(|(mark, _)| *mark == "process");
+    let flags = processes.find_map(|(_, line)| {
+        let line: Option<Vec<u8>> = bytes_of(line).collect();
+        LaunchFlags::of_command_line(&line?)
+    });
+    Ok(Surveyed { free: parse_free(part("free")), model: parse_stat(part("model")), flags, files })
 }
 
 /// What the server says of a file that has got its name; `None` if it was not there.
@@ -153,7 +164,9 @@ impl SlotFiles for SlotFolder {
     async fn survey(&self, what: Survey<'_>) -> Result<Surveyed, SlotFilesError> {
         let model = what.model.and_then(RemotePath::new);
         let files = &what.files[..what.files.len().min(MOST_SURVEYED)];
-        let answer = self.ask(FileQuestion::Survey { free: what.free, model: model.as_ref(), files }).await?;
+        let unit = what.flags.then_some(&self.unit);
+        let question = FileQuestion::Survey { free: what.free, model: model.as_ref(), unit, files };
+        let answer = self.ask(question).await?;
         parse_survey(&answer, files.len())
     }
 
@@ -191,10 +204,12 @@ mod tests {
     fn answers_about_files_are_read_and_half_answers_refused() {
         let stat = FileStat { bytes: 25_004, mtime: 1_795_471_474 };
         let answer = "@@free\nFilesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sda1 102400000 81920000 20480000 80% /mnt\n\
-            @@model\n25004 1795471474\n@@file\n25004 1795471474\n 71 73 67 67\n 02 00\n\
+            @@model\n25004 1795471474\n@@process\n 73 68 00\n\
+            @@process\n 6c 6c 61 6d 61 00 2d 2d 73 77 61 2d 66 75 6c 6c\n 00\n@@file\n25004 1795471474\n 71 73 67 67\n 02 00\n\
             @@file\nstat: cannot statx 'x': No such file or directory\n@@file\nstat: cannot statx 'x': Permission denied\n@@end\n";
         let found = parse_survey(answer, 3).expect("a whole answer");
         assert_eq!((found.free, found.model), (Some(20_480_000 * 1024), Some(stat)));
+        assert_eq!(found.flags, LaunchFlags::of_command_line(b"llama\0--swa-full\0"));
         assert_eq!(found.files[0], Ok(Some(Found { stat, head: vec![0x71, 0x73, 0x67, 0x67, 2, 0] })));
         assert_eq!(found.files[1], Ok(None));
         assert!(matches!(&found.files[2], Err(SlotFilesError::Refused(why)) if why.contains("denied")));

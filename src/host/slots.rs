@@ -11,7 +11,7 @@
 //! * A busy slot is not saved: the call would wait for it without limit.
 //! * Only slots that the server has just shown are named to it: other ids act on some other slot.
 //! * Nothing is asked of a server that sleeps: that would load its model.
-//! * A file is restored only by the same model, build and layout (the file itself knows none of them), with exactly the noted
+//! * A file is restored only by the same model, build, flags and layout (the file itself knows none of them), with exactly the noted
 //!   size (a truncated file aborts the server), into a slot never used since the start.
 //! * A file whose whole was read once in calm, for its digest, is read again while the backend loads: a flipped bit would be
 //!   restored like any other.
@@ -50,6 +50,7 @@ use crate::{
     driver::world::{NamedSlot, SlotChoice},
     host::{
         http::{Probe, Props, SlotError},
+        launch_flags::LaunchFlags,
         slot_files::{FileName, FileStat, Found, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey, Surveyed},
     },
     machine::{
@@ -408,8 +409,8 @@ impl Awake {
         self.props.model_path.as_deref().filter(|path| !path.is_empty())
     }
 
-    /// What a file saved now from a slot with that context fits, the model's file being as given.
-    fn fit(&self, n_ctx: u64, model: Option<FileStat>) -> Fit {
+    /// What a file saved now from a slot with that context fits, the model's file and the flags being as given.
+    fn fit(&self, n_ctx: u64, model: Option<FileStat>, flags: Option<&LaunchFlags>) -> Fit {
         let told = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
         let path = told(&self.props.model_path);
         Fit {
@@ -422,6 +423,7 @@ impl Awake {
             build: told(&self.props.build_info),
             n_ctx,
             total_slots: self.total_slots,
+            flags: flags.cloned(),
         }
     }
 }

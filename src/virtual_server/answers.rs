@@ -211,12 +211,25 @@ fn stat_line(path: &Path) -> std::io::Result<String> {
     Ok(format!("{} {}", about.len(), about.modified().map_or(0, seconds)))
 }
 
+/// Bytes as `od -An -v -tx1` prints them.
+fn dump(bytes: &[u8]) -> String {
+    let line = |part: &[u8]| part.iter().fold(String::new(), |line, byte| format!("{line} {byte:02x}")) + "\n";
+    bytes.chunks(16).map(line).collect()
+}
+
 /// The first bytes as `od -An -v -tx1 -N 24` prints them.
 fn head_lines(path: &Path) -> std::io::Result<String> {
     let mut first = vec![];
     std::fs::File::open(path)?.take(24).read_to_end(&mut first)?;
-    let line = |part: &[u8]| part.iter().fold(String::new(), |line, byte| format!("{line} {byte:02x}")) + "\n";
-    Ok(first.chunks(16).map(line).collect())
+    Ok(dump(&first))
+}
+
+/// The command line of what runs in the control group of a unit, as /proc has it.
+fn processes(shared: &Shared, unit: &str) -> String {
+    let state = shared.state();
+    let running = state.units.iter().find(|known| known.setup.name == *unit && known.process.is_some());
+    let line = running.map(|unit| unit.program.command_line().join("\0") + "\0");
+    line.map_or_else(String::new, |line| format!("@@process\n{}", dump(line.as_bytes())))
 }
 
 /// Size, age and first bytes; what `stat` complains of in their place.
@@ -231,7 +244,7 @@ fn file_lines(path: &Path) -> String {
 async fn files(shared: &Shared, folder: &str, asked: &Files) -> Ran {
     let dir = Path::new(folder);
     match asked {
-        Files::Survey { free: wanted, model, names } => {
+        Files::Survey { free: wanted, model, unit, names } => {
             let free = if *wanted { free(shared, folder) } else { String::new() };
             let model = model.as_ref().map_or_else(String::new, |model| match stat_line(Path::new(model)) {
                 Ok(line) => format!("{line}\n"),
@@ -239,7 +252,8 @@ async fn files(shared: &Shared, folder: &str, asked: &Files) -> Ran {
             });
             let files: Vec<String> = names.iter().map(|name| file_lines(&dir.join(name))).collect();
             let files = files.iter().fold(String::new(), |all, file| all + "@@file\n" + file);
-            Ran::said(format!("@@free\n{free}@@model\n{model}{files}@@end\n"))
+            let processes = unit.as_ref().map_or_else(String::new, |unit| processes(shared, unit));
+            Ran::said(format!("@@free\n{free}@@model\n{model}{processes}{files}@@end\n"))
         }
         _ if !dir.is_dir() => Ran::failed(2, format!("sh: 2: cd: can't cd to {folder}\n")),
         Files::Digest { name, within } => digest(dir, name, *within).await,

@@ -36,6 +36,7 @@ pub(super) enum Files {
     Survey {
         free: bool,
         model: Option<String>,
+        unit: Option<String>,
         names: Vec<String>,
     },
     Keep {
@@ -149,12 +150,17 @@ fn files(folder: &str, parameters: &[&str]) -> Vec<(CommandLine, Command)> {
     };
     let names = |words: &[&str]| words.iter().map(|word| FileName::new(word)).collect::<Option<Vec<_>>>();
     let texts = |names: &[FileName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-    if let [free, model, rest @ ..] = parameters
+    if let [free, model, unit, rest @ ..] = parameters
         && let Some(files) = names(rest)
     {
-        let (free, model) = (!free.is_empty(), RemotePath::new(model));
-        let told = Files::Survey { free, model: model.as_ref().map(ToString::to_string), names: texts(&files) };
-        add(FileQuestion::Survey { free, model: model.as_ref(), files: &files }, told);
+        let (free, model, unit) = (!free.is_empty(), RemotePath::new(model), UnitName::new(unit));
+        let told = Files::Survey {
+            free,
+            model: model.as_ref().map(ToString::to_string),
+            unit: unit.as_ref().map(ToString::to_string),
+            names: texts(&files),
+        };
+        add(FileQuestion::Survey { free, model: model.as_ref(), unit: unit.as_ref(), files: &files }, told);
     }
     if let [from, to, bytes] = parameters
         && let (Some(from), Some(to), Ok(bytes)) = (FileName::new(from), FileName::new(to), bytes.parse())
@@ -228,13 +234,23 @@ mod tests {
             (
                 remote::files(
                     &path,
-                    FileQuestion::Survey { free: true, model: Some(&path), files: std::slice::from_ref(&one) },
+                    FileQuestion::Survey {
+                        free: true,
+                        model: Some(&path),
+                        unit: Some(&unit),
+                        files: std::slice::from_ref(&one),
+                    },
                 ),
-                about(Files::Survey { free: true, model: Some(path.to_string()), names: vec![one.to_string()] }),
+                about(Files::Survey {
+                    free: true,
+                    model: Some(path.to_string()),
+                    unit: Some(name()),
+                    names: vec![one.to_string()],
+                }),
             ),
             (
-                remote::files(&path, FileQuestion::Survey { free: false, model: None, files: &[] }),
-                about(Files::Survey { free: false, model: None, names: vec![] }),
+                remote::files(&path, FileQuestion::Survey { free: false, model: None, unit: None, files: &[] }),
+                about(Files::Survey { free: false, model: None, unit: None, names: vec![] }),
             ),
             (
                 remote::files(&path, FileQuestion::Keep(&one, &two, 36)),

@@ -16,6 +16,7 @@ use wechsler::{
     driver::world::{NamedSlot, SlotChoice},
     host::{
         http::Probe,
+        launch_flags::LaunchFlags,
         slot_files::{FileName, FileStat, Found, HEAD_BYTES, Listed, SlotFiles, SlotFilesError, Survey, Surveyed},
         slots::SlotStore,
     },
@@ -45,6 +46,8 @@ pub(crate) struct State {
     pub(crate) build: &'static str,
     pub(crate) model_path: &'static str,
     pub(crate) model_mtime: u64,
+    /// The words of its command line; empty: nobody may read it.
+    pub(crate) command_line: &'static str,
     pub(crate) sleeping: bool,
     pub(crate) router: bool,
     pub(crate) without_slot_folder: bool,
@@ -89,6 +92,7 @@ impl World {
             build: "b11434-abcdef",
             model_path: "/models/m.gguf",
             model_mtime: 1,
+            command_line: "llama-server --swa-full",
             sleeping: false,
             router: false,
             without_slot_folder: false,
@@ -288,6 +292,8 @@ impl SlotFiles for World {
         Ok(Surveyed {
             free: what.free.then_some(state.free),
             model: is_model.then_some(FileStat { bytes: 1000, mtime: state.model_mtime }),
+            flags: LaunchFlags::of_command_line(state.command_line.replace(' ', "\0").as_bytes())
+                .filter(|_| what.flags),
             files: what.files.iter().map(|file| Ok(state.disk.get(file.as_str()).map(|bytes| found(bytes)))).collect(),
         })
     }

@@ -103,12 +103,14 @@ async fn a_file_that_nobody_can_check_is_not_sent() {
 
 #[tokio::test]
 async fn trap_5_a_file_of_another_model_build_context_or_layout_is_not_sent() {
-    let changes: [(Change, &str); 5] = [
+    let changes: [(Change, &str); 7] = [
         (|s| s.model_path = "/models/other.gguf", "model /models/other.gguf instead of"),
         (|s| s.model_mtime = 2, "the file of model m has changed"),
         (|s| s.build = "b12000-fedcba", "build b12000-fedcba instead of b11434-abcdef"),
         (|s| s.n_ctx = 8192, "context 8192 instead of 4096"),
         (|s| s.slots.push(Slot::default()), "2 slots instead of 1"),
+        (|s| s.command_line = "llama-server", "without --swa-full"),
+        (|s| s.command_line = "llama-server -ctv q8_0 --swa-full", "--cache-type-v q8_0, which was not given"),
     ];
     for (change, told) in changes {
         let rig = Rig::new().await;

@@ -5,7 +5,10 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 use super::*;
 use crate::{
     config::SshTarget,
-    host::{remote::RemotePath, ssh::Ssh},
+    host::{
+        remote::{RemotePath, UnitName},
+        ssh::Ssh,
+    },
 };
 
 /// More than any of this takes.
@@ -36,7 +39,8 @@ impl Share {
             keepalive: LONG,
         };
         let ssh = Arc::new(Ssh::new(&target).expect("a target"));
-        let server = SlotFolder::new(ssh, RemotePath::new("/slots").expect("a path"));
+        let unit = UnitName::new("llama-cpp.service").expect("a unit");
+        let server = SlotFolder::new(ssh, RemotePath::new("/slots").expect("a path"), unit);
         Self { root, folder: MountedFolder::new(dir, server, within) }
     }
 
@@ -52,24 +56,6 @@ impl Share {
     async fn look_at(&self, names: &[FileName]) -> Vec<Result<Option<Found>, SlotFilesError>> {
         let found = self.folder.survey(Survey { files: names, ..Survey::default() }).await;
         found.expect("the share answers").files
-    }
-}
-
-/// What is listed; the folder is this test's own.
-fn names(listed: Result<Listed, SlotFilesError>) -> Vec<FileName> {
-    listed.expect("it answers").names
-}
-
-#[tokio::test]
-async fn a_digest_is_of_the_whole_file_and_an_open_folder_is_told() {
-    let share = Share::new("digest", LONG);
-    let whole = share.write("a.slot", b"abc");
-    let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-    assert_eq!(share.folder.digest(&whole, LONG).await, Ok(Some(digest.into())));
-    assert_eq!(share.folder.digest(&file("none.slot"), LONG).await, Ok(None));
-    for (mode, open) in [(0o770, false), (0o775, true)] {
-        fs::set_permissions(&share.folder.dir, fs::Permissions::from_mode(mode)).expect("it is ours");
-        assert_eq!(share.folder.list(".slot").await.expect("it answers").open, open);
     }
 }
 
@@ -95,7 +81,8 @@ async fn the_folder_is_looked_at_where_it_is_mounted() {
     let share = Share::new("look", LONG);
     let bytes = [b"qsgg\x04\0\0\0".as_slice(), &[7; 40]].concat();
     let names = [share.write("a.slot", &bytes), file("b.slot"), share.write("c.slot", b"qs")];
-    let found = share.folder.survey(Survey { free: true, model: None, files: &names }).await.expect("it answers");
+    let found =
+        share.folder.survey(Survey { free: true, files: &names, ..Survey::default() }).await.expect("it answers");
     assert!(found.free.is_some_and(|free| free > 0));
     let [Ok(Some(first)), Ok(None), Ok(Some(short))] = &found.files[..] else { panic!("{found:?}") };
     assert!(first.stat.bytes == 48 && first.stat.mtime > 1_600_000_000, "{first:?}");
@@ -152,12 +139,38 @@ async fn only_regular_files_with_our_kind_of_name_are_listed_and_removed_ones_ma
     fs::write(share.path(".hidden.part"), b"").expect("written");
     fs::create_dir(share.path("folder.part")).expect("made");
     symlink(share.path("a.slot"), share.path("link.part")).expect("made");
-    assert_eq!(names(share.folder.list(".part").await), vec![ours.clone()]);
+    let names = async || share.folder.list(".part").await.map(|listed| listed.names);
+    assert_eq!(names().await, Ok(vec![ours.clone()]));
     for _ in 0..2 {
         assert_eq!(share.folder.remove(std::slice::from_ref(&ours)).await, Ok(()));
     }
-    assert_eq!(names(share.folder.list(".part").await), vec![]);
+    assert_eq!(names().await, Ok(vec![]));
     assert!(share.folder.remove(&[file("folder.part")]).await.is_err());
+}
+
+#[tokio::test]
+async fn a_folder_that_others_may_look_into_is_told() {
+    let share = Share::new("open", LONG);
+    for (mode, open) in [(0o2770, false), (0o755, true), (0o701, true)] {
+        fs::set_permissions(&share.folder.dir, fs::Permissions::from_mode(mode)).expect("changed");
+        assert_eq!(share.folder.list("").await.map(|listed| listed.open), Ok(open), "{mode:o}");
+    }
+}
+
+#[tokio::test]
+async fn a_whole_file_is_read_for_its_digest_and_no_further_than_somebody_waits_for_it() {
+    let share = Share::new("digest", LONG);
+    let [empty, long] = [share.write("a.slot", b""), share.write("b.slot", &vec![b'a'; 1_000_000])];
+    let told = async |name: &FileName| share.folder.digest(name, LONG).await.expect("it answers");
+    let of_nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let of_a_million_letters = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0";
+    assert_eq!(told(&empty).await.as_deref(), Some(of_nothing));
+    assert_eq!(told(&long).await.as_deref(), Some(of_a_million_letters));
+    assert_eq!(told(&file("c.slot")).await, None);
+    let waiting = Waiting(Wanted::default());
+    let wanted = waiting.0.clone();
+    drop(waiting);
+    assert!(digest(&share.folder.dir, &wanted, &long).is_err());
 }
 
 #[tokio::test]
@@ -211,6 +224,9 @@ async fn a_share_that_hangs_is_a_deadline_and_holds_one_thread() {
         patient.work(deadline, hang).await
     });
     begun.await.expect("it has begun");
+    let whole = share.write("b.slot", b"");
+    assert!(share.folder.digest(&whole, LONG).await.is_ok(), "reading whole files has a thread of its own");
+    fs::remove_file(share.path("b.slot")).expect("it was there");
     // What comes after it waits for its turn, and is not done later.
     let hasty = MountedFolder { within: SHORT, ..share.folder.clone() };
     let unfinished = share.write("a.part", b"qsgg");
@@ -219,7 +235,7 @@ async fn a_share_that_hangs_is_a_deadline_and_holds_one_thread() {
     assert!(matches!(hasty.keep(&unfinished, &file("a.slot"), 4, SHORT).await, Err(SlotFilesError::Unreachable(_))));
     drop(release);
     assert_eq!(stuck.await.expect("no panic"), Ok(()));
-    assert_eq!(names(share.folder.list("").await), vec![unfinished]);
+    assert_eq!(share.folder.list("").await.map(|listed| listed.names), Ok(vec![unfinished]));
 }
 
 #[tokio::test]

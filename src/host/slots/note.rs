@@ -17,7 +17,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use super::worth::Useless;
 use crate::{
-    host::slot_files::FileName,
+    host::{launch_flags::LaunchFlags, slot_files::FileName},
     machine::{
         Invocation,
         reading::{LastRestore, SavedSlot},
@@ -63,6 +63,9 @@ pub(super) struct Fit {
     pub(super) n_ctx: u64,
     /// Number of slots: it decides how the cache is laid out.
     pub(super) total_slots: u32,
+    /// What it was started with, where that could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) flags: Option<LaunchFlags>,
 }
 
 /// One saved generation of one slot.
@@ -101,7 +104,7 @@ pub(super) struct Note {
 }
 
 impl Fit {
-    /// What keeps a file saved with `self` from a server that is `now`; empty if nothing does. Of the model,
+    /// What keeps a file saved with `self` from a server that is `now`; empty if nothing does. Of the model and the flags,
     /// what could not be read on either side is no difference.
     pub(super) fn differences(&self, now: &Self) -> Vec<String> {
         fn differ<T: PartialEq>(a: Option<&T>, b: Option<&T>) -> bool {
@@ -128,6 +131,9 @@ impl Fit {
         }
         if self.total_slots != now.total_slots {
             found.push(format!("{} slots instead of {}", now.total_slots, self.total_slots));
+        }
+        if let (Some(then), Some(now)) = (&self.flags, &now.flags) {
+            found.extend(then.differences(now));
         }
         found
     }

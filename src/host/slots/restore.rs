@@ -8,9 +8,9 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, FileStat, Fit, Found, MOST_SURVEYED, NamedSlot, Note, Probe, Reason, Said, SlotChoice, SlotError,
-    SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay, Unproven, as_noted,
-    left, look_in, name, named, now, retention::is_too_old,
+    Awake, FileName, FileStat, Fit, Found, LaunchFlags, MOST_SURVEYED, NamedSlot, Note, Probe, Reason, Said,
+    SlotChoice, SlotError, SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay,
+    Unproven, as_noted, left, look_in, name, named, now, retention::is_too_old,
 };
 use crate::machine::reading::LastRestore;
 
@@ -24,18 +24,19 @@ pub(super) struct Checked {
     /// The path that was asked for.
     model_path: Option<String>,
     model: Option<FileStat>,
+    flags: Option<LaunchFlags>,
     files: BTreeMap<FileName, Result<Option<Found>, SlotFilesError>>,
 }
 
 impl Checked {
     fn new(model_path: Option<String>, asked: Vec<FileName>, surveyed: Surveyed) -> Self {
         let files = asked.into_iter().zip(surveyed.files).collect();
-        Self { at: Instant::now(), model_path, model: surveyed.model, files }
+        Self { at: Instant::now(), model_path, model: surveyed.model, flags: surveyed.flags, files }
     }
 
     /// Takes over what a newer look has found.
     fn add(&mut self, newer: Self) {
-        (self.model_path, self.model) = (newer.model_path, newer.model);
+        (self.model_path, self.model, self.flags) = (newer.model_path, newer.model, newer.flags);
         self.files.extend(newer.files);
     }
 }
@@ -180,7 +181,7 @@ impl SlotStore {
         };
         let useless = &notes.useless;
         for (slot, notes) in order {
-            let now = awake.fit(slot.n_ctx, checked.model);
+            let now = awake.fit(slot.n_ctx, checked.model, checked.flags.as_ref());
             if !by_name && let Some(why) = useless.why(&now) {
                 said.push(Reason::RestoreUseless.say(format!("{}: {why}", notes[0].name)));
                 continue;
@@ -344,7 +345,8 @@ async fn survey(
     model_path: Option<String>,
     wanted: Vec<FileName>,
 ) -> Result<Checked, SlotFilesError> {
-    let surveyed = files.survey(Survey { free: false, model: model_path.as_deref(), files: &wanted }).await?;
+    let surveyed =
+        files.survey(Survey { free: false, model: model_path.as_deref(), flags: true, files: &wanted }).await?;
     Ok(Checked::new(model_path, wanted, surveyed))
 }
 

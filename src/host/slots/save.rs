@@ -8,8 +8,8 @@ use std::cmp::Reverse;
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileStat, Fit, NamedSlot, Note, Notes, Probe, Reason, Said, SlotChoice, SlotError, SlotFiles, SlotReading,
-    SlotStore, Survey, left, look_in,
+    Awake, FileStat, Fit, LaunchFlags, NamedSlot, Note, Notes, Probe, Reason, Said, SlotChoice, SlotError, SlotFiles,
+    SlotReading, SlotStore, Survey, left, look_in,
     name::{self, Names},
     note::MANY_NOTES,
     now, remove, whole,
@@ -30,6 +30,8 @@ struct Round<'a, F> {
     notes: &'a Notes,
     /// The model's file.
     model: Option<FileStat>,
+    /// What the server was started with.
+    flags: Option<&'a LaunchFlags>,
     tag: &'a str,
     number: u64,
     at: u64,
@@ -75,7 +77,7 @@ impl SlotStore {
         let newest = notes.notes.first();
         // Most likely the model is the one of last time; what it is, the server tells at the same time.
         let guess = newest.and_then(|note| note.fit.model.path.as_deref());
-        let survey = |model| files.survey(Survey { free: true, model, files: &[] });
+        let survey = |model| files.survey(Survey { free: true, model, flags: true, files: &[] });
         let (awake, tag, surveyed) = tokio::join!(look_in(probe), self.tag(), survey(guess));
         let awake = match awake {
             Ok(awake) => awake,
@@ -115,6 +117,7 @@ impl SlotStore {
                 choice,
                 notes: &notes,
                 model: surveyed.model,
+                flags: surveyed.flags.as_ref(),
                 tag: &tag,
                 // What is saved again lay beside the rest, and goes back beside it.
                 number: first,
@@ -209,7 +212,7 @@ impl SlotStore {
     ) -> Result<Written, Said> {
         let names = name::new_file(name, round.at, round.tag, self.next_serial())
             .ok_or_else(|| Reason::SaveFailed.say(format!("{name:?} cannot be a file name")))?;
-        let fit = round.awake.fit(slot.n_ctx, round.model);
+        let fit = round.awake.fit(slot.n_ctx, round.model, round.flags);
         let needed = needed(round.notes, &fit, slot);
         if *round.choice == SlotChoice::Checkpoint {
             self.is_small_enough(name, needed)?;

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::{
-    Reason,
+    LaunchFlags, Reason,
     note::{Fit, Model, Note},
     retention::{superseded, surplus},
 };
@@ -15,6 +15,7 @@ pub(super) fn fit() -> Fit {
         build: Some("b11434-abcdef".into()),
         n_ctx: 4096,
         total_slots: 1,
+        flags: None,
     }
 }
 
@@ -157,8 +158,27 @@ fn a_model_file_that_cannot_be_looked_at_is_no_difference_and_an_alias_neither()
 }
 
 #[test]
+fn flags_that_differ_make_a_file_unfit_and_those_that_nobody_could_read_do_not() {
+    let flags = |line: &str| LaunchFlags::of_command_line(line.replace(' ', "\0").as_bytes());
+    let [mut then, mut now] = [fit(), fit()];
+    then.flags = flags("llama-server -ctk q8_0");
+    assert!(then.differences(&now).is_empty() && now.differences(&then).is_empty());
+    now.flags = flags("llama-server --swa-full");
+    let told = ["--swa-full, which was not given", "without --cache-type-k q8_0"];
+    assert_eq!(then.differences(&now), told);
+}
+
+#[test]
+fn a_note_of_before_flags_were_noted_is_read_and_tells_of_none() {
+    let old = r#"{"name":"localbot","file":"localbot.1.slot","slot":0,"bytes":100,"tokens":1,"saved_at":1,"round":1,
+        "model":{"id":"m","path":null,"bytes":null,"mtime":null},"build":null,"n_ctx":4096,"total_slots":1,"format":4}"#;
+    assert_eq!(serde_json::from_str::<Note>(old).expect("it reads").fit.flags, None);
+}
+
+#[test]
 fn a_note_reads_back_as_it_was_written() {
-    let note = note(3, 909);
+    let mut note = note(3, 909);
+    note.fit.flags = LaunchFlags::of_command_line(b"llama-server\0--swa-full\0");
     let text = serde_json::to_string(&note).expect("a note is JSON");
     assert_eq!(serde_json::from_str::<Note>(&text).expect("it reads"), note);
 }

@@ -157,6 +157,21 @@ impl Program {
         Process { life }
     }
 
+    /// The words it was started with.
+    pub fn command_line(&self) -> Vec<String> {
+        let port = self.address().port();
+        let line = match self {
+            Self::LlamaCpp(LlamaSetup { alias, model_path, n_ctx, parallel, .. }) => format!(
+                "/usr/local/bin/llama-server --port {port} --model {model_path} --alias {alias} --ctx-size {n_ctx} \
+                 --parallel {parallel} --metrics"
+            ),
+            Self::Vllm(VllmSetup { model, max_model_len, .. }) => format!(
+                "/usr/bin/python3 /usr/local/bin/vllm serve {model} --port {port} --max-model-len {max_model_len}"
+            ),
+        };
+        line.split(' ').map(str::to_owned).collect()
+    }
+
     /// Where it listens.
     pub const fn address(&self) -> SocketAddr {
         match self {

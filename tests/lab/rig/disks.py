@@ -4,8 +4,10 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
+import tempfile
 
 from .machine import RUN, SLOTS, GpuServer, sh, until
 
@@ -19,13 +21,13 @@ class SlotDisk:
     whoever writes to them: what such a copy holds is what a disk holds after a power cut at that moment.
     """
 
-    def __init__(self, gpu: GpuServer, megabytes: int) -> None:
+    def __init__(self, gpu: GpuServer, megabytes: int, base: pathlib.Path = RUN) -> None:
         self.gpu = gpu
         self.place = gpu.root / SLOTS.lstrip("/")
-        self.base = RUN / "disk"
+        self.base = pathlib.Path(tempfile.mkdtemp(prefix="disk", dir=base))
         self.carrier = self.base / "carrier"
         self.image = self.carrier / "disk.img"
-        self.carrier.mkdir(parents=True, exist_ok=True)
+        self.carrier.mkdir()
         file = self.base / "carrier.img"
         _allot(file, max(4 * megabytes, 400))
         sh("mkfs.xfs", "-q", "-m", "reflink=1", file)
@@ -66,6 +68,7 @@ class SlotDisk:
         """The server is off."""
         sh("umount", self.place)
         sh("umount", self.carrier)
+        shutil.rmtree(self.base)
 
 
 def _allot(file: pathlib.Path, megabytes: int) -> None:
