@@ -1,7 +1,7 @@
 //! Which slots: by name, by generation, and while the backend goes on running.
 
 use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, generation, message, named, named_in, store_with};
-use wechsler::driver::world::SlotChoice;
+use wechsler::{driver::world::SlotChoice, machine::Invocation};
 
 impl Rig {
     /// Two slots that hold so many tokens.
@@ -131,6 +131,13 @@ async fn a_name_comes_back_only_where_it_surely_fits_in_beside_what_others_hold(
     for (held, code) in [(3000, "restored"), (4000, "!restore_no_room")] {
         rig.world.restart();
         rig.world.use_slot(0, held);
+        rig.save_by(&named("localbot")).await;
+        assert_eq!(codes(&rig.restore_by(&named("holidays")).await), [code]);
+        // One that was restored holds as much, and shows nothing of it until it is used.
+        let run = Invocation(u128::from(held));
+        rig.store.meets(Some(run));
+        rig.world.restart();
+        assert_eq!(codes(&rig.restore_by(&named("localbot")).await), ["restored"]);
         assert_eq!(codes(&rig.restore_by(&named("holidays")).await), [code]);
     }
 }
