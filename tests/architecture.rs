@@ -49,6 +49,7 @@ const ROOMS: &[Room] = &[
         crates: &[
             "async_ssh2_tokio",
             "futures_util",
+            "nix",
             "reqwest",
             "russh",
             "serde",

@@ -25,7 +25,7 @@ use wechsler::{
         status::Status,
     },
     machine::{
-        Answer, BackendId, Command, Held, HoldSpec, OpId, Options, Outcome, PowerChoice, Verb,
+        Answer, BackendId, Command, Held, HoldSpec, OpId, Options, Outcome, PowerChoice, Selection, Verb,
         reading::{Ask, Reading},
     },
 };
@@ -258,8 +258,8 @@ async fn every_command_is_answered_whatever_state_it_meets() {
             Command::Resolve(VLLM, options),
             Command::Cancel,
             hold(Held::Gpu, Some(Duration::from_secs(5))),
-            Command::SaveSlots(options),
-            Command::RestoreSlots(options),
+            Command::SaveSlots(Selection::All, options),
+            Command::RestoreSlots(Selection::All, options),
         ];
         for round in 0..4 {
             for command in &commands {

@@ -18,7 +18,7 @@ use tokio::{
 use wechsler::{
     driver::{self, Handle, OperationRecord, PostMortem, Request, status::Status},
     machine::{
-        Answer, BackendId, Command, Instant, Options, Outcome, PowerChoice, Verb,
+        Answer, BackendId, Command, Instant, Options, Outcome, PowerChoice, Selection, Verb,
         reading::{Ask, Reading},
     },
     virtual_server::{Dice, FaultPlan, FaultyWorld},
@@ -193,7 +193,7 @@ fn command(dice: &mut Dice) -> Command {
         2..=4 => Command::Switch(backend, options),
         5 => Command::Stop(options),
         6 => Command::Restart(None, options),
-        7 => Command::SaveSlots(options),
+        7 => Command::SaveSlots(Selection::All, options),
         8 => Command::Shutdown(PowerChoice::PowerOff, options),
         _ => Command::Cancel,
     }

@@ -106,6 +106,8 @@ fn config(ssh: SshTarget, wake: Wake, state_dir: PathBuf) -> Config {
         restore: RestorePolicy::Never,
         save_timeout: LONG,
         restore_timeout: LONG,
+        checkpoint_tokens: None,
+        checkpoint_quiet: None,
     };
     Config {
         daemon: Daemon { socket: state_dir.join("socket"), group: None, state_dir },
@@ -326,7 +328,7 @@ async fn leftovers_are_looked_for_until_that_has_succeeded_once() {
     let mut config = config(ssh, nowhere(), folder.path().into());
     let slots = folder.path().join("slots-of-the-server");
     config.backends[0].slots =
-        Some(Slots { dir: slots.clone(), name: "localbot".into(), keep: 1, save_timeout: LONG, restore_timeout: LONG });
+        Some(Slots { keep: 1, save_timeout: LONG, restore_timeout: LONG, ..Slots::new(slots.clone(), "localbot") });
     let host = Host::new(&config).expect("a host");
     let sweeps = || sshd.shared.commands.lock().expect("no panic").iter().filter(|c| c.contains(".part")).count();
     let saved = Ask { saved: true, ..Ask::default() };

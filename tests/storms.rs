@@ -18,7 +18,7 @@ use sim::{Deed, Power, Sim};
 use spec::{explore::Edge, laws::LAWS};
 use wechsler::machine::{
     Answer, BackendId, Command, Effect, Event, Instant, Kind, Machine, OpId, Options, Outcome, Pace, Policy,
-    PowerChoice, RequestId, Verb, VerbId, Warning,
+    PowerChoice, RequestId, Selection, Verb, VerbId, Warning,
     evidence::judge,
     reading::{Ask, GpuProcess, Reading},
 };
@@ -81,8 +81,8 @@ fn command() -> impl Strategy<Value = Command> {
         1 => options().prop_map(|o| Command::Shutdown(PowerChoice::KeepOn, o)),
         1 => (backend(), options()).prop_map(|(b, o)| Command::Resolve(b, o)),
         1 => Just(Command::Cancel),
-        1 => options().prop_map(Command::SaveSlots),
-        1 => options().prop_map(Command::RestoreSlots),
+        1 => options().prop_map(|options| Command::SaveSlots(Selection::All, options)),
+        1 => options().prop_map(|options| Command::RestoreSlots(Selection::All, options)),
     ]
 }
 

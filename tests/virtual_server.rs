@@ -14,7 +14,7 @@ use std::{
 use tokio::time::{Instant as Clock, sleep};
 use wechsler::{
     config::{self, Config},
-    driver::World,
+    driver::{World, world::SlotTask},
     host::{
         Host,
         remote::{self, RemoteVerb, UnitName},
@@ -525,6 +525,47 @@ async fn slots_are_saved_into_the_folder_and_restored_from_it() {
     })
     .await;
     lab.server.hide_slots(false);
+    assert_eq!(lab.server.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_bit_flipped_on_the_disk_is_found_before_llama_cpp_sees_it() {
+    let lab = on().await;
+    lab.up(LLAMA).await;
+    let address = lab.server.unit_address(LLAMA_UNIT).expect("its address");
+    let body = serde_json::json!({"prompt": "The cellar key hangs behind the third book.", "n_predict": 4});
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    client.post(format!("http://{address}/completion")).json(&body).send().await.expect("an answer");
+    lab.done(Verb::SaveSlots(LLAMA)).await;
+    let verified = || async {
+        let told = lab.host.tend_slots(LLAMA, SlotTask::Verify { name: None, generation: None }).await;
+        told.expect("an answer").into_iter().map(|told| told.code).collect::<Vec<_>>()
+    };
+    assert_eq!(verified().await, ["digest_unknown"]);
+    // The digest is taken beside a look at what is saved.
+    let begun = Clock::now();
+    while verified().await != ["whole"] {
+        assert!(begun.elapsed() < LONG, "no digest was taken");
+        lab.look(Ask { saved: true, ..UNITS }).await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    lab.done(Verb::StopUnit(LLAMA)).await;
+    let truth = lab.server.truth();
+    let (name, bytes) = truth.slot_files.first().expect("one file");
+    let file = lab.folder.join("server/slots").join(name);
+    let mut content = fs::read(&file).expect("its content");
+    *content.last_mut().expect("a byte") ^= 1;
+    fs::write(&file, &content).expect("damage");
+    assert_eq!(*bytes, content.len() as u64, "its size tells nothing");
+    lab.up(LLAMA).await;
+    let outcome = lab.order(Verb::RestoreSlots(LLAMA)).await;
+    assert!(matches!(&outcome, Outcome::Failed(why) if why.code == "restore_damaged"), "{outcome:?}");
+    assert_eq!(verified().await, ["damaged"]);
+    let slots: Vec<String> = lab.deeds().into_iter().filter(|deed| deed == "Saved" || deed == "Restored").collect();
+    assert_eq!(slots, ["Saved"]);
+    let forget = SlotTask::Forget { name: "localbot".into(), generation: None };
+    assert_eq!(lab.host.tend_slots(LLAMA, forget).await.expect("an answer").len(), 1);
+    assert!(lab.server.truth().slot_files.is_empty());
     assert_eq!(lab.server.violations(), Vec::<String>::new());
 }
 

@@ -281,6 +281,51 @@ pub struct Slots {
     pub save_timeout: Duration,
     /// One restore.
     pub restore_timeout: Duration,
+    /// The same folder on this machine, where it is mounted; `None`: it is looked at over SSH.
+    pub mounted: Option<PathBuf>,
+    /// Files are held against a digest taken after they were saved, before they are restored.
+    pub digest: bool,
+    /// Saved generations older than this are removed; `None`: age does not matter.
+    pub keep_for: Option<Duration>,
+    /// All saved generations of the backend together, MiB; older ones go first. `None`: without limit.
+    pub most_mib: Option<u64>,
+    /// How it is found out whether a restore had effect.
+    pub prove: Prove,
+    /// How long the proof may take.
+    pub prove_timeout: Duration,
+    /// Larger slots are not saved while the backend goes on running, MiB; `None`: without limit.
+    pub checkpoint_most_mib: Option<u64>,
+}
+
+/// How it is found out whether a restore had effect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prove {
+    /// By the next real request.
+    #[default]
+    Later,
+    /// Before the backend counts as ready: the saved tokens are sent back, with nothing to predict.
+    AtOnce,
+}
+
+impl Slots {
+    /// The slots in `dir` under `name`, everything else as it is by default.
+    #[must_use]
+    pub fn new(dir: PathBuf, name: &str) -> Self {
+        Self {
+            dir,
+            name: name.to_owned(),
+            keep: 3,
+            save_timeout: Duration::from_mins(1),
+            restore_timeout: Duration::from_mins(1),
+            mounted: None,
+            digest: true,
+            keep_for: None,
+            most_mib: None,
+            prove: Prove::Later,
+            prove_timeout: Duration::from_secs(10),
+            checkpoint_most_mib: None,
+        }
+    }
 }
 
 /// `[probe]`.

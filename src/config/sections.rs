@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use super::{
-    Backend, Config, Daemon, GpuTool, Probe, Server, Slots, SshTarget, Wake,
+    Backend, Config, Daemon, GpuTool, Probe, Prove, Server, Slots, SshTarget, Wake,
     section::Section,
     value::{
         absolute, any, at_least_one, boolean, duration, duration_or_never, host, host_key, integer, interface, list_of,
@@ -270,7 +270,9 @@ fn backend(s: &Section<'_>, name: &str, server: &SshTarget) -> (Backend, Backend
     let restores: &'static [_] =
         &[("auto", RestorePolicy::Auto), ("offer", RestorePolicy::Offer), ("never", RestorePolicy::Never)];
     let url_ = s.required("url", "\"http://192.168.1.20:8080\"", text_as(url));
-    let slots = s.section("slots", |s| s.is_given().then(|| slots(s)));
+    let slots = s.section("slots", |s| s.is_given().then(|| (slots(s), checkpoints(s))));
+    let (slots, checkpoints) = slots.unzip();
+    let (checkpoint_tokens, checkpoint_quiet) = checkpoints.unwrap_or_default();
     let ssh = s.section("ssh", |s| s.is_given().then(|| own_ssh(s, server)));
     let restore = s.get("restore", "auto", one_of(restores));
     let health_path = s.get("health_path", "/health", text_as(url_path));
@@ -295,6 +297,8 @@ fn backend(s: &Section<'_>, name: &str, server: &SshTarget) -> (Backend, Backend
         restore: if slots.is_some() { restore } else { RestorePolicy::Never },
         save_timeout: slots.as_ref().map_or(MINUTE, |slots| slots.save_timeout),
         restore_timeout: slots.as_ref().map_or(MINUTE, |slots| slots.restore_timeout),
+        checkpoint_tokens,
+        checkpoint_quiet,
     };
     let backend = Backend {
         name: name.to_owned(),
@@ -323,13 +327,29 @@ fn public_url(text: &str) -> Result<String, String> {
 }
 
 fn slots(s: &Section<'_>) -> Slots {
+    let proofs = &[("later", Prove::Later), ("at-once", Prove::AtOnce)];
     Slots {
         dir: s.required("dir", "\"/mnt/models/cache/slots\"", text_as(absolute)),
         name: s.required("name", "\"localbot\"", text_as(word)),
         keep: s.get("keep", "3", integer(1..=100)),
         save_timeout: s.get("save_timeout", "60s", duration(SECOND)),
         restore_timeout: s.get("restore_timeout", "60s", duration(SECOND)),
+        mounted: s.optional("mounted", text_as(absolute)),
+        digest: s.get("digest", "true", boolean),
+        keep_for: s.get("keep_for", "never", duration_or_never(MINUTE)),
+        most_mib: s.optional("most_mib", integer(1..=1 << 30)),
+        prove: s.get("prove", "later", one_of(proofs)),
+        prove_timeout: s.get("prove_timeout", "10s", duration(SECOND)),
+        checkpoint_most_mib: s.optional("checkpoint_most_mib", integer(1..=1 << 30)),
     }
+}
+
+/// When slots are saved while the backend goes on running: tokens, and quiet.
+fn checkpoints(s: &Section<'_>) -> (Option<u64>, Option<Duration>) {
+    (
+        s.optional("checkpoint_tokens", integer(1..=1 << 32)),
+        s.get("checkpoint_quiet", "never", duration_or_never(SECOND)),
+    )
 }
 
 /// A backend's own SSH: what it does not say is as for the server, but for its identity.

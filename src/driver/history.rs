@@ -127,8 +127,8 @@ impl History {
                 let took = down(None);
                 (took > 0.0 || !any).then_some(took)
             }
-            Goal::Save(id) => known(&self.save, index(id)),
-            Goal::Restore(id) => known(&self.restore, index(id)),
+            Goal::Save(id, _) => known(&self.save, index(id)),
+            Goal::Restore(id, _) => known(&self.restore, index(id)),
         }
     }
 }

@@ -17,8 +17,10 @@ mod keep;
 mod oddities;
 mod operations;
 mod probe;
+mod proof;
 mod publish;
 mod setup;
+pub mod slots;
 pub mod status;
 mod task;
 pub mod world;
@@ -46,6 +48,8 @@ pub(crate) fn tests_policy() -> crate::machine::Policy {
         restore: RestorePolicy::Auto,
         save_timeout: Duration::from_mins(1),
         restore_timeout: Duration::from_mins(1),
+        checkpoint_tokens: None,
+        checkpoint_quiet: None,
     };
     Policy {
         backends: vec![backend("llama-cpp", BackendKind::LlamaCpp, true), backend("vllm", BackendKind::Vllm, false)],

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use tokio::sync::watch;
 
 use super::{
+    PostMortem,
     clock::Clock,
     handle::{OPERATIONS_KEPT, OperationRecord},
     status::ErrorStatus,
@@ -117,7 +118,7 @@ fn message(failure: Failure, warnings: &[Warning]) -> String {
 #[must_use]
 pub(super) const fn backend_of(goal: Goal) -> Option<BackendId> {
     match goal {
-        Goal::Run(id) | Goal::Restart(id) | Goal::Save(id) | Goal::Restore(id) => Some(id),
+        Goal::Run(id) | Goal::Restart(id) | Goal::Save(id, _) | Goal::Restore(id, _) => Some(id),
         Goal::Stop | Goal::Awake | Goal::Off => None,
     }
 }
@@ -147,6 +148,7 @@ pub(super) const fn cause_name(cause: Cause) -> &'static str {
         Cause::IdleStop => "idle_stop",
         Cause::IdlePowerOff => "idle_power_off",
         Cause::AutoRestore => "auto_restore",
+        Cause::Checkpoint => "checkpoint",
     }
 }
 
@@ -158,6 +160,17 @@ pub(super) const fn end_name(end: &End) -> &'static str {
         End::Failed { .. } => "failed",
         End::Cancelled => "cancelled",
         End::Replaced { .. } => "replaced",
+    }
+}
+
+/// A backend that never answered although it listens on its own server has not been slow: its URL is wrong, or a firewall
+/// is in the way.
+pub(super) fn named_better(end: End, told: &PostMortem) -> End {
+    match end {
+        End::Failed { failure: Failure::HealthTimeout, warnings } if told.port_listens => {
+            End::Failed { failure: Failure::HttpUnreachable, warnings }
+        }
+        other => other,
     }
 }
 

@@ -129,6 +129,9 @@ fn saved(name: &str, put_aside: Option<&str>) -> SavedSlot {
         model: "Nemotron".into(),
         n_ctx: 196_608,
         put_aside: put_aside.map(Into::into),
+        generation: 7,
+        last_restore: None,
+        useless: None,
     }
 }
 

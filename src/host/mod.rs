@@ -7,10 +7,12 @@ mod doubt;
 pub mod ethtool;
 pub mod gpu;
 pub mod http;
+pub mod mounted_folder;
 pub mod people;
 pub mod remote;
 pub mod slot_files;
 pub mod slot_folder;
+mod slot_place;
 pub mod slots;
 pub mod ssh;
 pub mod systemd;
@@ -30,7 +32,7 @@ use tokio::time::{Instant as Clock, timeout, timeout_at};
 
 use crate::{
     config::{self, Config},
-    driver::world::{PostMortem, World},
+    driver::world::{PostMortem, SlotChoice, SlotTask, SlotTold, World},
     machine::{
         BackendId, BackendPolicy, BootId, Instant, Invocation, Outcome, RestorePolicy, Verb, Warning,
         reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Unit, UnitState, WakeArmed},
@@ -38,8 +40,10 @@ use crate::{
 };
 use doubt::{Doubts, InDoubt, UnderWay, address};
 use http::{HttpSetupError, Probe};
+use mounted_folder::MountedFolder;
 use remote::{Interface, RemotePath, RemoteVerb, UnitName};
 use slot_folder::SlotFolder;
+use slot_place::SlotPlace;
 use slots::SlotStore;
 use ssh::{Ssh, SshSetupError, Trouble};
 use systemd::{Ended, UnitsAnswer};
@@ -91,7 +95,7 @@ struct Backend {
 #[derive(Debug)]
 struct Slots {
     store: Arc<SlotStore>,
-    folder: SlotFolder,
+    folder: SlotPlace,
     /// Saved slots are restored by the daemon itself.
     restores: bool,
     swept: Mutex<Swept>,
@@ -158,10 +162,15 @@ impl Host {
             let slots = backend.slots.as_ref().map(|slots| {
                 let dir = slots.dir.to_string_lossy();
                 let folder = RemotePath::new(&dir).ok_or_else(|| HostError::word(dir, "the path of a slot folder"))?;
+                let folder = SlotFolder::new(Arc::clone(&ssh), folder);
+                let folder = match &slots.mounted {
+                    Some(here) => SlotPlace::Mounted(MountedFolder::new(here.clone(), folder, ssh.command_timeout())),
+                    None => SlotPlace::Server(folder),
+                };
                 let (state, server) = (&config.daemon.state_dir, &config.server.name);
                 Ok::<_, HostError>(Arc::new(Slots {
                     store: Arc::new(SlotStore::new(state, server, &backend.name, slots.clone())),
-                    folder: SlotFolder::new(Arc::clone(&ssh), folder),
+                    folder,
                     restores: policy.restore != RestorePolicy::Never,
                     swept: Mutex::default(),
                     tidying: AtomicBool::new(false),
@@ -433,8 +442,8 @@ impl Backend {
 }
 
 impl Slots {
-    /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, and
-    /// removes generations beyond those to keep.
+    /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, removes
+    /// generations beyond those to keep, and takes a digest that is missing.
     async fn tidy(&self, ssh: &Ssh, backend: &str) {
         let session = ssh.sessions();
         let mut swept = *locked(&self.swept);
@@ -453,6 +462,7 @@ impl Slots {
             *locked(&self.swept) = Swept { session, done, tries };
         }
         self.store.prune(&self.folder).await;
+        self.store.take_digest(&self.folder).await;
     }
 
     /// Has the files of a restore looked at while the backend loads. It ends by itself, and nothing waits for it.
@@ -494,6 +504,10 @@ impl World for Host {
     }
 
     async fn carry_out(&self, verb: Verb, within: Duration) -> Outcome {
+        self.carry_out_chosen(verb, SlotChoice::All, within).await
+    }
+
+    async fn carry_out_chosen(&self, verb: Verb, choice: SlotChoice, within: Duration) -> Outcome {
         let _under_way = UnderWay::new(&self.orders);
         let no_such = || Outcome::Failed(Warning::new("verb_failed", "there is no such backend"));
         let (Verb::StartUnit(id)
@@ -522,10 +536,10 @@ impl World for Host {
                     return Outcome::Failed(Warning::new("no_slots", "no slot folder is configured"));
                 };
                 let outcome = if let Verb::SaveSlots(_) = verb {
-                    slots.store.save(&backend.probe, &slots.folder, within).await
+                    slots.store.save(&backend.probe, &slots.folder, &choice, within).await
                 } else {
                     slots.store.meets(backend.run());
-                    slots.store.restore(&backend.probe, &slots.folder, within).await
+                    slots.store.restore(&backend.probe, &slots.folder, &choice, within).await
                 };
                 return slots::without_news(outcome);
             }
@@ -551,6 +565,13 @@ impl World for Host {
                 }
             }
             other => other,
+        }
+    }
+
+    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+        match self.backend(backend).and_then(|backend| backend.slots.as_ref()) {
+            Some(slots) => slots.store.tend(&slots.folder, task).await,
+            None => Err(Warning::new("no_slots", "no slot folder is configured")),
         }
     }
 

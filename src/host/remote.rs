@@ -37,7 +37,7 @@ impl CommandLine {
         self.fed.as_deref()
     }
 
-    /// Changes something: it goes a way of its own, which is not found dead.
+    /// It goes a way of its own, as what changes something must: that way is not found dead.
     fn unfed(self) -> Self {
         Self { fed: None, ..self }
     }
@@ -338,9 +338,12 @@ pub enum FileQuestion<'a> {
         /// Files of the folder.
         files: &'a [FileName],
     },
-    /// Size, age and first bytes of the first file; if it has so many bytes and begins as a slot file, it gets the second name.
+    /// Size, age and first bytes of the first file; if it has so many bytes and begins as a slot file, it is flushed to the disk
+    /// and gets the second name.
     Keep(&'a FileName, &'a FileName, u64),
-    /// The plain files whose names end so.
+    /// SHA-256 of a file, read within so long.
+    Digest(&'a FileName, Duration),
+    /// The mode of the folder, and the plain files whose names end so.
     List(&'a str),
     /// Remove.
     Remove(&'a [FileName]),
@@ -364,7 +367,9 @@ for f do
   stat -L -c "%s %Y" -- "$dir/$f" 2>&1 && od -An -v -tx1 -N 24 -- "$dir/$f" 2>&1
 done
 echo @@end"#;
-    // "qsgg" in hexadecimal digits. The name is new; -f only keeps mv from asking.
+    // "qsgg" in hexadecimal digits. The name is new; -f only keeps mv from asking. Neither llama.cpp nor mv flushes anything:
+    // without sync a power cut within the next half minute leaves a missing, empty or short file of the final name. Not every
+    // file system flushes folders; there the new name may be lost, and the file with it, but no older one.
     const KEEP: &str = r#"export LC_ALL=C
 cd -- "$1" || exit
 echo @@file
@@ -372,11 +377,20 @@ found=$(stat -L -c "%s %Y" -- "$2" 2>&1) && head=$(od -An -v -tx1 -N 24 -- "$2" 
 echo "$found"
 echo "$head"
 case "${found%% *} $head" in
-  "$4  71 73 67 67"*) mv -f -- "$2" "$3" || exit ;;
+  "$4  71 73 67 67"*)
+    sync -d -- "$2" && mv -f -- "$2" "$3" || exit
+    sync -- . 2>/dev/null ;;
 esac
+echo @@end"#;
+    const DIGEST: &str = r#"export LC_ALL=C
+cd -- "$1" || exit
+echo @@digest
+timeout -k 1 "$3" sha256sum -- "$2" 2>&1
+echo "@@status $?"
 echo @@end"#;
     const LIST: &str = r#"export LC_ALL=C
 cd -- "$1" || exit
+echo "@@mode $(stat -L -c %a .)"
 for f in *"$2"; do [ -f "$f" ] && echo "$f"; done | head -n 512
 echo @@end"#;
     const REMOVE: &str = r#"export LC_ALL=C
@@ -391,6 +405,11 @@ rm -f -- "$@""#;
         }
         Q::Keep(from, to, bytes) => {
             CommandLine::script(KEEP, [folder, from.as_str(), to.as_str(), &bytes.to_string()]).unfed()
+        }
+        // It takes its time: no shell that is kept ready for quick questions is spent on it.
+        Q::Digest(name, within) => {
+            let seconds = within.as_secs().max(1).to_string();
+            CommandLine::script(DIGEST, [folder, name.as_str(), &seconds]).unfed()
         }
         Q::List(suffix) => CommandLine::script(LIST, [folder, suffix]),
         Q::Remove(names) => {
@@ -500,6 +519,7 @@ mod tests {
             wake_on(None),
             files(&path, FileQuestion::Survey { free: true, model: Some(&path), files: &[] }),
             files(&path, FileQuestion::Keep(&name, &name, 36)),
+            files(&path, FileQuestion::Digest(&name, Duration::from_secs(60))),
             files(&path, FileQuestion::List(".part")),
             files(&path, FileQuestion::Remove(&[])),
         ];

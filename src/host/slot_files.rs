@@ -1,9 +1,9 @@
-//! The slot folder on the server, as the slot store needs it: a seam, so that the store is tested without SSH.
+//! The slot folder, as the slot store needs it: a seam, so that the store is tested without SSH.
 //!
-//! llama-server writes and reads these files itself; the daemon only looks at them and clears away. All of it happens by
-//! short commands over the kept SSH session, each with its deadline and bounded output.
+//! llama-server writes and reads these files itself; the daemon only looks at them and clears away: by short commands over
+//! the kept SSH session, or where the share they lie on is mounted on this machine. Everything has its deadline and its bound.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, time::Duration};
 
 /// The name of a file in the slot folder: letters, digits and `._-`, not beginning with a dot or a dash, at most
 /// [`FileName::MOST`] bytes. So it can be neither a path, nor an option, nor anything a shell would notice.
@@ -78,35 +78,53 @@ pub struct Surveyed {
 /// Why the folder could not be looked at or changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SlotFilesError {
-    /// No answer: SSH is down or the deadline passed. For [`SlotFiles::keep`] and [`SlotFiles::remove`]: it may have happened.
-    #[error("no answer from the server: {0}")]
+    /// No answer: SSH is down, the share hangs, or the deadline passed. For [`SlotFiles::keep`] and [`SlotFiles::remove`]: it may have happened.
+    #[error("no answer: {0}")]
     Unreachable(String),
-    /// The server's answer is no: permission, missing folder, full disk. Its own words.
-    #[error("the server says: {0}")]
+    /// The answer is no: permission, missing folder, full disk. In the server's own words.
+    #[error("refused: {0}")]
     Refused(String),
     /// An answer that cannot be read.
     #[error("cannot read the server's answer: {0}")]
     Garbled(String),
 }
 
+/// What [`SlotFiles::list`] tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// The names of the files, in no order.
+    pub names: Vec<FileName>,
+    /// Others than the folder's owner and group may look into it, or more.
+    pub open: bool,
+}
+
 /// What the slot store may do in the slot folder of one backend. Every call is one exchange and ends by itself within the
-/// command timeout.
+/// command timeout, or within the time it is given.
 pub trait SlotFiles: Send + Sync {
     /// Looks at everything that a save or restore must know beforehand.
     fn survey(&self, what: Survey<'_>) -> impl Future<Output = Result<Surveyed, SlotFilesError>> + Send;
 
-    /// Looks at a file that was just written, and gives it its final name if it has `bytes` bytes and begins as a slot file
-    /// does. Tells what was found either way; `None` if there is no such file. `name` must never have been used before.
+    /// Looks at a file that was just written; if it has `bytes` bytes and begins as a slot file does, it is flushed to the disk
+    /// and gets its final name, so that it outlasts a power cut from then on. Flushing some GB takes seconds, at most `within`.
+    /// Tells what was found either way; `None` if there is no such file. `name` must never have been used before.
     fn keep(
         &self,
         unfinished: &FileName,
         name: &FileName,
         bytes: u64,
+        within: Duration,
     ) -> impl Future<Output = Result<Option<Found>, SlotFilesError>> + Send;
 
-    /// The names of the files that end in `suffix`, at most [`MOST_LISTED`], in no order. Files whose name breaks the rule
-    /// of [`FileName`] are none of ours and are not listed.
-    fn list(&self, suffix: &str) -> impl Future<Output = Result<Vec<FileName>, SlotFilesError>> + Send;
+    /// The SHA-256 of a file in lower-case hexadecimal digits, which takes reading it whole; `None` if there is no such file.
+    fn digest(
+        &self,
+        name: &FileName,
+        within: Duration,
+    ) -> impl Future<Output = Result<Option<String>, SlotFilesError>> + Send;
+
+    /// The names of the files that end in `suffix`, at most [`MOST_LISTED`]. Files whose name breaks the rule of [`FileName`]
+    /// are none of ours and are not listed.
+    fn list(&self, suffix: &str) -> impl Future<Output = Result<Listed, SlotFilesError>> + Send;
 
     /// Removes files; one that is not there is removed already.
     fn remove(&self, names: &[FileName]) -> impl Future<Output = Result<(), SlotFilesError>> + Send;

@@ -1,14 +1,18 @@
 //! The slot folder of one backend, over SSH.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     remote::{self, FileQuestion, RemotePath, plain_text},
     slot_files::{
-        FileName, FileStat, Found, HEAD_BYTES, MOST_LISTED, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey, Surveyed,
+        FileName, FileStat, Found, HEAD_BYTES, Listed, MOST_LISTED, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey,
+        Surveyed,
     },
     ssh::{Reply, Ssh},
 };
+
+/// A digest that takes too long is given up on the server; word of that comes within so much more.
+const DIGEST_SLACK: Duration = Duration::from_secs(5);
 
 /// [`SlotFiles`] on the server.
 #[derive(Clone, Debug)]
@@ -26,8 +30,11 @@ impl SlotFolder {
 
     /// Asks; an exit status other than 0 is the server's no.
     async fn ask(&self, question: FileQuestion<'_>) -> Result<String, SlotFilesError> {
+        self.ask_within(question, self.ssh.command_timeout()).await
+    }
+
+    async fn ask_within(&self, question: FileQuestion<'_>, within: Duration) -> Result<String, SlotFilesError> {
         let line = remote::files(&self.folder, question);
-        let within = self.ssh.command_timeout();
         let changes = matches!(question, FileQuestion::Remove(_) | FileQuestion::Keep(..));
         let answer = if changes { self.ssh.run(&line, within).await } else { self.ssh.ask(&line, within).await };
         let Reply { status, stdout, stderr, .. } =
@@ -101,15 +108,42 @@ pub fn parse_kept(answer: &str) -> Result<Option<Found>, SlotFilesError> {
     }
 }
 
+/// The line of `sha256sum`: the digits, two spaces, the name; `None` if the file is not there.
+///
+/// # Errors
+/// Of an answer that is not whole, or a refusal.
+pub fn parse_digest(answer: &str, name: &FileName) -> Result<Option<String>, SlotFilesError> {
+    /// Exit status of `timeout` when the time was up.
+    const TIME_IS_UP: &str = "status 124";
+    let parts = whole(answer)?;
+    let Some((_, text)) = parts.iter().find(|(mark, _)| *mark == "digest") else {
+        return Err(garbled(answer));
+    };
+    if parts.iter().any(|(mark, _)| *mark == TIME_IS_UP) {
+        return Err(SlotFilesError::Refused(format!("{name} was not read in time")));
+    }
+    let digest = text.split_whitespace().next().unwrap_or_default();
+    if digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        Ok(Some(digest.to_owned()))
+    } else if text.contains("No such file") {
+        Ok(None)
+    } else {
+        Err(SlotFilesError::Refused(plain_text(text, 200)))
+    }
+}
+
 /// Names of files in the folder, those that cannot be ours left out.
 ///
 /// # Errors
 /// Of a list that is cut off.
-pub fn parse_list(answer: &str) -> Result<Vec<FileName>, SlotFilesError> {
+pub fn parse_list(answer: &str) -> Result<Listed, SlotFilesError> {
     let Some((lines, _)) = answer.rsplit_once("@@end") else {
         return Err(garbled("the list is cut off"));
     };
-    Ok(lines.lines().filter_map(FileName::new).take(MOST_LISTED).collect())
+    let mode = lines.lines().find_map(|line| line.strip_prefix("@@mode "));
+    // The last digit is for those who are neither owner nor of the group. A mode that cannot be read says nothing.
+    let open = mode.and_then(|mode| mode.trim().chars().last()).is_some_and(|digit| matches!(digit, '1'..='7'));
+    Ok(Listed { names: lines.lines().filter_map(FileName::new).take(MOST_LISTED).collect(), open })
 }
 
 /// `df -Pk`: the fourth column of the second line, KiB.
@@ -126,11 +160,21 @@ impl SlotFiles for SlotFolder {
         parse_survey(&answer, files.len())
     }
 
-    async fn keep(&self, unfinished: &FileName, name: &FileName, bytes: u64) -> Result<Option<Found>, SlotFilesError> {
-        parse_kept(&self.ask(FileQuestion::Keep(unfinished, name, bytes)).await?)
+    async fn keep(
+        &self,
+        unfinished: &FileName,
+        name: &FileName,
+        bytes: u64,
+        within: Duration,
+    ) -> Result<Option<Found>, SlotFilesError> {
+        parse_kept(&self.ask_within(FileQuestion::Keep(unfinished, name, bytes), within).await?)
     }
 
-    async fn list(&self, suffix: &str) -> Result<Vec<FileName>, SlotFilesError> {
+    async fn digest(&self, name: &FileName, within: Duration) -> Result<Option<String>, SlotFilesError> {
+        parse_digest(&self.ask_within(FileQuestion::Digest(name, within), within + DIGEST_SLACK).await?, name)
+    }
+
+    async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {
         parse_list(&self.ask(FileQuestion::List(suffix)).await?)
     }
 
@@ -173,8 +217,34 @@ mod tests {
 
     #[test]
     fn only_names_that_could_be_ours_are_listed() {
-        let listed = parse_list("localbot-1.part\n.hidden.part\nwith space.part\n@@end\n").expect("a whole list");
-        assert_eq!(listed.iter().map(FileName::as_str).collect::<Vec<_>>(), ["localbot-1.part"]);
-        assert!(parse_list("localbot.part\n").is_err());
+        let listed = parse_list("@@mode 2770\nlocalbot-1.part\n.hidden.part\nwith space.part\n@@end\n");
+        let listed = listed.expect("a whole list");
+        assert_eq!(listed.names.iter().map(FileName::as_str).collect::<Vec<_>>(), ["localbot-1.part"]);
+        assert!(parse_list("@@mode 2770\nlocalbot.part\n").is_err());
+    }
+
+    #[test]
+    fn a_folder_that_others_may_look_into_is_open() {
+        for (mode, open) in [("755", true), ("2771", true), ("2770", false), ("700", false), ("", false)] {
+            let listed = parse_list(&format!("@@mode {mode}\n@@end\n")).expect("a whole list");
+            assert_eq!(listed.open, open, "{mode}");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_read_and_what_is_none_is_told() {
+        let name = FileName::new("a.slot").expect("a name");
+        let told = |text: &str| parse_digest(&format!("@@digest\n{text}\n@@end\n"), &name);
+        let digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(told(&format!("{digest}  a.slot\n@@status 0")), Ok(Some(digest.into())));
+        assert_eq!(told("sha256sum: a.slot: No such file or directory\n@@status 1"), Ok(None));
+        for (text, why) in [
+            ("sha256sum: a.slot: Permission denied\n@@status 1", "Permission denied"),
+            ("timeout: failed to run command 'sha256sum': No such program\n@@status 127", "failed to run"),
+            ("@@status 124", "a.slot was not read in time"),
+        ] {
+            assert!(matches!(told(text), Err(SlotFilesError::Refused(told)) if told.contains(why)), "{text}");
+        }
+        assert!(matches!(parse_digest(&format!("@@digest\n{digest}"), &name), Err(SlotFilesError::Garbled(_))));
     }
 }

@@ -5,6 +5,8 @@
 //!   which is written last: a save truncates its target first, so a full disk would destroy the older file.
 //! * A sweep takes only what never got its final name, and only of this very state directory: whatever is lost here, nothing
 //!   that was whole once is removed by it.
+//! * Each slot has its own name (`localbot`, `localbot-1`), which it is saved under by itself and comes back from by itself.
+//!   What people save under a name of their choice comes back only when they name it.
 //! * An empty slot is not saved, and a save that turns out empty does not count: the server answers it with 200.
 //! * A busy slot is not saved: the call would wait for it without limit.
 //! * Only slots that the server has just shown are named to it: other ids act on some other slot.
@@ -17,17 +19,21 @@
 //! What a restore cannot promise is reuse: models with a sliding window or recurrent state take the file and may still compute
 //! the prompt anew. Only the answer to a real request tells (`cache_n`).
 
+mod digest;
 mod head;
 mod name;
 mod note;
 mod reason;
 mod restore;
+mod retention;
 mod save;
+mod tend;
 #[cfg(test)]
 mod tests;
+mod worth;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -40,6 +46,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     config,
+    driver::world::{NamedSlot, SlotChoice},
     host::{
         http::{Probe, Props, SlotError},
         slot_files::{FileName, FileStat, Found, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey, Surveyed},
@@ -49,12 +56,13 @@ use crate::{
         reading::{SavedSlot, SlotReading},
     },
 };
+use digest::Digested;
 pub use head::check as check_head;
 use note::{Fit, Model, Note, Notes, Shelf};
 pub use reason::Reason;
 use reason::Said;
 use restore::Checked;
-use save::superseded;
+use worth::Unproven;
 
 /// An unfinished file of ours is swept after so long; until then it may be a save under way.
 pub const LEFTOVER_AFTER: Duration = Duration::from_mins(10);
@@ -71,6 +79,8 @@ pub struct SlotStore {
     serial: AtomicU16,
     /// One save or restore at a time.
     turn: tokio::sync::Mutex<()>,
+    /// Whole files that were read while the backend loaded; held while they are read.
+    digests: tokio::sync::Mutex<BTreeMap<FileName, Digested>>,
     seen: Mutex<Seen>,
 }
 
@@ -83,6 +93,12 @@ struct Seen {
     restoring: Option<String>,
     /// Files whose restore was begun in this life, and has not ended.
     sent: BTreeSet<String>,
+    /// That the slot folder is open to others was reported.
+    open_told: bool,
+    /// Files that could not be read whole.
+    undigested: BTreeSet<String>,
+    /// By slot: what was restored into it last, until it is known what that was worth.
+    unproven: BTreeMap<u32, Unproven>,
     /// Damaged notes that were reported.
     damaged: BTreeSet<String>,
     /// What was looked at while the backend loaded.
@@ -104,6 +120,7 @@ impl SlotStore {
             backend: backend.to_owned(),
             serial: AtomicU16::new(serial),
             turn: tokio::sync::Mutex::default(),
+            digests: tokio::sync::Mutex::default(),
             seen: Mutex::default(),
         }
     }
@@ -113,6 +130,8 @@ impl SlotStore {
     pub async fn saved(&self) -> Vec<SavedSlot> {
         let notes = self.shelf.read_again().await;
         self.report(&notes);
+        let useless =
+            |note: &Note| name::slot_of(&self.slots.name, &note.name).and_then(|_| notes.useless.why(&note.fit));
         let surplus = self.surplus(&notes.notes);
         let stays = |note: &&Note| !surplus.iter().any(|gone| gone.file == note.file);
         notes
@@ -124,7 +143,8 @@ impl SlotStore {
                 if note.put_aside.is_none() && self.seen().is_unfinished(&note) {
                     note.put_aside = Some(UNFINISHED.into());
                 }
-                note.shown()
+                let useless = useless(&note);
+                SavedSlot { useless, ..note.shown() }
             })
             .collect()
     }
@@ -139,39 +159,47 @@ impl SlotStore {
         self.shelf.read_again().await.damaged.clone()
     }
 
-    /// Saves each slot that holds tokens and is not busy, within `within` all together.
+    /// Saves each slot of `choice` that holds tokens and is not busy, within `within` all together.
     ///
     /// `Succeeded` with what there is to say of each slot (`saved`, or why not); `Failed` with the first reason if something
-    /// failed and nothing was saved. What is not noted when time is up does not count and is swept later.
-    pub async fn save(&self, probe: &Probe, files: &impl SlotFiles, within: Duration) -> Outcome {
+    /// failed and nothing was saved, for a slot that was named whatever the reason. What is not noted when time is up does not
+    /// count and is swept later.
+    pub async fn save(&self, probe: &Probe, files: &impl SlotFiles, choice: &SlotChoice, within: Duration) -> Outcome {
         let deadline = Instant::now() + within;
         let mut said = Vec::new();
         let whole = async {
             let _turn = self.turn.lock().await;
-            self.save_each(probe, files, deadline, &mut said).await;
+            self.save_each(probe, files, choice, deadline, &mut said).await;
         };
         if timeout_at(deadline, whole).await.is_err() {
             said.push(Reason::SaveTimeout.say("the time for saving was up"));
         }
         log(&said);
         let saved = said.iter().any(|s| s.reason == Reason::Saved);
-        let failed = said.iter().position(|s| !s.reason.is_news() && !s.reason.is_skip());
+        let is_named = matches!(choice, SlotChoice::Named(_));
+        let failed = said.iter().position(|s| !s.reason.is_news() && (is_named || !s.reason.is_skip()));
         match failed {
             Some(first) if !saved => Outcome::Failed(said.swap_remove(first).into()),
             _ => Outcome::Succeeded(said.into_iter().map(Warning::from).collect()),
         }
     }
 
-    /// Restores the newest fitting generation of each slot, within `within` all together.
+    /// Restores the newest fitting generation of each slot of `choice`, within `within` all together.
     ///
-    /// `Succeeded` if a slot was restored and none went wrong; `Failed` if the server rejected or died of one (restart it: a
+    /// `Succeeded` if a slot was restored and none went wrong, or if restores are known to do nothing here; `Failed` if the server rejected or died of one (restart it: a
     /// rejected restore may have spoilt it), or if nothing could be sent; `Unknown` if one did not end in time.
-    pub async fn restore(&self, probe: &Probe, files: &impl SlotFiles, within: Duration) -> Outcome {
+    pub async fn restore(
+        &self,
+        probe: &Probe,
+        files: &impl SlotFiles,
+        choice: &SlotChoice,
+        within: Duration,
+    ) -> Outcome {
         let deadline = Instant::now() + within;
         let mut said = Vec::new();
         let whole = async {
             let _turn = self.turn.lock().await;
-            self.restore_each(probe, files, deadline, &mut said).await;
+            self.restore_each(probe, files, choice, deadline, &mut said).await;
         };
         if timeout_at(deadline, whole).await.is_err() {
             let was_sent = self.notes().await.notes.iter().any(|n| n.restoring);
@@ -191,8 +219,11 @@ impl SlotStore {
         if restored {
             return Outcome::Succeeded(said.into_iter().map(Warning::from).collect());
         }
-        let first = said.into_iter().next();
-        Outcome::Failed(first.unwrap_or_else(|| Reason::RestoreNothing.say("nothing is saved")).into())
+        match said.iter().position(|s| !s.reason.is_skip()) {
+            Some(first) => Outcome::Failed(said.swap_remove(first).into()),
+            None if said.is_empty() => Outcome::Failed(Reason::RestoreNothing.say("nothing is saved").into()),
+            None => Outcome::Succeeded(said.into_iter().map(Warning::from).collect()),
+        }
     }
 
     /// Removes what broken-off saves have left in the folder: unfinished files of this very backend, server and state
@@ -204,10 +235,13 @@ impl SlotStore {
         let _turn = self.turn.lock().await;
         let tag = self.tag().await.map_err(|error| format!("whose files are ours is not known: {error}"))?;
         let listed = files.list(name::UNFINISHED).await.map_err(|error| error.to_string())?;
+        if listed.open && !std::mem::replace(&mut self.seen().open_told, true) {
+            let (code, folder) = ("slots_folder_open", self.slots.dir.display());
+            tracing::warn!(code, %folder, "saved conversations lie in a folder that is open to others: mode 2770 closes it");
+        }
         let old = now().saturating_sub(LEFTOVER_AFTER.max(self.slots.save_timeout.saturating_mul(2)).as_secs());
-        let is_leftover =
-            |file: &FileName| name::begun_at(file.as_str(), &self.slots.name, &tag).is_some_and(|at| at < old);
-        let leftovers: Vec<FileName> = listed.into_iter().filter(is_leftover).collect();
+        let is_leftover = |file: &FileName| name::begun_at(file.as_str(), &tag).is_some_and(|at| at < old);
+        let leftovers: Vec<FileName> = listed.names.into_iter().filter(is_leftover).collect();
         if !leftovers.is_empty() {
             files.remove(&leftovers).await.map_err(|error| error.to_string())?;
             tracing::info!(?leftovers, "leftovers of broken-off saves are removed");
@@ -231,10 +265,9 @@ impl SlotStore {
         }
     }
 
-    /// Of all names the notes that may go.
+    /// The notes that may go.
     fn surplus<'a>(&self, notes: &'a [Note]) -> Vec<&'a Note> {
-        let names: BTreeSet<&str> = notes.iter().map(|note| note.name.as_str()).collect();
-        names.into_iter().flat_map(|name| superseded(notes, name, self.slots.keep)).collect()
+        retention::surplus(notes, &self.slots, now())
     }
 
     /// Whose files are ours.
@@ -399,12 +432,39 @@ fn left(deadline: Instant) -> Duration {
     left.saturating_sub(RESERVE.min(left / 5))
 }
 
+/// Whether a file is as it was noted, as far as its size and head tell. Else what is wrong.
+fn as_noted(found: &Found, note: &Note) -> Result<(), String> {
+    match whole(found, note)? {
+        format if format == note.format => Ok(()),
+        format => Err(format!("it is of version {format} instead of {}", note.format)),
+    }
+}
+
 /// The version of a file, if it is whole: as long as noted, with the head of a slot file of so many tokens. Else what is wrong.
 fn whole(found: &Found, note: &Note) -> Result<u32, String> {
     if found.stat.bytes != note.bytes {
         return Err(format!("{} bytes instead of {}", found.stat.bytes, note.bytes));
     }
     head::check(&found.head, found.stat.bytes, note.tokens)
+}
+
+/// The notes of a name, or of one generation of it.
+fn named<'a>(notes: &'a [Note], name: &str, generation: Option<u64>) -> Result<Vec<&'a Note>, Said> {
+    let of_name: Vec<&Note> = notes.iter().filter(|note| note.name == name).collect();
+    if of_name.is_empty() {
+        return Err(Reason::NoSuchSlot.say(format!("nothing is saved as {name:?}")));
+    }
+    let there: BTreeSet<u64> = of_name.iter().map(|note| note.round).collect();
+    let meant: Vec<&Note> =
+        of_name.into_iter().filter(|note| generation.is_none_or(|number| number == note.round)).collect();
+    match generation {
+        Some(number) if meant.is_empty() => {
+            let there: Vec<String> = there.iter().rev().map(ToString::to_string).collect();
+            let why = format!("of {name} there is no generation {number}, but {}", there.join(", "));
+            Err(Reason::NoSuchGeneration.say(why))
+        }
+        _ => Ok(meant),
+    }
 }
 
 async fn remove(files: &impl SlotFiles, names: &[FileName]) -> bool {

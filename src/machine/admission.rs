@@ -4,7 +4,7 @@ use statig::prelude::*;
 
 use super::{
     Answer, BackendId, Cause, Command, Effect, End, Goal, Held, Hold, HoldSpec, Options, PowerChoice, Refusal,
-    RequestId, Seen, Server, WakeCheck,
+    RequestId, Seen, Selection, Server, WakeCheck,
     core::{Core, MOST_HOLDS, Step},
     rules::State,
 };
@@ -27,8 +27,8 @@ pub(super) fn in_conflict(core: &mut Core, request: RequestId, command: &Command
         Command::Start(..)
         | Command::Switch(..)
         | Command::Restart(..)
-        | Command::SaveSlots(_)
-        | Command::RestoreSlots(_) => answer(step, request, Answer::Refused(Refusal::Conflict)),
+        | Command::SaveSlots(..)
+        | Command::RestoreSlots(..) => answer(step, request, Answer::Refused(Refusal::Conflict)),
         Command::Resolve(keep, options) => {
             let verdict = if core.seen(*keep).is_up() {
                 guarded(core, Goal::Run(*keep), *options)
@@ -47,8 +47,8 @@ pub(super) fn going_down(core: &mut Core, request: RequestId, command: &Command,
         Command::Stop(_)
         | Command::Cancel
         | Command::Shutdown(PowerChoice::KeepOn, _)
-        | Command::SaveSlots(_)
-        | Command::RestoreSlots(_)
+        | Command::SaveSlots(..)
+        | Command::RestoreSlots(..)
         | Command::Resolve(..) => answer(step, request, Answer::Refused(Refusal::TooLate)),
         Command::Wake(options) => wake_again(core, request, Goal::Awake, *options, step),
         Command::Start(backend, options) | Command::Restart(backend, options) => {
@@ -73,7 +73,9 @@ pub(super) fn while_off(core: &mut Core, request: RequestId, command: &Command, 
     let idle = core.work.is_none();
     match command {
         Command::Stop(_) | Command::Shutdown(..) if idle => answer(step, request, Answer::AlreadySo),
-        Command::SaveSlots(_) | Command::RestoreSlots(_) => answer(step, request, Answer::Refused(Refusal::NotRunning)),
+        Command::SaveSlots(..) | Command::RestoreSlots(..) => {
+            answer(step, request, Answer::Refused(Refusal::NotRunning))
+        }
         Command::Resolve(..) => answer(step, request, Answer::Refused(Refusal::NoConflict)),
         _ => Super,
     }
@@ -131,9 +133,9 @@ pub(super) fn anywhere(core: &mut Core, request: RequestId, command: &Command, s
             }
         }
         Command::Resolve(..) => Refuse(Refusal::NoConflict),
-        Command::SaveSlots(options) | Command::RestoreSlots(options) => {
-            let save = matches!(command, Command::SaveSlots(_));
-            slots(core, save, *options)
+        Command::SaveSlots(which, options) | Command::RestoreSlots(which, options) => {
+            let save = matches!(command, Command::SaveSlots(..));
+            slots(core, save, *which, *options)
         }
     };
     settle(core, request, verdict, step)
@@ -168,7 +170,7 @@ fn start(core: &Core, backend: Option<BackendId>, options: Options) -> Verdict {
     guarded(core, goal, options)
 }
 
-fn slots(core: &Core, save: bool, options: Options) -> Verdict {
+fn slots(core: &Core, save: bool, which: Selection, options: Options) -> Verdict {
     let Some(backend) = core.up().find(|b| core.seen(*b) == Seen::Running) else {
         return Refuse(Refusal::NotRunning);
     };
@@ -177,16 +179,17 @@ fn slots(core: &Core, save: bool, options: Options) -> Verdict {
         return Refuse(Refusal::NoSlots);
     }
     if save {
-        return guarded(core, Goal::Save(backend), options);
+        return guarded(core, Goal::Save(backend, which), options);
     }
-    if !look.restorable {
+    // What is named is looked for by the restore itself.
+    if which == Selection::All && !look.restorable {
         return Refuse(Refusal::NothingSaved);
     }
     // Only what is known to be used is refused; the restore itself looks again before it sends anything.
     if look.holds_tokens && !look.unused {
         return Refuse(Refusal::InUse);
     }
-    guarded(core, Goal::Restore(backend), options)
+    guarded(core, Goal::Restore(backend, which), options)
 }
 
 fn runs_alone(core: &Core, backend: BackendId) -> bool {
@@ -261,7 +264,7 @@ fn settle(core: &mut Core, request: RequestId, verdict: Verdict, step: &mut Step
     };
     if let Some(work) = &mut core.work {
         let op = &mut work.op;
-        if op.goal == goal && op.cause.is_policy() && matches!(goal, Goal::Restore(_)) {
+        if op.goal == goal && op.cause.is_policy() && matches!(goal, Goal::Restore(..)) {
             // It may have been sent already, and never is twice: the person's wish takes it over.
             op.cause = Cause::Command(request);
         }

@@ -126,6 +126,19 @@ pub(super) struct Memory {
     pub(super) ready: Option<Invocation>,
     /// The run in which a restore went wrong: what it holds is worth nothing, and it may answer nonsense.
     pub(super) spoilt: Option<Invocation>,
+    /// What it held when its slots were last saved.
+    pub(super) saved: Option<Saved>,
+}
+
+/// A save that was done.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Saved {
+    /// Of this run.
+    pub(super) run: Invocation,
+    /// When its counters said this.
+    pub(super) mark: u64,
+    /// And it held so many tokens.
+    pub(super) tokens: u64,
 }
 
 impl Core {

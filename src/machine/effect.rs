@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BackendId, HoldId, OpId, RequestId, VerbId};
+use super::{BackendId, HoldId, OpId, RequestId, Selection, VerbId};
 
 /// What the driver must do after a step, in this order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -234,10 +234,10 @@ pub enum Goal {
     Awake,
     /// The server is off.
     Off,
-    /// The slots are saved.
-    Save(BackendId),
-    /// The slots are restored.
-    Restore(BackendId),
+    /// These slots are saved.
+    Save(BackendId, Selection),
+    /// These slots are restored.
+    Restore(BackendId, Selection),
 }
 
 impl Goal {
@@ -250,8 +250,8 @@ impl Goal {
             Self::Stop => "stop",
             Self::Awake => "wake",
             Self::Off => "power-off",
-            Self::Save(_) => "save",
-            Self::Restore(_) => "restore",
+            Self::Save(..) => "save",
+            Self::Restore(..) => "restore",
         }
     }
 }
@@ -268,6 +268,8 @@ pub enum Cause {
     IdlePowerOff,
     /// `restore = "auto"` after the backend came up by itself.
     AutoRestore,
+    /// `slots.checkpoint_tokens` or `slots.checkpoint_quiet`.
+    Checkpoint,
 }
 
 impl Cause {

@@ -68,9 +68,22 @@ pub enum Command {
     /// End a hold.
     Release(HoldId),
     /// Save the slots of the running llama.cpp now.
-    SaveSlots(Options),
+    SaveSlots(Selection, Options),
     /// Restore the saved slots into the running llama.cpp.
-    RestoreSlots(Options),
+    RestoreSlots(Selection, Options),
+}
+
+/// Which slots a save or restore is about. What each stands for is no business of the machine, which only tells them apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// Each that holds something; the newest that fits.
+    #[default]
+    All,
+    /// Those worth a save while the backend goes on running.
+    Checkpoint,
+    /// What somebody named, as the driver has numbered it.
+    Named(u32),
 }
 
 impl Command {
@@ -88,8 +101,8 @@ impl Command {
             Self::Cancel => "cancel",
             Self::Hold(_) => "hold",
             Self::Release(_) => "release",
-            Self::SaveSlots(_) => "slots save",
-            Self::RestoreSlots(_) => "slots restore",
+            Self::SaveSlots(..) => "slots save",
+            Self::RestoreSlots(..) => "slots restore",
         }
     }
 }

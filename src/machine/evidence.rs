@@ -222,6 +222,7 @@ impl<'a> View<'a> {
             // Also by an old word: trying to save once too often costs little. Whether it can save, the saver finds out
             // and records. A sleeping one has thrown its context away.
             holds_tokens: self.policy.slots && !sleeping && slots.iter().any(|slot| slot.tokens.is_some_and(|n| n > 0)),
+            tokens: slots.iter().filter_map(|slot| slot.tokens).fold(0, u64::saturating_add),
             unused: young.is_some_and(untouched),
             restorable: self.policy.slots && self.is_restorable(),
             sleeping,
@@ -289,7 +290,7 @@ impl<'a> View<'a> {
         };
         let saved = self.reading.saved.iter().flat_map(|saved| &saved.value);
         saved
-            .filter(|slot| slot.put_aside.is_none() && slot.tokens > 0)
+            .filter(|slot| slot.put_aside.is_none() && slot.useless.is_none() && slot.tokens > 0)
             .any(|slot| model.is_none_or(|model| model == slot.model))
     }
 }

@@ -57,7 +57,7 @@ impl Policy {
 
     fn knows_goal(&self, goal: Goal) -> bool {
         match goal {
-            Goal::Run(id) | Goal::Restart(id) | Goal::Save(id) | Goal::Restore(id) => self.knows(id),
+            Goal::Run(id) | Goal::Restart(id) | Goal::Save(id, _) | Goal::Restore(id, _) => self.knows(id),
             Goal::Stop | Goal::Awake | Goal::Off => true,
         }
     }
@@ -112,8 +112,8 @@ impl Event {
                 | Command::Shutdown(..)
                 | Command::Cancel
                 | Command::Release(_)
-                | Command::SaveSlots(_)
-                | Command::RestoreSlots(_) => true,
+                | Command::SaveSlots(..)
+                | Command::RestoreSlots(..) => true,
             },
         }
     }

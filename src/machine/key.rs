@@ -83,13 +83,19 @@ impl Machine {
             other => (0, other).hash(h),
         }
         boots.of(boot.map(|b| b.0)).hash(h);
-        for (b, Memory { last_use: _, calm, restored, unwell, ready, spoilt }) in look.backends.iter().zip(backends) {
-            (b.seen, b.use_, b.mark, b.holds_tokens, b.unused, b.restorable, b.sleeping, b.restarts).hash(h);
+        for (b, Memory { last_use: _, calm, restored, unwell, ready, spoilt, saved }) in
+            look.backends.iter().zip(backends)
+        {
+            (b.seen, b.use_, b.mark, b.holds_tokens, b.tokens, b.unused, b.restorable, b.sleeping, b.restarts).hash(h);
             runs.of(b.invocation.map(|i| i.0)).hash(h);
             (calm, unwell).hash(h);
             runs.of(restored.map(|i| i.0)).hash(h);
             runs.of(ready.map(|i| i.0)).hash(h);
             runs.of(spoilt.map(|i| i.0)).hash(h);
+            // Which of two amounts is larger, by how much, counts as the tokens of the look do.
+            saved
+                .map(|s| (Some(s.mark) == b.mark, Some(s.run) == b.invocation, b.tokens.saturating_sub(s.tokens)))
+                .hash(h);
         }
         (look.foreign_gpu, look.gpu_late, look.people, look.wake_armed).hash(h);
         (self.chart.is_off(), silence.map(|s| s.misses)).hash(h);

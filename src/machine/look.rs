@@ -81,6 +81,8 @@ pub struct BackendLook {
     pub mark: Option<u64>,
     /// Some slot holds tokens worth saving.
     pub holds_tokens: bool,
+    /// Tokens that all its slots hold together.
+    pub tokens: u64,
     /// No slot was used since the start (so a restore is safe); false where nobody can tell.
     pub unused: bool,
     /// A saved slot is on record that may be restored.
@@ -165,6 +167,7 @@ impl Look {
             use_at: Instant::START,
             mark: None,
             holds_tokens: false,
+            tokens: 0,
             unused: false,
             restorable: false,
             sleeping: false,

@@ -34,7 +34,7 @@ mod work;
 use statig::blocking::{InitializedStateMachine, IntoStateMachineExt};
 
 pub use effect::{Answer, Cause, Effect, End, Failure, Goal, Operation, Refusal, Verb, Warning};
-pub use event::{Command, Event, Held, HoldSpec, Options, Outcome, PowerChoice};
+pub use event::{Command, Event, Held, HoldSpec, Options, Outcome, PowerChoice, Selection};
 pub use hold::Hold;
 pub use ids::{BackendId, BootId, HoldId, Invocation, OpId, RequestId, VerbId};
 pub use ignored::Ignored;

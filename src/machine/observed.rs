@@ -2,7 +2,7 @@
 //! itself.
 
 use super::{
-    BackendId, Cause, Goal, Held, Instant, RestorePolicy, Seen, Server, Use, WakeCheck,
+    BackendId, Cause, Goal, Held, Instant, RestorePolicy, Seen, Selection, Server, Use, WakeCheck,
     core::{Core, Step},
     rules::State,
 };
@@ -113,13 +113,19 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
                 && look.seen == Seen::Running
                 && core.memory(backend).restored != look.invocation;
             if restores {
-                return Some((Goal::Restore(backend), Cause::AutoRestore, core.now));
+                return Some((Goal::Restore(backend, Selection::All), Cause::AutoRestore, core.now));
             }
-            let after = core.policy.idle_stop_after?;
-            let idle = look.use_ == Use::Idle && look.seen == Seen::Running;
-            let held = core.is_held(Held::Backend(backend));
+            if look.use_ != Use::Idle || look.seen != Seen::Running {
+                return None;
+            }
             let since = core.memory(backend).last_use?;
-            (idle && !held).then_some((Goal::Stop, Cause::IdleStop, (since + after).max(not_before)))
+            let stop = core.policy.idle_stop_after.filter(|_| !core.is_held(Held::Backend(backend)));
+            let stop = stop.map(|after| (Goal::Stop, Cause::IdleStop, (since + after).max(not_before)));
+            let save = checkpoint_due(core, backend, since);
+            let goal = Goal::Save(backend, Selection::Checkpoint);
+            let save = save.map(|at| (goal, Cause::Checkpoint, at.max(not_before)));
+            // A stop saves anyway.
+            [stop, save].into_iter().flatten().min_by_key(|(.., at)| *at)
         }
         State::Idle => {
             let after = core.policy.idle_power_off_after?;
@@ -133,4 +139,22 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
         }
         _ => None,
     }
+}
+
+/// When what `backend` holds is to be saved while it goes on running; `since` is the end of its last use.
+fn checkpoint_due(core: &Core, backend: BackendId, since: Instant) -> Option<Instant> {
+    let (look, memory) = (core.look.backend(backend), core.memory(backend));
+    let policy = core.policy.backend(backend);
+    let unsaved = policy.slots && look.holds_tokens && !look.sleeping && look.mark.is_some();
+    let saved = memory.saved.filter(|saved| Some(saved.run) == look.invocation);
+    if !unsaved || look.mark == saved.map(|saved| saved.mark) || core.is_spoilt(backend) {
+        return None;
+    }
+    let new = look.tokens.saturating_sub(saved.map_or(0, |saved| saved.tokens));
+    let many = policy.checkpoint_tokens.is_some_and(|most| new >= most);
+    if many {
+        // One moment of quiet is enough.
+        return Some(core.now);
+    }
+    policy.checkpoint_quiet.map(|quiet| since + quiet)
 }

@@ -66,6 +66,11 @@ pub struct BackendPolicy {
     pub save_timeout: Duration,
     /// How long a restore may take.
     pub restore_timeout: Duration,
+    /// Slots that have come to hold so many tokens more than were saved are saved in the next quiet moment; `None`: not
+    /// before the stop.
+    pub checkpoint_tokens: Option<u64>,
+    /// Slots that were used are saved after so long a quiet; `None`: not before the stop.
+    pub checkpoint_quiet: Option<Duration>,
 }
 
 /// What program a backend is.

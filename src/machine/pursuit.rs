@@ -139,8 +139,8 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
             Some(pursued) => pursued,
             None => power_off(core, cause, step),
         },
-        Goal::Save(backend) => slots(core, leaf, backend, true, step),
-        Goal::Restore(backend) => slots(core, leaf, backend, false, step),
+        Goal::Save(backend, _) => slots(core, leaf, backend, true, step),
+        Goal::Restore(backend, _) => slots(core, leaf, backend, false, step),
     }
 }
 
@@ -149,7 +149,7 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
     if let State::Waking { until, resend, .. } = leaf {
         match goal {
             // Nothing runs there, and nothing will be started.
-            Goal::Stop | Goal::Save(_) => {
+            Goal::Stop | Goal::Save(..) => {
                 core.done(step);
                 return Ended;
             }
@@ -159,7 +159,7 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
                 core.done(step);
                 return Ended;
             }
-            Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(_) => {}
+            Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(..) => {}
         }
         if until <= core.now {
             core.fail(boot_failure(core.look.server, Failure::WakeTimeout), step);
@@ -191,14 +191,14 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
             core.done(step);
             Ended
         }
-        Goal::Save(_) => {
+        Goal::Save(..) => {
             core.fail(Failure::ControlUnreachable, step);
             Ended
         }
-        Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(_) => {
+        Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(..) => {
             let life = matches!(core.look.server, Server::Booting(_));
             // One that shows life only needs patience; one that does not, and cannot be woken, a person.
-            if matches!(goal, Goal::Restore(_)) || !(core.policy.can_wake || life) {
+            if matches!(goal, Goal::Restore(..)) || !(core.policy.can_wake || life) {
                 core.fail(boot_failure(core.look.server, Failure::ControlUnreachable), step);
                 return Ended;
             }

@@ -367,6 +367,54 @@ pub struct SavedSlot {
     pub n_ctx: u64,
     /// Put aside after a failed restore, and why: never sent again.
     pub put_aside: Option<String>,
+    /// Counts the saves of its backend: names it among those of its name, and orders them.
+    #[serde(default)]
+    pub generation: u64,
+    /// The last restore of it that was done.
+    #[serde(default)]
+    pub last_restore: Option<LastRestore>,
+    /// Not restored by itself, and why: restores have had no effect with this model and build.
+    #[serde(default)]
+    pub useless: Option<String>,
+}
+
+/// A restore that was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastRestore {
+    /// Seconds since the Unix epoch, by this machine's clock.
+    pub at: u64,
+    /// Tokens that came back.
+    pub tokens: u64,
+    /// What it was worth; `None` until a request has told.
+    pub reuse: Option<Reuse>,
+}
+
+/// What the first request after a restore found in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reuse {
+    /// Tokens of its prompt found there.
+    pub reused: u64,
+    /// Tokens of its prompt computed anew.
+    pub computed: u64,
+}
+
+impl Reuse {
+    /// The share of the prompt that was found, 0 to 1; 0 of an empty one.
+    #[must_use]
+    pub fn share(self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "tokens of a prompt are far below 2^52")]
+        let (reused, all) = (self.reused as f64, self.reused.saturating_add(self.computed) as f64);
+        if all > 0.0 { reused / all } else { 0.0 }
+    }
+
+    /// The restore had effect: more was found than what every conversation begins with.
+    #[must_use]
+    pub fn is_effective(self) -> bool {
+        self.share() >= Self::LEAST_SHARE
+    }
+
+    /// Less is no effect. A common beginning of two conversations, as a short system prompt, may be found in any cache.
+    pub const LEAST_SHARE: f64 = 0.1;
 }
 
 /// The GPUs, by `nvidia-smi` or AMD's tool.

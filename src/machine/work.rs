@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     BackendId, Cause, Effect, End, Failure, Goal, Instant, Invocation, OpId, Operation, Outcome, Server, Verb, VerbId,
     Warning,
-    core::{Backoff, Core, Doubt, Order, Step},
+    core::{Backoff, Core, Doubt, Order, Saved, Step},
 };
 
 /// Warnings kept for one operation.
@@ -147,8 +147,8 @@ impl Core {
                 Goal::Stop => leave,
                 Goal::Awake => on,
                 Goal::Off => leave + p.power_off_timeout,
-                Goal::Save(b) => p.backend(b).save_timeout,
-                Goal::Restore(b) => p.backend(b).restore_timeout + leave + run(b),
+                Goal::Save(b, _) => p.backend(b).save_timeout,
+                Goal::Restore(b, _) => p.backend(b).restore_timeout + leave + run(b),
             }
     }
 
@@ -252,7 +252,11 @@ impl Core {
         }
         if let (Outcome::Succeeded(_), Verb::SaveSlots(backend)) = (outcome, order.what) {
             // What it holds now is on record: nothing older belongs into this run.
-            self.memory_mut(backend).restored = self.look.backend(backend).invocation;
+            let look = self.look.backend(backend);
+            let (run, mark, tokens) = (look.invocation, look.mark, look.tokens);
+            let memory = self.memory_mut(backend);
+            memory.restored = run;
+            memory.saved = run.zip(mark).map(|(run, mark)| Saved { run, mark, tokens });
         }
         if matches!(failed, Some("restore_rejected" | "restore_killed_process"))
             && let Verb::RestoreSlots(backend) = order.what
@@ -281,7 +285,7 @@ impl Core {
                     leaving.drained &= !again;
                     leaving.saved = !again;
                 }
-                if matches!(work.op.goal, Goal::Save(_)) && (failed.is_some() || unknown) {
+                if matches!(work.op.goal, Goal::Save(..)) && (failed.is_some() || unknown) {
                     self.fail(Failure::SaveFailed, step);
                 }
             }
@@ -292,10 +296,10 @@ impl Core {
                     work.rid_of = rid_of;
                     work.launched = false;
                     work.launch = None;
-                    if let Goal::Restore(b) = work.op.goal {
+                    if let Goal::Restore(b, _) = work.op.goal {
                         work.op.goal = Goal::Restart(b);
                     }
-                } else if matches!(work.op.goal, Goal::Restore(_)) && (failed.is_some() || unknown) {
+                } else if matches!(work.op.goal, Goal::Restore(..)) && (failed.is_some() || unknown) {
                     self.fail(Failure::RestoreFailed, step);
                 }
             }

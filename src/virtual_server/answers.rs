@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     io::Read as _,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -43,7 +44,7 @@ pub(super) async fn carry_out(shared: &Arc<Shared>, command: &Command, session: 
         Command::People => Ran::said(shared.state().people.answer(session, &shared.setup.user)),
         Command::Gpu(limit) => gpu_tool(shared, *limit).await,
         Command::WakeOn(interface) => Ran::said(wake_on(shared, interface.as_deref())),
-        Command::Files(folder, asked) => files(shared, folder, asked),
+        Command::Files(folder, asked) => files(shared, folder, asked).await,
     }
 }
 
@@ -227,7 +228,7 @@ fn file_lines(path: &Path) -> String {
     }
 }
 
-fn files(shared: &Shared, folder: &str, asked: &Files) -> Ran {
+async fn files(shared: &Shared, folder: &str, asked: &Files) -> Ran {
     let dir = Path::new(folder);
     match asked {
         Files::Survey { free: wanted, model, names } => {
@@ -241,6 +242,7 @@ fn files(shared: &Shared, folder: &str, asked: &Files) -> Ran {
             Ran::said(format!("@@free\n{free}@@model\n{model}{files}@@end\n"))
         }
         _ if !dir.is_dir() => Ran::failed(2, format!("sh: 2: cd: can't cd to {folder}\n")),
+        Files::Digest { name, within } => digest(dir, name, *within).await,
         Files::List { suffix } => list(dir, suffix),
         Files::Keep { from, to, bytes } => keep(shared, dir, from, to, *bytes),
         Files::Remove(names) => remove(shared, dir, names),
@@ -252,7 +254,23 @@ fn list(dir: &Path, suffix: &str) -> Ran {
     let names = entries.filter(|entry| entry.path().is_file()).filter_map(|entry| entry.file_name().into_string().ok());
     let ours = names.filter(|name| name.ends_with(suffix) && !name.starts_with('.'));
     let lines: String = ours.take(512).map(|name| name + "\n").collect();
-    Ran::said(format!("{lines}@@end\n"))
+    let mode = std::fs::metadata(dir).map_or_else(|_| String::new(), |about| format!("{:o}", about.mode() & 0o7777));
+    Ran::said(format!("@@mode {mode}\n{lines}@@end\n"))
+}
+
+/// By the real tool, of this machine.
+async fn digest(dir: &Path, name: &str, within: Duration) -> Ran {
+    let mut tool = tokio::process::Command::new("sha256sum");
+    tool.args(["--", name]).current_dir(dir).env("LC_ALL", "C").kill_on_drop(true);
+    let said = match timeout(within, tool.output()).await {
+        Err(_) => "@@status 124\n".into(),
+        Ok(Err(error)) => format!("timeout: failed to run command 'sha256sum': {error}\n@@status 127\n"),
+        Ok(Ok(ran)) => {
+            let text = [ran.stdout, ran.stderr].concat();
+            format!("{}@@status {}\n", String::from_utf8_lossy(&text), ran.status.code().unwrap_or(255))
+        }
+    };
+    Ran::said(format!("@@digest\n{said}@@end\n"))
 }
 
 fn free(shared: &Shared, folder: &str) -> String {

@@ -18,7 +18,10 @@ use tokio::time::sleep;
 
 use super::faults::Dice;
 use crate::{
-    driver::{World, world::PostMortem},
+    driver::{
+        World,
+        world::{PostMortem, SlotChoice, SlotTask, SlotTold},
+    },
     machine::{
         BackendId, Instant, Outcome, Verb, Warning,
         reading::{Ask, BackendReading, Gpu, Http, People, Reading, Ssh, Unit},
@@ -244,18 +247,26 @@ impl<W: World> World for FaultyWorld<W> {
     }
 
     async fn carry_out(&self, verb: Verb, within: Duration) -> Outcome {
+        self.carry_out_chosen(verb, SlotChoice::All, within).await
+    }
+
+    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+        self.inner.tend_slots(backend, task).await
+    }
+
+    async fn carry_out_chosen(&self, verb: Verb, slots: SlotChoice, within: Duration) -> Outcome {
         let unknown = || Outcome::Unknown(Warning::new("verb_lost", "the answer was lost on purpose"));
         let fault = self.plan.order();
         let mut session = Session { plan: &self.plan, answered: false };
         if fault == Some(OrderFault::LostBefore) {
             return unknown();
         }
-        let mut outcome = self.inner.carry_out(verb, within).await;
+        let mut outcome = self.inner.carry_out_chosen(verb, slots.clone(), within).await;
         match fault {
             Some(OrderFault::LostAfter) => return unknown(),
             Some(OrderFault::NeverAnswered) => std::future::pending().await,
             Some(OrderFault::Late) => sleep(self.plan.delay()).await,
-            Some(OrderFault::Doubled) => outcome = self.inner.carry_out(verb, within).await,
+            Some(OrderFault::Doubled) => outcome = self.inner.carry_out_chosen(verb, slots.clone(), within).await,
             Some(OrderFault::Denied) => {
                 outcome = Outcome::Failed(Warning::new("denied", "it was done, and its failure is told on purpose"));
             }

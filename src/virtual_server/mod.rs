@@ -31,6 +31,7 @@ use std::{
     fmt, fs,
     io::{self, Read as _},
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
     sync::Arc,
     time::Duration,
 };
@@ -92,7 +93,8 @@ impl VirtualServer {
         let seed = u64::from_ne_bytes(random()?);
         let models = setup.folder.join("models");
         fs::create_dir_all(&models)?;
-        fs::create_dir_all(setup.slot_dir())?;
+        // Slot files are transcripts of conversations: closed, as contrib has it.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(setup.slot_dir())?;
         let ssh_port = Port::choose(seed)?;
         let mut ports = vec![];
         let mut units = vec![];

@@ -33,9 +33,24 @@ pub(super) enum Command {
 /// What is asked of, or done with, the files of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Files {
-    Survey { free: bool, model: Option<String>, names: Vec<String> },
-    Keep { from: String, to: String, bytes: u64 },
-    List { suffix: String },
+    Survey {
+        free: bool,
+        model: Option<String>,
+        names: Vec<String>,
+    },
+    Keep {
+        from: String,
+        to: String,
+        bytes: u64,
+    },
+    /// With the limit for reading it.
+    Digest {
+        name: String,
+        within: Duration,
+    },
+    List {
+        suffix: String,
+    },
     Remove(Vec<String>),
 }
 
@@ -147,6 +162,12 @@ fn files(folder: &str, parameters: &[&str]) -> Vec<(CommandLine, Command)> {
         let told = Files::Keep { from: from.to_string(), to: to.to_string(), bytes };
         add(FileQuestion::Keep(&from, &to, bytes), told);
     }
+    if let [name, seconds] = parameters
+        && let (Some(name), Ok(seconds)) = (FileName::new(name), seconds.parse())
+    {
+        let within = Duration::from_secs(seconds);
+        add(FileQuestion::Digest(&name, within), Files::Digest { name: name.to_string(), within });
+    }
     if let [suffix] = parameters {
         add(FileQuestion::List(suffix), Files::List { suffix: (*suffix).into() });
     }
@@ -218,6 +239,10 @@ mod tests {
             (
                 remote::files(&path, FileQuestion::Keep(&one, &two, 36)),
                 about(Files::Keep { from: one.to_string(), to: two.to_string(), bytes: 36 }),
+            ),
+            (
+                remote::files(&path, FileQuestion::Digest(&one, Duration::from_secs(60))),
+                about(Files::Digest { name: one.to_string(), within: Duration::from_secs(60) }),
             ),
             (remote::files(&path, FileQuestion::List(".part")), about(Files::List { suffix: ".part".into() })),
             (

@@ -170,12 +170,18 @@ impl Unit {
         all.split_off(all.len().saturating_sub(lines))
     }
 
+    pub(super) const fn is_down(&self) -> bool {
+        matches!(self.phase, Phase::Inactive | Phase::Failed)
+    }
+
     /// The block of `systemctl show` in answer to [`crate::host::remote::units`].
     pub(super) fn show(&self, fault: Option<&UnitFault>, timeout_stop: Duration) -> String {
         let name = &self.setup.name;
-        let down = matches!(self.phase, Phase::Inactive | Phase::Failed);
+        let down = self.is_down();
         let load = match fault {
-            Some(UnitFault::Missing(unit)) if unit == name => return absent(name),
+            // One that is up stays known without its file.
+            Some(UnitFault::Missing(unit)) if unit == name && down => return absent(name),
+            Some(UnitFault::Missing(unit)) if unit == name => "not-found",
             Some(UnitFault::Masked(unit)) if unit == name => "masked",
             _ => "loaded",
         };
@@ -208,7 +214,8 @@ impl Unit {
     pub(super) fn listed(&self, fault: Option<&UnitFault>) -> String {
         let name = &self.setup.name;
         let load = match fault {
-            Some(UnitFault::Missing(unit)) if unit == name => return listed_absent(name),
+            Some(UnitFault::Missing(unit)) if unit == name && self.is_down() => return listed_absent(name),
+            Some(UnitFault::Missing(unit)) if unit == name => "not-found",
             Some(UnitFault::Masked(unit)) if unit == name => "masked",
             _ => "loaded",
         };

@@ -50,12 +50,15 @@ pub(super) enum Answer {
 
 /// Where a unit is, or how systemd says that it is not. `doing` is `start`, `stop`.
 fn find(shared: &Shared, state: &State, name: &str, doing: &str) -> Result<usize, Ran> {
+    let at = state.units.iter().position(|u| u.setup.name == name);
+    // What is up is known without its file, and can be stopped.
+    let known = at.is_some_and(|at| !state.units[at].is_down());
     let wrong = shared.faults.unit.strike_if(|fault| match fault {
-        UnitFault::Missing(unit) => unit == name,
+        UnitFault::Missing(unit) => unit == name && !(known && doing != "start"),
         UnitFault::Masked(unit) => unit == name && doing == "start",
         UnitFault::OtherFile(unit, _) => unit == name && doing == "start",
     });
-    match (wrong, state.units.iter().position(|u| u.setup.name == name)) {
+    match (wrong, at) {
         (Some(UnitFault::Masked(_)), _) => {
             Err(Ran::failed(1, format!("Failed to {doing} {name}: Unit {name} is masked.\n")))
         }

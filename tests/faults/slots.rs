@@ -9,7 +9,7 @@ use std::{
 
 use wechsler::{
     driver::OperationRecord,
-    machine::Command,
+    machine::{Command, Selection},
     virtual_server::{
         What,
         programs::{Exit, Fault},
@@ -20,7 +20,7 @@ use crate::bench::{Bench, LLAMA_UNIT, NO_DRAIN, PLAIN, Plan, START, TO_LLAMA, VL
 
 const STOP_NOW: Command = Command::Stop(NO_DRAIN);
 const TO_VLLM_NOW: Command = Command::Switch(VLLM, NO_DRAIN);
-const SAVE: Command = Command::SaveSlots(PLAIN);
+const SAVE: Command = Command::SaveSlots(Selection::All, PLAIN);
 
 /// 740 tokens.
 fn conversation() -> String {

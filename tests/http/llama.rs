@@ -13,15 +13,18 @@ use std::{
 
 use wechsler::{
     config,
+    driver::world::{NamedSlot, SlotChoice},
     host::{
         http::Probe,
-        slot_files::{FileName, FileStat, Found, HEAD_BYTES, SlotFiles, SlotFilesError, Survey, Surveyed},
+        slot_files::{FileName, FileStat, Found, HEAD_BYTES, Listed, SlotFiles, SlotFilesError, Survey, Surveyed},
         slots::SlotStore,
     },
     machine::{BackendKind, Outcome, Warning},
 };
 
 use crate::server::{Question, Reply, Server};
+
+type FixedHash = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
 
 pub(crate) const BYTES_PER_TOKEN: usize = 512;
 
@@ -64,6 +67,12 @@ pub(crate) struct State {
     pub(crate) used_meanwhile: bool,
     /// How often the folder was looked at.
     pub(crate) surveys: u32,
+    /// How often a whole file was read.
+    pub(crate) digests: u32,
+    /// Whole files cannot be read.
+    pub(crate) digest_fails: bool,
+    /// Everybody may look into the folder.
+    pub(crate) open_folder: bool,
     /// Method and path of every question, in order.
     pub(crate) asked: Vec<String>,
 }
@@ -95,6 +104,9 @@ impl World {
             ssh_down: false,
             used_meanwhile: false,
             surveys: 0,
+            digests: 0,
+            digest_fails: false,
+            open_folder: false,
             asked: vec![],
         })))
     }
@@ -280,7 +292,13 @@ impl SlotFiles for World {
         })
     }
 
-    async fn keep(&self, unfinished: &FileName, name: &FileName, bytes: u64) -> Result<Option<Found>, SlotFilesError> {
+    async fn keep(
+        &self,
+        unfinished: &FileName,
+        name: &FileName,
+        bytes: u64,
+        _within: Duration,
+    ) -> Result<Option<Found>, SlotFilesError> {
         let mut state = self.ssh()?;
         let Some(content) = state.disk.get(unfinished.as_str()).cloned() else { return Ok(None) };
         if content.len() as u64 == bytes && content.starts_with(b"qsgg") {
@@ -290,9 +308,24 @@ impl SlotFiles for World {
         Ok(Some(found(&content)))
     }
 
-    async fn list(&self, suffix: &str) -> Result<Vec<FileName>, SlotFilesError> {
+    async fn digest(&self, name: &FileName, _: Duration) -> Result<Option<String>, SlotFilesError> {
+        // Reading a whole file takes its time.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut state = self.ssh()?;
+        state.digests += 1;
+        if state.digest_fails {
+            return Err(SlotFilesError::Refused("not read in time".into()));
+        }
+        // Any digest will do where nobody knows another one.
+        let digest =
+            |bytes: &Vec<u8>| format!("{:064x}", std::hash::BuildHasher::hash_one(&FixedHash::default(), bytes));
+        Ok(state.disk.get(name.as_str()).map(digest))
+    }
+
+    async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {
         let state = self.ssh()?;
-        Ok(state.disk.keys().filter(|name| name.ends_with(suffix)).filter_map(|name| FileName::new(name)).collect())
+        let names = state.disk.keys().filter(|name| name.ends_with(suffix)).filter_map(|name| FileName::new(name));
+        Ok(Listed { names: names.collect(), open: state.open_folder })
     }
 
     async fn remove(&self, names: &[FileName]) -> Result<(), SlotFilesError> {
@@ -337,11 +370,19 @@ impl Rig {
     }
 
     pub(crate) async fn save(&self) -> Outcome {
-        self.store.save(&self.probe, &self.world, Duration::from_secs(10)).await
+        self.save_by(&SlotChoice::All).await
     }
 
     pub(crate) async fn restore(&self) -> Outcome {
-        self.store.restore(&self.probe, &self.world, Duration::from_secs(10)).await
+        self.restore_by(&SlotChoice::All).await
+    }
+
+    pub(crate) async fn save_by(&self, choice: &SlotChoice) -> Outcome {
+        self.store.save(&self.probe, &self.world, choice, Duration::from_secs(10)).await
+    }
+
+    pub(crate) async fn restore_by(&self, choice: &SlotChoice) -> Outcome {
+        self.store.restore(&self.probe, &self.world, choice, Duration::from_secs(10)).await
     }
 
     /// A conversation of that length is saved, and the server restarted.
@@ -375,18 +416,37 @@ impl Rig {
 }
 
 pub(crate) fn store_in(state_dir: &std::path::Path, keep: u32) -> SlotStore {
-    SlotStore::new(
-        state_dir,
-        "gpu",
-        "llama-cpp",
-        config::Slots {
-            dir: "/mnt/slots".into(),
-            name: "localbot".into(),
-            keep,
-            save_timeout: Duration::from_mins(1),
-            restore_timeout: Duration::from_mins(1),
-        },
-    )
+    store_with(state_dir, |slots| slots.keep = keep)
+}
+
+/// A store whose configuration was changed.
+pub(crate) fn store_with(state_dir: &std::path::Path, change: impl FnOnce(&mut config::Slots)) -> SlotStore {
+    let mut slots = config::Slots { digest: false, ..config::Slots::new("/mnt/slots".into(), "localbot") };
+    change(&mut slots);
+    SlotStore::new(state_dir, "gpu", "llama-cpp", slots)
+}
+
+/// One slot by name.
+pub(crate) fn named(name: &str) -> SlotChoice {
+    SlotChoice::Named(NamedSlot { name: name.into(), ..NamedSlot::default() })
+}
+
+/// ... into or out of that slot of the server.
+pub(crate) fn named_in(name: &str, slot: u32) -> SlotChoice {
+    SlotChoice::Named(NamedSlot { name: name.into(), slot: Some(slot), generation: None })
+}
+
+/// ... of that generation.
+pub(crate) fn generation(name: &str, generation: u64) -> SlotChoice {
+    SlotChoice::Named(NamedSlot { name: name.into(), slot: None, generation: Some(generation) })
+}
+
+/// What is said, a line for each.
+pub(crate) fn message(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Succeeded(w) => w.into_iter().map(|w| w.message + "\n").collect(),
+        Outcome::Failed(w) | Outcome::Unknown(w) => w.message,
+    }
 }
 
 /// The codes of an outcome, in order; a failure's has a mark before it.

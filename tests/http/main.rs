@@ -1,9 +1,12 @@
 //! Backends over real loopback sockets, against servers made by hand that do what the real ones were seen doing, also the
 //! surprising things.
 
+mod choice;
+mod digest;
 mod health;
 mod llama;
 mod restore;
 mod save;
 mod server;
+mod tend;
 mod usage;

@@ -2,18 +2,11 @@
 
 use std::time::Duration;
 
-use wechsler::machine::{Invocation, Outcome};
+use wechsler::{driver::world::SlotChoice, machine::Invocation};
 
-use crate::llama::{Rig, Slot, State, codes, store_in};
+use crate::llama::{Rig, Slot, State, codes, message, store_in};
 
 type Change = fn(&mut State);
-
-fn message(outcome: Outcome) -> String {
-    match outcome {
-        Outcome::Succeeded(w) => w.into_iter().map(|w| w.message + "\n").collect(),
-        Outcome::Failed(w) | Outcome::Unknown(w) => w.message,
-    }
-}
 
 fn truncate(rig: &Rig, file: &str) {
     let mut state = rig.world.state();
@@ -288,7 +281,7 @@ async fn a_restore_is_noted_before_it_is_sent_and_one_that_never_ended_is_not_re
     rig.world.restart();
     let next_life = store_in(&rig.state_dir, 3);
     assert!(next_life.saved().await[0].put_aside.is_some());
-    let outcome = next_life.restore(&rig.probe, &rig.world, Duration::from_secs(10)).await;
+    let outcome = next_life.restore(&rig.probe, &rig.world, &SlotChoice::All, Duration::from_secs(10)).await;
     assert_eq!(codes(&outcome), ["!restore_nothing"]);
     assert_eq!(rig.sent(), [""; 0]);
 }
@@ -310,7 +303,7 @@ async fn what_a_killed_daemon_was_restoring_is_put_aside_only_where_the_server_m
         let next_life = store_in(&rig.state_dir, 3);
         next_life.meets(Some(run));
         assert_eq!(next_life.saved().await[0].put_aside.is_some(), code != "restored");
-        let outcome = next_life.restore(&rig.probe, &rig.world, Duration::from_secs(10)).await;
+        let outcome = next_life.restore(&rig.probe, &rig.world, &SlotChoice::All, Duration::from_secs(10)).await;
         assert_eq!(codes(&outcome), [code]);
     }
 }
@@ -322,7 +315,7 @@ async fn a_restore_that_hangs_ends_in_time_in_doubt() {
     rig.save_and_restart(909).await;
     rig.world.state().hangs = true;
     let within = Duration::from_millis(400);
-    let outcome = rig.store.restore(&rig.probe, &rig.world, within).await;
+    let outcome = rig.store.restore(&rig.probe, &rig.world, &SlotChoice::All, within).await;
     assert_eq!(codes(&outcome), ["?restore_timeout"]);
     assert!(rig.store.saved().await[0].put_aside.is_some());
 }

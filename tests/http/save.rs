@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-use wechsler::machine::Outcome;
+use wechsler::{driver::world::SlotChoice, machine::Outcome};
 
 use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, store_in};
 
@@ -96,7 +96,7 @@ async fn trap_3_a_save_that_turns_out_empty_does_not_count_and_leaves_nothing() 
     })
     .await;
     let probe = lying.probe(wechsler::machine::BackendKind::LlamaCpp);
-    let outcome = rig.store.save(&probe, &rig.world, Duration::from_secs(10)).await;
+    let outcome = rig.store.save(&probe, &rig.world, &SlotChoice::All, Duration::from_secs(10)).await;
     assert_eq!(codes(&outcome), ["slot_empty"]);
     assert_eq!(rig.file(), good);
     assert_eq!(rig.store.saved().await.len(), 1);
@@ -154,7 +154,7 @@ async fn trap_15_an_answer_for_another_slot_does_not_count() {
     })
     .await;
     let probe = wrapping.probe(wechsler::machine::BackendKind::LlamaCpp);
-    let outcome = rig.store.save(&probe, &rig.world, Duration::from_secs(10)).await;
+    let outcome = rig.store.save(&probe, &rig.world, &SlotChoice::All, Duration::from_secs(10)).await;
     assert_eq!(codes(&outcome), ["!save_failed"]);
     assert!(rig.store.saved().await.is_empty());
 }
@@ -203,7 +203,7 @@ async fn a_save_that_hangs_ends_in_time() {
     rig.world.use_slot(0, 909);
     rig.world.state().hangs = true;
     let within = Duration::from_millis(300);
-    let outcome = rig.store.save(&rig.probe, &rig.world, within).await;
+    let outcome = rig.store.save(&rig.probe, &rig.world, &SlotChoice::All, within).await;
     assert_eq!(codes(&outcome), ["!save_timeout"]);
     assert!(rig.store.saved().await.is_empty());
 }
@@ -276,7 +276,6 @@ async fn a_sweep_takes_old_unfinished_files_of_ours_and_nothing_else() {
         "localbot.20200101T000000-abcdef0001.slot".to_owned(),
         "localbot.20200101T000000-abcdef0001.part".to_owned(),
         "localbot.20200101T000000-abcdef1234560001.part".to_owned(),
-        leftover.replace("localbot", "other"),
         leftover.replace(".part", ".slot"),
         noted.replace(".slot", ".part"),
     ];
@@ -332,7 +331,7 @@ async fn a_second_daemon_with_the_same_names_touches_nothing() {
     let other_dir = rig.state_dir.join("another");
     let other = store_in(&other_dir, 1);
     rig.world.use_slot(0, 7);
-    let outcome = other.save(&rig.probe, &rig.world, Duration::from_secs(10)).await;
+    let outcome = other.save(&rig.probe, &rig.world, &SlotChoice::All, Duration::from_secs(10)).await;
     assert_eq!(codes(&outcome), ["saved"]);
     other.prune(&rig.world).await;
     assert_eq!(other.sweep(&rig.world).await, Ok(0));

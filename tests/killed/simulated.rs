@@ -23,7 +23,7 @@ use wechsler::{
     },
     machine::{
         Answer, BackendId, Command, Held, HoldSpec, Instant, Options, Outcome, Policy, PowerChoice, RestorePolicy,
-        Verb,
+        Selection, Verb,
         reading::{Ask, Reading},
     },
 };
@@ -142,7 +142,7 @@ const WORKFLOWS: &[Workflow] = &[
         name: "slots save",
         on: true,
         before: llama,
-        command: Some(|| Command::SaveSlots(PLAIN)),
+        command: Some(|| Command::SaveSlots(Selection::All, PLAIN)),
         policy: as_usual,
     },
     Workflow {
@@ -152,7 +152,7 @@ const WORKFLOWS: &[Workflow] = &[
             saved(sim);
             llama(sim);
         },
-        command: Some(|| Command::RestoreSlots(PLAIN)),
+        command: Some(|| Command::RestoreSlots(Selection::All, PLAIN)),
         policy: |policy| policy.backends[0].restore = RestorePolicy::Never,
     },
     Workflow {
@@ -190,6 +190,9 @@ fn saved(sim: &mut Sim) {
         model: "model".into(),
         n_ctx: 4096,
         put_aside: None,
+        generation: 1,
+        last_restore: None,
+        useless: None,
     });
 }
 

@@ -514,6 +514,9 @@ impl Sim {
                 model: "model".into(),
                 n_ctx: 4096,
                 put_aside: None,
+                generation: 0,
+                last_restore: None,
+                useless: None,
             };
             backend.saved.insert(0, saved);
         }
@@ -560,6 +563,8 @@ pub fn policy() -> Policy {
         restore: RestorePolicy::Auto,
         save_timeout: Duration::from_mins(1),
         restore_timeout: Duration::from_mins(1),
+        checkpoint_tokens: None,
+        checkpoint_quiet: None,
     };
     Policy {
         backends: vec![

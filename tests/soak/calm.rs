@@ -68,6 +68,8 @@ impl Stage {
     /// Ends all faults; whoever came leaves.
     async fn heal(&mut self) {
         self.note("calm");
+        // Whoever still tries to reach a server that was off would use the first backend that comes up.
+        self.asking.shutdown().await;
         let server = &self.server;
         self.ledger.settle(server);
         let disarmed = server.faults().disarmed.now().is_some();

@@ -3,9 +3,10 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use humantime::parse_rfc3339;
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
@@ -45,23 +46,33 @@ pub struct Ops {
 }
 
 impl Ops {
-    fn told(&mut self, life: usize, at: Duration, record: OperationRecord, is_end: bool) {
+    /// `since`: what began before, the listener may have missed.
+    fn told(&mut self, life: usize, at: Duration, record: OperationRecord, is_end: bool, since: SystemTime) {
         let known = self.all.iter_mut().rev().find(|op| op.life == life && op.record.id == record.id);
         match (known, is_end) {
             (None, false) => {
-                if self.all.len() == KEPT {
-                    self.all.pop_front();
-                }
-                self.all.push_back(Op { life, began: at, ended: None, forgotten: false, record });
+                self.keep(Op { life, began: at, ended: None, forgotten: false, record });
             }
             (Some(op), true) if op.ended.is_none() => {
                 op.ended = Some(at);
                 op.record = record;
                 self.ended.push(op.clone());
             }
+            (None, true) if parse_rfc3339(&record.started).is_ok_and(|began| began < since) => {
+                let ended = Op { life, began: at, ended: Some(at), forgotten: false, record };
+                self.ended.push(ended.clone());
+                self.keep(ended);
+            }
             (None, true) => self.wrong.push(format!("an operation that never began has ended: {record:?}")),
             (Some(op), _) => self.wrong.push(format!("told twice: {op:?}, now {record:?}")),
         }
+    }
+
+    fn keep(&mut self, op: Op) {
+        if self.all.len() == KEPT {
+            self.all.pop_front();
+        }
+        self.all.push_back(op);
     }
 
     /// The daemon is gone.
@@ -85,10 +96,11 @@ pub fn listen(client: Client, life: usize, ops: Shared, origin: Instant) -> Join
     tokio::spawn(async move {
         loop {
             if let Ok(mut events) = client.events().await {
+                let since = SystemTime::now();
                 while let Ok(Some(change)) = events.next().await {
                     let is_end = change.what == "operation_ended";
                     if let (true, Some(record)) = (is_end || change.what == "operation_began", change.operation) {
-                        locked(&ops).told(life, origin.elapsed(), record, is_end);
+                        locked(&ops).told(life, origin.elapsed(), record, is_end, since);
                     }
                 }
             }

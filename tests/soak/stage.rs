@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::{
     net::UnixStream,
     process::{Child, Command},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{Instant, sleep},
 };
 use wechsler::{
@@ -80,6 +80,8 @@ pub struct Stage {
     ops: ops::Shared,
     listener: Option<JoinHandle<()>>,
     pub guests: Vec<Guest>,
+    /// Requests beside all else.
+    pub asking: JoinSet<()>,
     pub ledger: Ledger,
     pub checker: Checker,
     places: checker::Places,
@@ -123,6 +125,7 @@ impl Stage {
             ops: ops::Shared::default(),
             listener: None,
             guests: vec![],
+            asking: JoinSet::new(),
             ledger: Ledger::default(),
             checker: Checker::default(),
             places,
@@ -327,10 +330,11 @@ impl Stage {
     }
 
     /// A request to a backend, beside all else.
-    pub fn asks_beside(&self, backend: &str, prompt: String, tokens: u32) {
+    pub fn asks_beside(&mut self, backend: &str, prompt: String, tokens: u32) {
         let (http, url) = (self.http.clone(), self.url(backend));
         let (asked, answered) = (Arc::clone(&self.asked), Arc::clone(&self.answered));
-        tokio::spawn(async move {
+        while self.asking.try_join_next().is_some() {}
+        self.asking.spawn(async move {
             asked.fetch_add(1, Ordering::Relaxed);
             if ask(&http, url, prompt, tokens).await.is_some() {
                 answered.fetch_add(1, Ordering::Relaxed);

@@ -8,7 +8,7 @@ use std::{
 
 use wechsler::machine::{
     BackendId, BootId, BootPhase, Command, Effect, Event, Held, HoldSpec, Instant, Invocation, Look, Machine, Options,
-    Outcome, Policy, PowerChoice, RequestId, Seen, Server, Use, Verb, VerbId, Warning,
+    Outcome, Policy, PowerChoice, RequestId, Seen, Selection, Server, Use, Verb, VerbId, Warning,
 };
 
 use super::sample::{self, LLAMA, VLLM};
@@ -170,8 +170,8 @@ pub fn alphabet(machine: &Machine) -> Vec<(String, Instant, Event)> {
         ("shutdown --keep-on", Command::Shutdown(PowerChoice::KeepOn, plain)),
         ("resolve --keep vllm", Command::Resolve(VLLM, plain)),
         ("cancel", Command::Cancel),
-        ("slots save", Command::SaveSlots(plain)),
-        ("slots restore", Command::RestoreSlots(plain)),
+        ("slots save", Command::SaveSlots(Selection::All, plain)),
+        ("slots restore", Command::RestoreSlots(Selection::All, plain)),
     ];
     if let Some(held) = view.holds.first() {
         commands.push(("release", Command::Release(held.id)));

@@ -184,13 +184,13 @@ fn ended_by_slots(end: &End) -> bool {
 }
 
 fn failed_save_goes_on(e: &Edge) -> Verdict {
-    let wanted = e.before.view().operation.is_some_and(|o| matches!(o.goal, Goal::Save(_)));
+    let wanted = e.before.view().operation.is_some_and(|o| matches!(o.goal, Goal::Save(..)));
     let blocked = ended(e).any(ended_by_slots);
     ensure(!failed(e, |v| matches!(v, Verb::SaveSlots(_))) || wanted || !blocked, || "a failed save ended it".into())
 }
 
 fn failed_restore_goes_on(e: &Edge) -> Verdict {
-    let wanted = e.before.view().operation.is_some_and(|o| matches!(o.goal, Goal::Restore(_)));
+    let wanted = e.before.view().operation.is_some_and(|o| matches!(o.goal, Goal::Restore(..)));
     let blocked = ended(e).any(ended_by_slots);
     ensure(!failed(e, |v| matches!(v, Verb::RestoreSlots(_))) || wanted || !blocked, || {
         "a failed restore ended it".into()
@@ -205,7 +205,7 @@ fn restored_once(e: &Edge) -> Verdict {
         let run = e.after.view().look.backend(b).invocation;
         let before = e.before.view().restored[usize::from(b.0)];
         let by_hand =
-            e.after.view().operation.is_some_and(|o| matches!(o.goal, Goal::Restore(_)) && !o.cause.is_policy());
+            e.after.view().operation.is_some_and(|o| matches!(o.goal, Goal::Restore(..)) && !o.cause.is_policy());
         ensure(by_hand || run.is_none() || before != run, || "restored twice into one run".into())?;
     }
     Ok(())
@@ -359,10 +359,10 @@ fn replaced_decides_nothing(e: &Edge) -> Verdict {
     };
     let of_another = e.before.view().order_op.is_some_and(|by| by != op.id);
     let by_order = ended(e).any(|end| match end {
-        End::Done { .. } => matches!(op.goal, Goal::Save(_) | Goal::Restore(_)),
+        End::Done { .. } => matches!(op.goal, Goal::Save(..) | Goal::Restore(..)),
         End::Failed { failure, .. } => match (failure, op.goal) {
             // What is not there any more can be neither saved nor restored, whoever gave the order.
-            (Failure::SaveFailed | Failure::RestoreFailed, Goal::Save(b) | Goal::Restore(b)) => {
+            (Failure::SaveFailed | Failure::RestoreFailed, Goal::Save(b, _) | Goal::Restore(b, _)) => {
                 e.after.view().look.backend(b).seen == Seen::Running
             }
             (failure, _) => matches!(failure, Failure::StartFailed | Failure::NotPermitted),

@@ -34,6 +34,8 @@ fn backend(name: &str, kind: BackendKind, slots: bool) -> BackendPolicy {
         restore: RestorePolicy::Offer,
         save_timeout: s(60),
         restore_timeout: s(60),
+        checkpoint_tokens: None,
+        checkpoint_quiet: None,
     }
 }
 

@@ -171,8 +171,8 @@ impl Names<'_> {
             | Command::Wake(o)
             | Command::Shutdown(_, o)
             | Command::Resolve(_, o)
-            | Command::SaveSlots(o)
-            | Command::RestoreSlots(o) => *o,
+            | Command::SaveSlots(_, o)
+            | Command::RestoreSlots(_, o) => *o,
             Command::Cancel | Command::Hold(_) | Command::Release(_) => crate::machine::Options::default(),
         };
         let options = [(options.replace, "--replace"), (options.no_drain, "--no-drain")];
@@ -205,7 +205,7 @@ impl Names<'_> {
 
     fn goal(&self, goal: Goal) -> String {
         match goal {
-            Goal::Run(id) | Goal::Restart(id) | Goal::Save(id) | Goal::Restore(id) => {
+            Goal::Run(id) | Goal::Restart(id) | Goal::Save(id, _) | Goal::Restore(id, _) => {
                 format!("{} {}", goal.kind(), self.of(id))
             }
             Goal::Stop | Goal::Awake | Goal::Off => goal.kind().into(),

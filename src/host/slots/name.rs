@@ -37,6 +37,20 @@ pub(super) fn of_slot(name: &str, id: u32) -> String {
     if id == 0 { name.to_owned() } else { format!("{name}-{id}") }
 }
 
+/// The slot whose own name that is; `None`: it is a name that people have chosen.
+pub(super) fn slot_of(base: &str, name: &str) -> Option<u32> {
+    let id = match name.strip_prefix(base)?.strip_prefix('-') {
+        Some(id) => id.parse().ok()?,
+        None => 0,
+    };
+    (of_slot(base, id) == name).then_some(id)
+}
+
+/// Whether people may save under that name.
+pub(super) fn is_usable(name: &str) -> bool {
+    new_file(name, 0, &tag("", "", ""), 0).is_some()
+}
+
 /// A new name; `None` if `name` breaks llama.cpp's rules (or ours).
 pub(super) fn new_file(name: &str, at: u64, tag: &str, serial: u16) -> Option<Names> {
     let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(at))?;
@@ -52,15 +66,13 @@ pub(super) fn new_file(name: &str, at: u64, tag: &str, serial: u16) -> Option<Na
 
 /// When the save of an unfinished file of ours began, seconds since the epoch by this machine's clock; `None`: the file is
 /// not ours, or it is finished.
-pub(super) fn begun_at(file: &str, name: &str, tag: &str) -> Option<u64> {
-    let (stem, stamp) = file.strip_suffix(UNFINISHED)?.rsplit_once('.')?;
-    let of_a_slot = stem == name
-        || stem.strip_prefix(name).and_then(|rest| rest.strip_prefix('-')).is_some_and(|id| id.parse::<u32>().is_ok());
+pub(super) fn begun_at(file: &str, tag: &str) -> Option<u64> {
+    let (name, stamp) = file.strip_suffix(UNFINISHED)?.rsplit_once('.')?;
     let (date, rest) = stamp.split_once('T')?;
     let (time, serial) = rest.split_once('-')?;
     let serial = serial.strip_prefix(tag)?;
     let digits = |s: &str, n| s.len() == n && s.bytes().all(|b| b.is_ascii_digit());
-    let ours = of_a_slot
+    let ours = !name.is_empty()
         && digits(date, 8)
         && digits(time, 6)
         && serial.len() == 4
@@ -86,8 +98,8 @@ mod tests {
         let names = new_file(&name, 1_795_471_200, &tag, 0x2a).expect("a good name");
         assert_eq!(names.finished.as_str(), format!("localbot-2.20261123T220000-{tag}002a.slot"));
         assert_eq!(names.unfinished.as_str(), format!("localbot-2.20261123T220000-{tag}002a.part"));
-        assert_eq!(begun_at(names.unfinished.as_str(), "localbot", &tag), Some(1_795_471_200));
-        assert_eq!(begun_at(names.finished.as_str(), "localbot", &tag), None, "it is finished");
+        assert_eq!(begun_at(names.unfinished.as_str(), &tag), Some(1_795_471_200));
+        assert_eq!(begun_at(names.finished.as_str(), &tag), None, "it is finished");
     }
 
     #[test]
@@ -106,22 +118,35 @@ mod tests {
             "localbot.20261123T220000-abcdef123456002a.slot",
             "localbot.20261123T220000-000000000000002a.part",
             "localbot.20261123T220000-abcdef002a.part",
-            "localbot-x.20261123T220000-abcdef123456002a.part",
-            "localbots.20261123T220000-abcdef123456002a.part",
             "localbot.20261399T990000-abcdef123456002a.part",
             "localbot.part",
+            ".20261123T220000-abcdef123456002a.part",
             "x.part",
             ".part",
         ] {
-            assert_eq!(begun_at(file, "localbot", "abcdef123456"), None, "{file}");
+            assert_eq!(begun_at(file, "abcdef123456"), None, "{file}");
         }
-        assert!(begun_at("localbot.20261123T220000-abcdef123456002a.part", "localbot", "abcdef123456").is_some());
+        for file in ["localbot.20261123T220000-abcdef123456002a.part", "a.b.20261123T220000-abcdef123456002a.part"] {
+            assert!(begun_at(file, "abcdef123456").is_some(), "{file}");
+        }
+    }
+
+    #[test]
+    fn a_slot_has_one_own_name_and_all_others_are_free() {
+        for (name, slot) in [("bot", Some(0)), ("bot-1", Some(1)), ("bot-12", Some(12))] {
+            assert_eq!(slot_of("bot", name), slot, "{name}");
+        }
+        for free in ["bot-0", "bot-01", "bot-+1", "bot-", "bot-x", "bots", "other", "", "bot-99999999999"] {
+            assert_eq!(slot_of("bot", free), None, "{free}");
+        }
     }
 
     #[test]
     fn names_that_llama_cpp_would_reject_are_not_made() {
         for name in ["a..b", "model:q4", "a/b", "", "a b", "dot."] {
-            assert!(new_file(name, 0, "abcdef", 0).is_none(), "{name}");
+            assert!(!is_usable(name), "{name}");
         }
+        assert!(is_usable("before-the-holidays_2026.11"));
+        assert!(!is_usable(&"x".repeat(FileName::MOST)), "nothing could be added to it");
     }
 }

@@ -15,9 +15,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Semaphore, time::timeout};
 
+use super::worth::Useless;
 use crate::{
     host::slot_files::FileName,
-    machine::{Invocation, reading::SavedSlot},
+    machine::{
+        Invocation,
+        reading::{LastRestore, SavedSlot},
+    },
 };
 
 /// More notes than this are not read; pruning keeps a handful.
@@ -26,6 +30,8 @@ const MOST_NOTES: usize = 512;
 const MOST_NOTE_BYTES: u64 = 64 * 1024;
 const SUFFIX: &str = ".json";
 const UNFINISHED: &str = ".note.tmp";
+/// Beside the notes: what restores do nothing for.
+const USELESS: &str = "useless";
 /// In the state directory: whose slot files are ours.
 const OWNER: &str = "slot-owner";
 /// A disk that takes longer is not waited for: a save or restore then goes without it.
@@ -84,6 +90,12 @@ pub(super) struct Note {
     /// Never restored again, and why.
     #[serde(default)]
     pub(super) put_aside: Option<String>,
+    /// SHA-256 of the whole file, taken some time after it was saved.
+    #[serde(default)]
+    pub(super) digest: Option<String>,
+    /// The last restore of it that was done.
+    #[serde(default)]
+    pub(super) last_restore: Option<LastRestore>,
 }
 
 impl Fit {
@@ -137,6 +149,9 @@ impl Note {
             model: self.fit.model.id,
             n_ctx: self.fit.n_ctx,
             put_aside: self.put_aside,
+            generation: self.round,
+            last_restore: self.last_restore,
+            useless: None,
         }
     }
 }
@@ -166,6 +181,8 @@ pub(super) struct Notes {
     pub(super) notes: Vec<Note>,
     /// Files that are no notes (any more), with what is wrong.
     pub(super) damaged: Vec<(String, String)>,
+    /// What restores do nothing for.
+    pub(super) useless: Useless,
 }
 
 impl Shelf {
@@ -204,11 +221,26 @@ impl Shelf {
         }
     }
 
-    /// Writes a note in one step, surviving a crash or power cut at any moment. Mode 0600: it tells of conversations.
+    /// Writes a note.
     pub(super) async fn write(&self, note: &Note) -> io::Result<()> {
+        self.store(format!("{}{SUFFIX}", note.file), serde_json::to_vec_pretty(note)?).await?;
+        self.change(|Notes { notes, .. }| {
+            notes.retain(|n| n.file != note.file);
+            notes.push(note.clone());
+        });
+        Ok(())
+    }
+
+    /// Writes down what restores do nothing for.
+    pub(super) async fn write_useless(&self, useless: Useless) -> io::Result<()> {
+        self.store(USELESS.into(), serde_json::to_vec_pretty(&useless)?).await?;
+        self.change(|notes| notes.useless = useless);
+        Ok(())
+    }
+
+    /// Writes a file in one step, surviving a crash or power cut at any moment. Mode 0600: it tells of conversations.
+    async fn store(&self, name: String, text: Vec<u8>) -> io::Result<()> {
         let dir = self.dir.clone();
-        let name = format!("{}{SUFFIX}", note.file);
-        let text = serde_json::to_vec_pretty(note)?;
         let write = move || {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
             let unfinished = dir.join(UNFINISHED);
@@ -219,12 +251,7 @@ impl Shelf {
         // Not given up with the wait for it: a note written late is overtaken by none that was written after it.
         let disk = Arc::clone(&self.disk);
         let written = tokio::spawn(async move { on_disk(&disk, write).await });
-        timeout(DISK_AT_MOST, written).await.map_err(hangs)?.map_err(io::Error::other)??;
-        self.change(|notes| {
-            notes.retain(|n| n.file != note.file);
-            notes.push(note.clone());
-        });
-        Ok(())
+        timeout(DISK_AT_MOST, written).await.map_err(hangs)?.map_err(io::Error::other)?
     }
 
     /// Forgets a note.
@@ -236,7 +263,7 @@ impl Shelf {
             File::open(dir)?.sync_all()
         })
         .await?;
-        self.change(|notes| notes.retain(|n| n.file != note.file));
+        self.change(|Notes { notes, .. }| notes.retain(|n| n.file != note.file));
         Ok(())
     }
 
@@ -259,10 +286,10 @@ impl Shelf {
     }
 
     /// Changes what is known; what was never read stays so.
-    fn change(&self, change: impl FnOnce(&mut Vec<Note>)) {
+    fn change(&self, change: impl FnOnce(&mut Notes)) {
         if let Some(notes) = &mut self.known().notes {
             let notes = Arc::make_mut(notes);
-            change(&mut notes.notes);
+            change(notes);
             notes.sort();
         }
     }
@@ -305,6 +332,12 @@ fn load(dir: &Path) -> io::Result<Notes> {
         }
     }
     found.sort();
+    match text_of(&dir.join(USELESS)).map(|text| text.map(|text| serde_json::from_slice(&text))) {
+        Ok(None) => {}
+        Ok(Some(Ok(useless))) => found.useless = useless,
+        Ok(Some(Err(error))) => found.damaged.push((USELESS.into(), error.to_string())),
+        Err(why) => found.damaged.push((USELESS.into(), why)),
+    }
     Ok(found)
 }
 
@@ -378,15 +411,19 @@ fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn read(path: &Path, name: &str) -> Result<Note, String> {
+/// What stands in a file; `None` if there is none.
+fn text_of(path: &Path) -> Result<Option<Vec<u8>>, String> {
     let mut text = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MOST_NOTE_BYTES + 1).read_to_end(&mut text))
-        .map_err(|e| e.to_string())?;
-    if text.len() as u64 > MOST_NOTE_BYTES {
-        return Err(format!("longer than {MOST_NOTE_BYTES} bytes"));
+    let read = File::open(path).and_then(|file| file.take(MOST_NOTE_BYTES + 1).read_to_end(&mut text));
+    match none_if_missing(read).map_err(|e| e.to_string())? {
+        None => Ok(None),
+        Some(_) if text.len() as u64 > MOST_NOTE_BYTES => Err(format!("longer than {MOST_NOTE_BYTES} bytes")),
+        Some(_) => Ok(Some(text)),
     }
-    parse(&text, name)
+}
+
+fn read(path: &Path, name: &str) -> Result<Note, String> {
+    parse(&text_of(path)?.ok_or("it is gone")?, name)
 }
 
 /// What a note of that name says.

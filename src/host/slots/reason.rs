@@ -36,6 +36,34 @@ reasons! {
     SaveMisplaced = "save_misplaced";
     /// The server does not save slots, or does not show them.
     SaveNotSupported = "save_not_supported";
+    /// It is larger than what is saved while the backend goes on running.
+    CheckpointTooLarge = "checkpoint_too_large";
+    /// How large it will be is not known before the first save, and there is a limit while the backend goes on running.
+    CheckpointUnknownSize = "checkpoint_unknown_size";
+    /// Several slots hold something, and the name does not tell which is meant.
+    SlotAmbiguous = "slot_ambiguous";
+    /// It cannot be a name, or it is the own name of another slot.
+    NameInvalid = "name_invalid";
+    /// Nothing is saved under that name, or the server has no slot of that number.
+    NoSuchSlot = "no_such_slot";
+    /// Of that name there is no such generation.
+    NoSuchGeneration = "no_such_generation";
+    /// A save or restore is under way.
+    SlotsInUse = "slots_in_use";
+    /// News: file and note are gone.
+    Forgotten = "forgotten";
+    /// The file could not be removed; its note stays.
+    ForgetFailed = "forget_failed";
+    /// News: the whole file is as it was.
+    Whole = "whole";
+    /// What is known of the file is right, and of its whole nothing is known.
+    DigestUnknown = "digest_unknown";
+    /// The file is not as it was saved. It is put aside.
+    Damaged = "damaged";
+    /// The file is gone.
+    Missing = "missing";
+    /// The file could not be looked at.
+    Unreadable = "unreadable";
     /// No room for the file.
     DiskFull = "disk_full";
     /// The file could not be checked: the server did not answer over SSH.
@@ -50,6 +78,14 @@ reasons! {
     RestoreNothing = "restore_nothing";
     /// What is saved belongs to another model, context size, build or number of slots.
     RestoreMismatch = "restore_mismatch";
+    /// News: what was restored was used.
+    RestoreEffective = "restore_effective";
+    /// What was restored was not used: the prompt was computed anew.
+    RestoreIneffective = "restore_ineffective";
+    /// Restores have had no effect with this model and build. By its name it can be restored all the same.
+    RestoreUseless = "restore_useless";
+    /// It was put aside before, for the reason told.
+    RestorePutAside = "restore_put_aside";
     /// The file is gone.
     RestoreMissing = "restore_missing";
     /// The file is not as it was saved. It is put aside: a truncated one kills the server.
@@ -87,9 +123,17 @@ impl Reason {
         matches!(self, Self::Saved | Self::Restored)
     }
 
-    /// Not saved, but nothing failed: there was nothing to save, or it may not be.
+    /// Not done, but nothing failed: there was nothing to do, or it may not be.
     pub(super) const fn is_skip(self) -> bool {
-        matches!(self, Self::SlotBusy | Self::SlotEmpty | Self::SlotsAsleep)
+        matches!(
+            self,
+            Self::SlotBusy
+                | Self::SlotEmpty
+                | Self::SlotsAsleep
+                | Self::CheckpointTooLarge
+                | Self::CheckpointUnknownSize
+                | Self::RestoreUseless
+        )
     }
 
     /// Tokens came back into the slot.

@@ -8,9 +8,11 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, FileStat, Found, MOST_SURVEYED, Note, Probe, Reason, Said, SlotError, SlotFiles, SlotFilesError,
-    SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay, left, look_in, name, whole,
+    Awake, FileName, FileStat, Fit, Found, MOST_SURVEYED, NamedSlot, Note, Probe, Reason, Said, SlotChoice, SlotError,
+    SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay, Unproven, as_noted,
+    left, look_in, name, named, now, retention::is_too_old,
 };
+use crate::machine::reading::LastRestore;
 
 /// What was looked at while the backend loaded is looked at again after so long.
 const CHECKED_FOR: Duration = Duration::from_secs(30);
@@ -39,40 +41,95 @@ impl Checked {
 }
 
 impl SlotStore {
-    /// Looks at the files that a restore will most likely want: for use while the backend loads.
+    /// What may be restored, newest first.
+    fn restorable<'a>(&self, notes: &'a [Note]) -> impl Iterator<Item = &'a Note> {
+        let now = now();
+        notes.iter().filter(move |note| note.is_good() && !is_too_old(note, &self.slots, now))
+    }
+
+    /// What comes back by itself: good generations under a slot's own name, newest first.
+    fn own<'a>(&self, notes: &'a [Note]) -> impl Iterator<Item = &'a Note> {
+        let is_own = |note: &&Note| name::slot_of(&self.slots.name, &note.name) == Some(note.slot);
+        self.restorable(notes).filter(is_own)
+    }
+
+    /// The generations that were named and may be restored, newest first; or why there are none.
+    fn generations<'a>(&self, notes: &'a [Note], wanted: &NamedSlot) -> Result<Vec<&'a Note>, Said> {
+        let NamedSlot { name, generation, .. } = wanted;
+        let now = now();
+        let mut meant = named(notes, name, *generation)?;
+        meant.retain(|note| !is_too_old(note, &self.slots, now));
+        let (good, aside): (Vec<&Note>, Vec<&Note>) = meant.into_iter().partition(|note| note.is_good());
+        if let (true, Some(aside)) = (good.is_empty(), aside.first()) {
+            let why = aside.put_aside.as_deref().unwrap_or(UNFINISHED);
+            return Err(Reason::RestorePutAside.say(format!("{name}, generation {}: {why}", aside.round)));
+        }
+        Ok(good)
+    }
+
+    /// Looks at the files that a restore will most likely want, and reads them whole where a digest is on record: for use
+    /// while the backend loads.
     pub async fn look_ahead(&self, files: &impl SlotFiles) {
-        let notes = self.notes().await;
-        let mut newest: BTreeMap<&str, &Note> = BTreeMap::new();
-        for note in notes.notes.iter().filter(|note| note.is_good()) {
-            newest.entry(note.name.as_str()).or_insert(note);
-        }
-        let Some(model_path) = newest.values().next().map(|note| note.fit.model.path.clone()) else {
-            return;
-        };
-        let wanted = newest.values().filter_map(|note| FileName::new(&note.file)).take(MOST_SURVEYED).collect();
-        // What went wrong is met again, and said, by the restore.
-        if let Ok(checked) = survey(files, model_path, wanted).await {
+        self.digest_ahead(files, async {
+            let notes = self.notes().await;
+            let mut newest: BTreeMap<&str, &Note> = BTreeMap::new();
+            for note in self.own(&notes.notes).filter(|note| notes.useless.why(&note.fit).is_none()) {
+                newest.entry(note.name.as_str()).or_insert(note);
+            }
+            let Some(model_path) = newest.values().next().map(|note| note.fit.model.path.clone()) else {
+                return vec![];
+            };
+            let wanted: Vec<FileName> =
+                newest.values().filter_map(|note| FileName::new(&note.file)).take(MOST_SURVEYED).collect();
+            // What went wrong is met again, and said, by the restore.
+            let Ok(checked) = survey(files, model_path, wanted).await else {
+                return vec![];
+            };
+            let has_digest = |file: &FileName| newest.values().any(|n| n.file == file.as_str() && n.digest.is_some());
+            let there = |(file, found): (&FileName, &Result<Option<Found>, _>)| {
+                Some((file.clone(), found.as_ref().ok()?.as_ref()?.stat))
+            };
+            let is_wanted = |(file, _): &(FileName, _)| self.slots.digest && has_digest(file);
+            let wanted = checked.files.iter().filter_map(there).filter(is_wanted).collect();
             self.seen().checked = Some(checked);
-        }
+            wanted
+        })
+        .await;
     }
 
     pub(super) async fn restore_each(
         &self,
         probe: &Probe,
         files: &impl SlotFiles,
+        choice: &SlotChoice,
         deadline: Instant,
         said: &mut Vec<Said>,
     ) {
+        let by_name = matches!(choice, SlotChoice::Named(_));
+        if !by_name {
+            // What was restored into another process is nobody's any more.
+            self.seen().unproven.clear();
+        }
         let ahead = self.seen().checked.take().filter(|checked| checked.at.elapsed() < CHECKED_FOR);
         let notes = self.notes().await;
         for note in notes.notes.iter().filter(|n| n.restoring) {
             self.clear_up(note).await;
         }
-        let good: Vec<Note> = self.notes().await.notes.iter().filter(|note| note.is_good()).cloned().collect();
-        let Some(newest) = good.first() else {
+        let notes = self.notes().await;
+        let good = match choice {
+            SlotChoice::Named(named) => self.generations(&notes.notes, named),
+            SlotChoice::All | SlotChoice::Checkpoint => Ok(self.own(&notes.notes).collect()),
+        };
+        let good: Vec<&Note> = match good {
+            Ok(good) => good,
+            Err(why) => {
+                said.push(why);
+                return;
+            }
+        };
+        let Some(&newest) = good.first() else {
             return;
         };
-        let newest_round = newest.round;
         let awake = match look_in(probe).await {
             Ok(awake) => awake,
             Err(closed) => {
@@ -80,20 +137,28 @@ impl SlotStore {
                 return;
             }
         };
-        for slot in gone(&good, &awake) {
-            said.push(Reason::RestoreNoSlot.say(format!("the server has no slot {slot}")));
+        // By the slot it goes into.
+        let mut goals: BTreeMap<u32, Vec<&Note>> = BTreeMap::new();
+        for note in good {
+            let goal = match choice {
+                SlotChoice::Named(named) => named.slot.unwrap_or(newest.slot),
+                SlotChoice::All | SlotChoice::Checkpoint => note.slot,
+            };
+            goals.entry(goal).or_default().push(note);
         }
-        // Newest first. Slots of one save fitted in beside each other then and do now; older ones must fit in beside them even
-        // if all slots share one cache.
-        let mut order: Vec<(&SlotReading, Vec<&Note>)> = awake
-            .slots
-            .iter()
-            .map(|slot| {
-                let name = name::of_slot(&self.slots.name, slot.id);
-                (slot, good.iter().filter(|n| n.name == name).collect())
-            })
-            .filter(|(_, notes): &(_, Vec<&Note>)| !notes.is_empty())
-            .collect();
+        // Slots of one save fitted in beside each other then and do now; what else comes must fit in beside them even if all
+        // slots share one cache.
+        let fitted = |note: &Note| !by_name && note.round == newest.round;
+        let held = |slot: &SlotReading| slot.tokens.unwrap_or(0);
+        let mut held: u64 = if by_name { awake.slots.iter().map(held).sum() } else { 0 };
+        // Newest first.
+        let mut order: Vec<(&SlotReading, Vec<&Note>)> = Vec::new();
+        for (id, notes) in goals {
+            match awake.slots.iter().find(|slot| slot.id == id) {
+                Some(slot) => order.push((slot, notes)),
+                None => said.push(Reason::RestoreNoSlot.say(format!("the server has no slot {id}"))),
+            }
+        }
         order.sort_by_key(|(slot, notes)| (std::cmp::Reverse(notes[0].round), slot.id));
         order.retain(|(slot, notes)| match is_unused(slot, &notes[0].name) {
             Ok(()) => true,
@@ -113,19 +178,23 @@ impl SlotStore {
                 return;
             }
         };
-        let mut restored = 0;
+        let useless = &notes.useless;
         for (slot, notes) in order {
-            let Some((note, file)) = self.choose(&awake, slot, &notes, &mut checked, files, said).await else {
+            let now = awake.fit(slot.n_ctx, checked.model);
+            if !by_name && let Some(why) = useless.why(&now) {
+                said.push(Reason::RestoreUseless.say(format!("{}: {why}", notes[0].name)));
                 continue;
-            };
-            if note.round != newest_round && restored + note.tokens > slot.n_ctx {
+            }
+            let chosen = self.choose(&now, &notes, &mut checked, files, deadline, said).await;
+            let Some((note, file)) = chosen else { continue };
+            if !fitted(note) && held + note.tokens > slot.n_ctx {
                 let why = format!("{}: {} tokens may not fit in", note.name, note.tokens);
                 said.push(Reason::RestoreNoRoom.say(why));
                 continue;
             }
             let outcome = self.send(probe, slot, note, &file, deadline).await;
             if outcome.reason.has_come_back() {
-                restored += note.tokens;
+                held += note.tokens;
             }
             let goes_on = !outcome.reason.is_spoilt();
             said.push(outcome);
@@ -139,17 +208,16 @@ impl SlotStore {
     /// is sent.
     async fn choose<'a>(
         &self,
-        awake: &Awake,
-        slot: &SlotReading,
+        now: &Fit,
         notes: &[&'a Note],
         checked: &mut Checked,
         files: &impl SlotFiles,
+        deadline: Instant,
         said: &mut Vec<Said>,
     ) -> Option<(&'a Note, FileName)> {
-        let now = awake.fit(slot.n_ctx, checked.model);
         let mut mismatch = None;
         for &note in notes {
-            let differences = note.fit.differences(&now);
+            let differences = note.fit.differences(now);
             if !differences.is_empty() {
                 // The newest one's is the one to tell; older ones are tried silently.
                 mismatch.get_or_insert_with(|| {
@@ -157,7 +225,11 @@ impl SlotStore {
                 });
                 continue;
             }
-            match whole_file(note, checked, files).await {
+            let whole = match whole_file(note, checked, files).await {
+                Ok((file, stat)) => self.agrees(note, &file, stat, files, deadline).await.map(|()| file),
+                Err(why) => Err(why),
+            };
+            match whole {
                 Ok(file) => {
                     said.extend(mismatch);
                     return Some((note, file));
@@ -205,8 +277,18 @@ impl SlotStore {
             return Reason::RestoreUnchecked.say(format!("{name}: not sent, its note cannot be written: {error}"));
         }
         let said = match still_unused(probe, slot, name).await {
-            Ok(()) => self.sent(probe, slot, note, file, deadline).await,
-            Err(why) => why,
+            Ok(()) => sent(probe, slot, note, file, deadline).await,
+            Err(why) => Err(why),
+        };
+        let mut note = note.clone();
+        let said = match said {
+            Ok((tokens, said)) => {
+                note.last_restore = Some(LastRestore { at: now(), tokens, reuse: None });
+                let unproven = Unproven { file: note.file.clone(), fit: note.fit.clone() };
+                self.seen().unproven.insert(slot.id, unproven);
+                said
+            }
+            Err(said) => said,
         };
         let aside = match said.reason {
             Reason::Restored
@@ -220,26 +302,31 @@ impl SlotStore {
             _ => Some(format!("{}: {}", said.reason.code(), said.message)),
         };
         match aside {
-            Some(why) => self.put_aside(note, &why).await,
-            None => self.unmark(note).await,
+            Some(why) => self.put_aside(&note, &why).await,
+            None => self.unmark(&note).await,
         }
         self.seen().sent.remove(&note.file);
         said
     }
+}
 
-    async fn sent(&self, probe: &Probe, slot: &SlotReading, note: &Note, file: &FileName, deadline: Instant) -> Said {
-        let name = &note.name;
-        match probe.restore_slot(slot.id, file, left(deadline)).await {
-            Ok(done) if done.tokens == note.tokens => {
-                Reason::Restored.say(format!("{name}: {} tokens restored into slot {}", done.tokens, slot.id))
-            }
-            Ok(done) => Reason::RestorePartial.say(format!(
-                "{name}: {} tokens restored into slot {}, {} were saved",
-                done.tokens, slot.id, note.tokens
-            )),
-            Err(error) => failure(&error).say(format!("{name}: {error}")),
-        }
-    }
+/// Sends a restore: so many tokens came back, or why none did.
+async fn sent(
+    probe: &Probe,
+    slot: &SlotReading,
+    note: &Note,
+    file: &FileName,
+    deadline: Instant,
+) -> Result<(u64, Said), Said> {
+    let name = &note.name;
+    let done = probe.restore_slot(slot.id, file, left(deadline)).await;
+    let tokens = done.map_err(|error| failure(&error).say(format!("{name}: {error}")))?.tokens;
+    let back = format!("{name}: {tokens} tokens restored into slot {}", slot.id);
+    Ok(if tokens == note.tokens {
+        (tokens, Reason::Restored.say(back))
+    } else {
+        (tokens, Reason::RestorePartial.say(format!("{back}, {} were saved", note.tokens)))
+    })
 }
 
 /// The last look before a restore is sent: between the first one and this, files were checked and a note was written.
@@ -277,15 +364,6 @@ async fn looked_at(
     }
 }
 
-/// Slots that were saved once and that the server has no more.
-fn gone(good: &[Note], awake: &Awake) -> Vec<u32> {
-    let mut gone: Vec<u32> =
-        good.iter().map(|n| n.slot).filter(|slot| awake.slots.iter().all(|s| s.id != *slot)).collect();
-    gone.sort_unstable();
-    gone.dedup();
-    gone
-}
-
 fn is_unused(slot: &SlotReading, name: &str) -> Result<(), Said> {
     if slot.is_processing {
         return Err(Reason::RestoreSlotBusy.say(format!("{name}: slot {} is busy", slot.id)));
@@ -297,8 +375,8 @@ fn is_unused(slot: &SlotReading, name: &str) -> Result<(), Said> {
     Ok(())
 }
 
-/// The file of a note, if it lies there exactly as it was saved.
-async fn whole_file(note: &Note, checked: &mut Checked, files: &impl SlotFiles) -> Result<FileName, Said> {
+/// The file of a note, if it lies there as it was saved, as far as its size and head tell.
+async fn whole_file(note: &Note, checked: &mut Checked, files: &impl SlotFiles) -> Result<(FileName, FileStat), Said> {
     let name = &note.name;
     let damaged = |why: String| Reason::RestoreDamaged.say(format!("{name}: {why}"));
     let unchecked = |e: SlotFilesError| Reason::RestoreUnchecked.say(format!("{name}: {e}"));
@@ -313,9 +391,8 @@ async fn whole_file(note: &Note, checked: &mut Checked, files: &impl SlotFiles) 
         // Not damaged: the folder may only not be mounted now.
         None | Some(Ok(None)) => Err(Reason::RestoreMissing.say(format!("{name}: {file} is not in the slot folder"))),
         Some(Err(error)) => Err(unchecked(error.clone())),
-        Some(Ok(Some(found))) => match whole(found, note) {
-            Ok(format) if format == note.format => Ok(file),
-            Ok(format) => Err(damaged(format!("{file} is of version {format} instead of {}", note.format))),
+        Some(Ok(Some(found))) => match as_noted(found, note) {
+            Ok(()) => Ok((file, found.stat)),
             Err(why) => Err(damaged(format!("{file}: {why}"))),
         },
     }

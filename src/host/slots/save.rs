@@ -8,8 +8,8 @@ use std::cmp::Reverse;
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileStat, Fit, Note, Notes, Probe, Reason, Said, SlotError, SlotFiles, SlotReading, SlotStore, Survey, left,
-    look_in,
+    Awake, FileStat, Fit, NamedSlot, Note, Notes, Probe, Reason, Said, SlotChoice, SlotError, SlotFiles, SlotReading,
+    SlotStore, Survey, left, look_in,
     name::{self, Names},
     now, remove, whole,
 };
@@ -17,12 +17,15 @@ use super::{
 /// With less free than this after a failed save, the disk counts as full.
 const FULL_BELOW_BYTES: u64 = 16 * 1024 * 1024;
 
+const MIB: u64 = 1024 * 1024;
+
 /// What all saves of one round share.
 struct Round<'a, F> {
     probe: &'a Probe,
     files: &'a F,
     deadline: Instant,
     awake: &'a Awake,
+    choice: &'a SlotChoice,
     notes: &'a Notes,
     /// The model's file.
     model: Option<FileStat>,
@@ -46,9 +49,18 @@ impl SlotStore {
         &self,
         probe: &Probe,
         files: &impl SlotFiles,
+        choice: &SlotChoice,
         deadline: Instant,
         said: &mut Vec<Said>,
     ) {
+        if let SlotChoice::Named(named) = choice
+            && !name::is_usable(&named.name)
+        {
+            let rule =
+                "a name is made of letters, digits, dots, `_` and `-`, begins with a letter or digit, and is short";
+            said.push(Reason::NameInvalid.say(format!("{:?}: {rule}", named.name)));
+            return;
+        }
         let notes = self.notes().await;
         let newest = notes.notes.first();
         // Most likely the model is the one of last time; what it is, the server tells at the same time.
@@ -69,12 +81,20 @@ impl SlotStore {
                 return;
             }
         };
+        let only = match self.named(choice, &awake) {
+            Ok(only) => only,
+            Err(why) => {
+                said.push(why);
+                return;
+            }
+        };
+        let is_meant = |slot: &&SlotReading| only.is_none_or(|id| id == slot.id);
         let surveyed = if awake.model_path() == guess { surveyed } else { survey(awake.model_path()).await };
         let surveyed = surveyed.unwrap_or_default();
         let mut free = surveyed.free;
         let first = newest.map_or(1, |n| n.round.saturating_add(1));
         let mut known = awake.slots.clone();
-        let mut slots = known.clone();
+        let mut slots: Vec<SlotReading> = known.iter().filter(is_meant).cloned().collect();
         let mut holds = false;
         for _ in 0..=MOST_AGAIN {
             let round = Round {
@@ -82,6 +102,7 @@ impl SlotStore {
                 files,
                 deadline,
                 awake: &awake,
+                choice,
                 notes: &notes,
                 model: surveyed.model,
                 tag: &tag,
@@ -107,7 +128,7 @@ impl SlotStore {
             said.extend(checked);
             // What was used meanwhile is not what was saved.
             let Ok(after) = after else { break };
-            slots = after.slots.iter().filter(|slot| !known.contains(slot)).cloned().collect();
+            slots = after.slots.iter().filter(is_meant).filter(|slot| !known.contains(slot)).cloned().collect();
             if slots.is_empty() {
                 break;
             }
@@ -118,6 +139,35 @@ impl SlotStore {
         }
     }
 
+    /// The one slot that is meant, where one was named, among those that the server shows.
+    fn named(&self, choice: &SlotChoice, awake: &Awake) -> Result<Option<u32>, Said> {
+        let SlotChoice::Named(NamedSlot { name, slot, .. }) = choice else { return Ok(None) };
+        let own = name::slot_of(&self.slots.name, name);
+        if let (Some(own), Some(slot)) = (own, *slot)
+            && own != slot
+        {
+            return Err(Reason::NameInvalid.say(format!("{name} is the own name of slot {own}, not of slot {slot}")));
+        }
+        if let Some(id) = own.or(*slot) {
+            let shown = awake.slots.iter().any(|slot| slot.id == id);
+            return if shown {
+                Ok(Some(id))
+            } else {
+                Err(Reason::NoSuchSlot.say(format!("the server has no slot {id}")))
+            };
+        }
+        let holding: Vec<&SlotReading> = awake.slots.iter().filter(|slot| slot.tokens.unwrap_or(0) > 0).collect();
+        match holding[..] {
+            [] => Err(Reason::SlotEmpty.say("no slot holds tokens that are not saved already")),
+            [one] => Ok(Some(one.id)),
+            _ => {
+                let held = |slot: &&SlotReading| format!("slot {} holds {} tokens", slot.id, slot.tokens.unwrap_or(0));
+                let held: Vec<String> = holding.iter().map(held).collect();
+                Err(Reason::SlotAmbiguous.say(format!("{name}: {}: give the slot", held.join(", "))))
+            }
+        }
+    }
+
     /// Has a slot that holds tokens written to its file, or says why not. `None` if there is nothing in it.
     async fn write_if_worth<F: SlotFiles>(
         &self,
@@ -125,7 +175,10 @@ impl SlotStore {
         slot: &SlotReading,
         free: &mut Option<u64>,
     ) -> Option<Result<Written, Said>> {
-        let name = name::of_slot(&self.slots.name, slot.id);
+        let name = match round.choice {
+            SlotChoice::Named(named) => named.name.clone(),
+            SlotChoice::All | SlotChoice::Checkpoint => name::of_slot(&self.slots.name, slot.id),
+        };
         if slot.is_processing {
             let why = format!("{name}: slot {} is processing a request", slot.id);
             return Some(Err(Reason::SlotBusy.say(why)));
@@ -147,7 +200,11 @@ impl SlotStore {
         let names = name::new_file(name, round.at, round.tag, self.next_serial())
             .ok_or_else(|| Reason::SaveFailed.say(format!("{name:?} cannot be a file name")))?;
         let fit = round.awake.fit(slot.n_ctx, round.model);
-        if let (Some(free), Some(needed)) = (*free, needed(round.notes, &fit, slot))
+        let needed = needed(round.notes, &fit, slot);
+        if *round.choice == SlotChoice::Checkpoint {
+            self.is_small_enough(name, needed)?;
+        }
+        if let (Some(free), Some(needed)) = (*free, needed)
             && free < needed
         {
             return Err(Reason::DiskFull.say(format!("{name}: about {needed} bytes needed, {free} free")));
@@ -169,6 +226,8 @@ impl SlotStore {
                     restoring: false,
                     sent_to: None,
                     put_aside: None,
+                    digest: None,
+                    last_restore: None,
                 };
                 return Ok(Written { names, note });
             }
@@ -182,6 +241,20 @@ impl SlotStore {
         };
         remove(round.files, &[names.unfinished]).await;
         Err(why)
+    }
+
+    /// While a slot is saved, requests wait. How large it gets without any earlier save nobody can tell: then it is not tried,
+    /// for the limit is a promise.
+    fn is_small_enough(&self, name: &str, needed: Option<u64>) -> Result<(), Said> {
+        let Some(most_mib) = self.slots.checkpoint_most_mib else { return Ok(()) };
+        match needed {
+            Some(needed) if needed <= most_mib.saturating_mul(MIB) => Ok(()),
+            Some(needed) => {
+                let why = format!("{name}: about {} MiB, at most {most_mib} are saved", needed / MIB);
+                Err(Reason::CheckpointTooLarge.say(why))
+            }
+            None => Err(Reason::CheckpointUnknownSize.say(format!("{name}: its size is known after its first save"))),
+        }
     }
 
     /// Checks a file and makes it count. What comes of it is said, if there was one.
@@ -201,12 +274,19 @@ impl SlotStore {
 
     async fn keep<F: SlotFiles>(&self, round: &Round<'_, F>, names: &Names, note: &mut Note) -> Result<(), Said> {
         let name = &note.name;
-        let found = round.files.keep(&names.unfinished, &names.finished, note.bytes).await;
+        let found = round.files.keep(&names.unfinished, &names.finished, note.bytes, left(round.deadline)).await;
         let found = found.map_err(|error| Reason::SaveUnchecked.say(format!("{name}: {error}")))?;
         let Some(found) = found else {
             let dir = self.slots.dir.display();
-            return Err(Reason::SaveMisplaced
-                .say(format!("{name}: saved, but not in {dir}; is --slot-save-path another folder?")));
+            let why = match &self.slots.mounted {
+                None => format!("{name}: saved, but not in {dir}; is --slot-save-path another folder?"),
+                Some(here) => format!(
+                    "{name}: saved, but it does not show in {}; is that the folder {dir} of the server, and that its \
+                     --slot-save-path?",
+                    here.display()
+                ),
+            };
+            return Err(Reason::SaveMisplaced.say(why));
         };
         note.format = whole(&found, note).map_err(|why| Reason::SaveDamaged.say(format!("{name}: {why}")))?;
         let kept = self.shelf.write(note).await;
@@ -216,19 +296,6 @@ impl SlotStore {
             reason.say(format!("{}: {error}", note.name))
         })
     }
-}
-
-/// The notes of `name` that may go, given all notes newest first. The newest `keep` good ones stay (at least one), and the one
-/// with the most tokens beside them, so that a few small saves never push out the long conversation. Of those put aside the
-/// newest `keep` stay, for people to look at.
-pub(super) fn superseded<'a>(notes: &'a [Note], name: &str, keep: u32) -> Vec<&'a Note> {
-    let keep = usize::try_from(keep.max(1)).unwrap_or(usize::MAX);
-    let of_name = notes.iter().filter(|n| n.name == name);
-    let (good, aside): (Vec<_>, Vec<_>) = of_name.partition(|n| n.is_good());
-    // The first of the largest: the newest.
-    let largest = good.iter().copied().reduce(|a, b| if b.tokens > a.tokens { b } else { a });
-    let surplus = good.into_iter().skip(keep).filter(|n| largest.is_none_or(|l| l.file != n.file));
-    surplus.chain(aside.into_iter().skip(keep)).collect()
 }
 
 /// About how many bytes a save of this slot will take, judging by earlier ones that fit the same server.

@@ -1,12 +1,15 @@
+use std::time::Duration;
+
 use super::{
     Reason,
     note::{Fit, Model, Note},
-    save::superseded,
+    retention::{superseded, surplus},
 };
+use crate::config;
 
 type Change = fn(&mut Fit);
 
-fn fit() -> Fit {
+pub(super) fn fit() -> Fit {
     Fit {
         model: Model { id: "m".into(), path: Some("/models/m.gguf".into()), bytes: Some(1000), mtime: Some(7) },
         build: Some("b11434-abcdef".into()),
@@ -29,7 +32,19 @@ fn note(round: u64, tokens: u64) -> Note {
         restoring: false,
         sent_to: None,
         put_aside: None,
+        digest: None,
+        last_restore: None,
     }
+}
+
+fn named(name: &str, round: u64, mib: u64) -> Note {
+    Note { name: name.into(), file: format!("{name}.{round}.slot"), bytes: mib << 20, ..note(round, 10) }
+}
+
+fn slots(change: impl FnOnce(&mut config::Slots)) -> config::Slots {
+    let mut slots = config::Slots::new("/mnt/slots".into(), "localbot");
+    change(&mut slots);
+    slots
 }
 
 fn rounds(notes: &[&Note]) -> Vec<u64> {
@@ -69,6 +84,46 @@ fn those_put_aside_do_not_pile_up_and_push_no_good_one_out() {
         })
         .collect();
     assert_eq!(rounds(&superseded(&notes, "localbot", 2)), [4, 3]);
+}
+
+#[test]
+fn what_is_kept_for_too_long_goes_also_the_last_and_the_largest() {
+    let notes = [note(300, 10), note(200, 900), note(100, 10)];
+    let slots = slots(|slots| slots.keep_for = Some(Duration::from_secs(60)));
+    assert_eq!(rounds(&surplus(&notes, &slots, 260)), [100]);
+    assert_eq!(rounds(&surplus(&notes, &slots, 400)), [300, 200, 100]);
+    assert_eq!(rounds(&surplus(&notes, &slots, 0)), [0; 0], "a clock that is behind makes nothing old");
+}
+
+#[test]
+fn the_quota_takes_the_oldest_first_and_never_the_newest_good_one_of_a_slot() {
+    let notes =
+        [named("localbot", 5, 100), named("holidays", 4, 100), named("localbot-1", 3, 100), named("localbot", 2, 100)];
+    let beyond = |most: u64| rounds(&surplus(&notes, &slots(|slots| slots.most_mib = Some(most)), 0));
+    assert_eq!(beyond(400), [0; 0]);
+    assert_eq!(beyond(399), [2]);
+    assert_eq!(beyond(200), [2, 4]);
+    assert_eq!(beyond(1), [2, 4], "what the slots need next time stays");
+}
+
+#[test]
+fn the_quota_takes_what_is_put_aside_before_anything_good() {
+    let mut aside = named("localbot", 6, 100);
+    aside.put_aside = Some("restore_rejected".into());
+    let notes = [aside, named("localbot", 5, 100), named("localbot", 4, 100)];
+    let slots = slots(|slots| slots.most_mib = Some(200));
+    assert_eq!(rounds(&surplus(&notes, &slots, 0)), [6]);
+}
+
+#[test]
+fn a_note_of_before_reads_and_has_neither_digest_nor_verdict() {
+    let text = serde_json::to_string(&note(3, 909)).expect("a note is JSON");
+    let mut old: serde_json::Value = serde_json::from_str(&text).expect("it reads");
+    let fields = old.as_object_mut().expect("an object");
+    for new in ["digest", "last_restore"] {
+        assert!(fields.remove(new).is_some(), "{new}");
+    }
+    assert_eq!(serde_json::from_value::<Note>(old).expect("it reads"), note(3, 909));
 }
 
 #[test]

@@ -27,6 +27,8 @@ fn policy(kinds: &[BackendKind]) -> Policy {
         restore: RestorePolicy::Auto,
         save_timeout: second,
         restore_timeout: second,
+        checkpoint_tokens: None,
+        checkpoint_quiet: None,
     };
     Policy {
         backends: kinds.iter().map(backend).collect(),

@@ -91,6 +91,9 @@ fn what_was_saved_may_be_restored_unless_put_aside_empty_or_of_another_model() {
         model: model.into(),
         n_ctx: 4096,
         put_aside: put_aside.map(str::to_owned),
+        generation: 1,
+        last_restore: None,
+        useless: None,
     };
     let named = Http::Ready(Identity { model: Some("a".into()), ..Identity::default() });
     for (kind, http, slots, expected) in [

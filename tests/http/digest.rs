@@ -1,0 +1,125 @@
+//! Digests of whole files: taken when nobody waits, held against the file before it is restored.
+
+use crate::llama::{Rig, codes, message, store_with};
+
+impl Rig {
+    /// A rig with digests, and a conversation that was saved and has one.
+    async fn with_digest(tokens: u32) -> Self {
+        let mut rig = Self::new().await;
+        rig.store = store_with(&rig.state_dir, |slots| slots.digest = true);
+        rig.save_and_restart(tokens).await;
+        assert_eq!(rig.digests(), 0, "nobody waits for it while a save is under way");
+        rig.store.take_digest(&rig.world).await;
+        assert_eq!(rig.digests(), 1);
+        rig
+    }
+
+    /// How often a whole file was read since the last time.
+    fn digests(&self) -> u32 {
+        std::mem::take(&mut self.world.state().digests)
+    }
+}
+
+#[tokio::test]
+async fn each_file_is_read_once_the_newest_first() {
+    let rig = Rig::with_digest(700).await;
+    rig.save_and_restart(800).await;
+    rig.save_and_restart(909).await;
+    let noted = || async {
+        let files: Vec<_> = rig.store.saved().await.into_iter().map(|saved| saved.file).collect();
+        let has =
+            |file: &String| std::fs::read_to_string(rig.note_path(file)).expect("a note").contains("\"digest\": \"");
+        files.iter().map(has).collect::<Vec<_>>()
+    };
+    assert_eq!(noted().await, [false, false, true]);
+    rig.store.take_digest(&rig.world).await;
+    assert_eq!(noted().await, [true, false, true]);
+    for _ in 0..3 {
+        rig.store.take_digest(&rig.world).await;
+    }
+    assert_eq!((noted().await, rig.digests()), (vec![true; 3], 2));
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_not_read_for_ever() {
+    let mut rig = Rig::new().await;
+    rig.store = store_with(&rig.state_dir, |slots| slots.digest = true);
+    rig.save_and_restart(909).await;
+    rig.world.state().ssh_down = true;
+    rig.store.take_digest(&rig.world).await;
+    rig.world.state().ssh_down = false;
+    rig.world.state().digest_fails = true;
+    for _ in 0..3 {
+        rig.store.take_digest(&rig.world).await;
+    }
+    assert_eq!(rig.digests(), 1, "without an answer it was asked again, after a no it was not");
+    rig.world.state().digest_fails = false;
+    assert_eq!(codes(&rig.restore().await), ["restored"], "by size and head");
+}
+
+#[tokio::test]
+async fn where_digests_are_off_no_file_is_read() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.store.take_digest(&rig.world).await;
+    rig.store.look_ahead(&rig.world).await;
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    assert_eq!(rig.digests(), 0);
+}
+
+#[tokio::test]
+async fn trap_5_a_file_with_a_flipped_bit_is_put_aside_and_never_sent() {
+    for ahead in [true, false] {
+        let rig = Rig::with_digest(909).await;
+        rig.flip(&rig.file());
+        if ahead {
+            rig.store.look_ahead(&rig.world).await;
+        }
+        let outcome = rig.restore().await;
+        assert_eq!(codes(&outcome), ["!restore_damaged"]);
+        assert!(message(outcome).contains("sha256"));
+        assert_eq!(codes(&rig.restore().await), ["!restore_nothing"]);
+        assert_eq!(rig.sent(), [""; 0]);
+        assert_eq!(rig.digests(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_bit_gives_way_to_the_generation_before() {
+    let rig = Rig::with_digest(800).await;
+    rig.save_and_restart(909).await;
+    rig.store.take_digest(&rig.world).await;
+    rig.flip(&rig.store.saved().await[0].file);
+    rig.store.look_ahead(&rig.world).await;
+    assert_eq!(codes(&rig.restore().await), ["restore_damaged", "restored"]);
+    assert_eq!(rig.world.state().slots[0].restored, 800);
+}
+
+#[tokio::test]
+async fn a_file_read_while_the_backend_loads_is_not_read_again() {
+    let rig = Rig::with_digest(909).await;
+    rig.store.look_ahead(&rig.world).await;
+    assert_eq!(rig.digests(), 1);
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    assert_eq!(rig.digests(), 0);
+    rig.world.restart();
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    assert_eq!(rig.digests(), 1, "once, that counts for one start");
+}
+
+#[tokio::test]
+async fn a_restore_waits_for_whoever_reads_the_file_already() {
+    let rig = Rig::with_digest(909).await;
+    // Both begin at the same time.
+    let ((), outcome) = tokio::join!(rig.store.look_ahead(&rig.world), rig.restore());
+    assert_eq!(codes(&outcome), ["restored"]);
+    assert_eq!(rig.digests(), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_in_time_is_restored_by_size_and_head() {
+    let rig = Rig::with_digest(909).await;
+    rig.world.state().digest_fails = true;
+    rig.store.look_ahead(&rig.world).await;
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+}
