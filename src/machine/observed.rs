@@ -25,7 +25,7 @@ pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
     let (first, second) = (up.next(), up.next());
     match (first, second) {
         (Some(_), Some(_)) => {
-            let lasted = core.crowded_since.is_some_and(|s| core.now.since(s) >= core.policy.conflict_after);
+            let lasted = core.conflict_at().is_some_and(|at| at <= core.now);
             match leaf {
                 State::Conflict => Some(State::Conflict),
                 _ if lasted => Some(State::Conflict),
@@ -72,7 +72,7 @@ pub(super) fn refuses_while_going_down(core: &Core, leaf: State) -> bool {
 fn by_itself(core: &Core, backend: BackendId, leaf: State) -> State {
     let running = State::Running { backend };
     let memory = core.memory(backend);
-    let same_run = memory.ready.is_some() && memory.ready == core.look.backend(backend).invocation;
+    let same_run = core.has_served(backend);
     match core.seen(backend) {
         Seen::Running => running,
         // A healthy run that does not answer now: a flap until it has lasted.
@@ -111,7 +111,7 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
                 && look.unused
                 && !look.sleeping
                 && look.seen == Seen::Running
-                && core.memory(backend).restored != look.invocation;
+                && core.may_be_restored(backend);
             if restores {
                 return Some((Goal::Restore(backend), Cause::AutoRestore, core.now));
             }

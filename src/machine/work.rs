@@ -250,7 +250,7 @@ impl Core {
         }
         if let (Outcome::Succeeded(_), Verb::SaveSlots(backend)) = (outcome, order.what) {
             // What it holds now is on record: nothing older belongs into this run.
-            self.memory_mut(backend).restored = self.look.backend(backend).invocation;
+            self.memory_mut(backend).restored = true;
         }
         if matches!(failed, Some("restore_rejected" | "restore_killed_process"))
             && let Verb::RestoreSlots(backend) = order.what
@@ -259,7 +259,10 @@ impl Core {
             let memory = self.memory_mut(backend);
             memory.spoilt = memory.restored;
         }
-        let rid_of = if let Verb::RestoreSlots(backend) = order.what { self.memory(backend).restored } else { None };
+        let rid_of = match order.what {
+            Verb::RestoreSlots(backend) => self.memory(backend).run_if(self.memory(backend).restored),
+            _ => None,
+        };
         let Some(work) = self.work.as_mut().filter(|w| w.op.id == order.op) else {
             return true;
         };
@@ -291,7 +294,8 @@ impl Core {
                     work.launched = false;
                     work.launch = None;
                     if let Goal::Restore(b) = work.op.goal {
-                        work.op.goal = Goal::Restart(b);
+                        // One that is gone already needs only to be started.
+                        work.op.goal = if rid_of.is_some() { Goal::Restart(b) } else { Goal::Run(b) };
                     }
                 } else if matches!(work.op.goal, Goal::Restore(_)) && (failed.is_some() || unknown) {
                     self.fail(Failure::RestoreFailed, step);
