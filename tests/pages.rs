@@ -19,8 +19,8 @@ fn the_list_of_laws_is_that_of_the_specification() {
     let text = fs::read_to_string(&file).expect("the page");
     let (before, rest) = text.split_once(BEGIN).expect("the list begins");
     let (_, after) = rest.split_once(END).expect("the list ends");
-    let laws = LAWS.iter().zip(1..).fold(String::new(), |mut list, ((name, ..), number)| {
-        let _ = writeln!(list, "{number}. {name}");
+    let laws = LAWS.iter().zip(1..).fold(String::new(), |mut list, (law, number)| {
+        let _ = writeln!(list, "{number}. {}", law.name);
         list
     });
     let right = format!("{before}{BEGIN}{laws}{END}{after}");
