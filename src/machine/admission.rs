@@ -68,13 +68,12 @@ fn wake_again(core: &mut Core, request: RequestId, goal: Goal, options: Options,
     settle(core, request, verdict, step)
 }
 
-/// In the region *off*: there is nothing to stop, to save or to resolve.
+/// In the region *off*: there is nothing to stop or to save.
 pub(super) fn while_off(core: &mut Core, request: RequestId, command: &Command, step: &mut Step) -> Outcome<State> {
     let idle = core.work.is_none();
     match command {
         Command::Stop(_) | Command::Shutdown(..) if idle => answer(step, request, Answer::AlreadySo),
         Command::SaveSlots(_) | Command::RestoreSlots(_) => answer(step, request, Answer::Refused(Refusal::NotRunning)),
-        Command::Resolve(..) => answer(step, request, Answer::Refused(Refusal::NoConflict)),
         _ => Super,
     }
 }

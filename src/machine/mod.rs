@@ -16,7 +16,7 @@ pub mod evidence;
 pub mod hold;
 pub mod ids;
 pub mod ignored;
-mod key;
+pub mod key;
 mod leaving;
 pub mod look;
 mod observed;
