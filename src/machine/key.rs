@@ -232,13 +232,16 @@ impl Machine {
     }
 }
 
+/// Tells a distinction: its name, and what it is made of.
+type Tell<'a> = dyn FnMut(&'static str, &dyn Fn(&mut Mix)) + 'a;
+
 fn backend_distinctions(
     policy: &Policy,
     id: BackendId,
     look: &BackendLook,
     memory: &Memory,
     leaf: State,
-    tell: &mut dyn FnMut(&'static str, &dyn Fn(&mut Mix)),
+    tell: &mut Tell<'_>,
 ) {
     let BackendLook {
         seen,
