@@ -68,7 +68,7 @@ fn wake_again(core: &mut Core, request: RequestId, goal: Goal, options: Options,
     settle(core, request, verdict, step)
 }
 
-/// In the region *off*: there is nothing to stop, to save or to resolve.
+/// In the region *off*: there is nothing to stop or to save.
 pub(super) fn while_off(core: &mut Core, request: RequestId, command: &Command, step: &mut Step) -> Outcome<State> {
     let idle = core.work.is_none();
     match command {
@@ -76,7 +76,6 @@ pub(super) fn while_off(core: &mut Core, request: RequestId, command: &Command, 
         Command::SaveSlots(..) | Command::RestoreSlots(..) => {
             answer(step, request, Answer::Refused(Refusal::NotRunning))
         }
-        Command::Resolve(..) => answer(step, request, Answer::Refused(Refusal::NoConflict)),
         _ => Super,
     }
 }

@@ -333,7 +333,12 @@ impl Core {
         }
         self.look = look.clone();
         if let Some(work) = &mut self.work {
-            work.leaving.take_if(|leaving| look.backend(leaving.backend).seen.is_stopped());
+            work.leaving.take_if(|leaving| {
+                let look = look.backend(leaving.backend);
+                // A run whose name cannot be read just now is still the same.
+                let other = look.invocation.is_some_and(|run| leaving.invocation.is_some_and(|left| left != run));
+                look.seen.is_stopped() || other
+            });
             // Something came up meanwhile: when it is gone, the last look begins anew.
             work.last_look.take_if(|_| look.backends.iter().any(|backend| backend.seen.is_up()));
         }

@@ -17,6 +17,7 @@ use std::hash::{Hash, Hasher};
 use super::{
     BackendId, BackendLook, Goal, Instant, Machine, Policy, Seen, Server,
     core::{Core, FRESH, Memory},
+    leaving::GPU_LATE,
     rules::State,
     work::{Leaving, Work},
 };
@@ -53,34 +54,8 @@ impl Hasher for Mix {
     }
 }
 
-/// A moment, as it counts.
-#[derive(Clone, Copy, Hash)]
-enum Moment {
-    Over,
-    /// After so many deadlines.
-    After(usize),
-}
-
-/// How one run stands to another.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Run {
-    None,
-    /// The one that is shown.
-    Shown,
-    /// None is shown, but there was one.
-    Hidden,
-    /// Another is shown.
-    Gone,
-}
-
-fn run(of: Option<super::Invocation>, shown: Option<super::Invocation>) -> Run {
-    match (of, shown) {
-        (None, _) => Run::None,
-        (Some(_), None) => Run::Hidden,
-        (Some(of), Some(shown)) if of == shown => Run::Shown,
-        (Some(_), Some(_)) => Run::Gone,
-    }
-}
+/// The name under which [`Machine::distinctions`] tells where a moment stands among the deadlines.
+pub const ORDER_OF_MOMENTS: &str = "order of moments";
 
 impl Machine {
     /// The key of this machine, see the module.
@@ -107,7 +82,7 @@ impl Machine {
             work,
             order,
             waking: _,
-            order_ended: _,
+            order_ended,
             doubt,
             holds,
             next_hold: _,
@@ -121,23 +96,32 @@ impl Machine {
         let mut due: Vec<Instant> = self.deadlines().collect();
         due.sort_unstable();
         due.dedup();
-        let before = |at: Instant| due.iter().take_while(|due| **due < at).count();
-        let moment = |at: Instant| if at > *now { Moment::After(before(at)) } else { Moment::Over };
-        let young = |at: Instant| if at + FRESH >= *now { Moment::After(before(at + FRESH)) } else { Moment::Over };
         let mut tell = |name, value: &dyn Fn(&mut Mix)| {
             let mut mix = Mix::default();
             value(&mut mix);
             tell(name, mix.finish());
         };
         macro_rules! tell {
-            ($name:literal, $value:expr) => {
+            ($name:expr, $value:expr) => {
                 tell($name, &|mix: &mut Mix| $value.hash(mix))
+            };
+        }
+        // A moment: not set, over, or to come, and then after how many deadlines.
+        macro_rules! when {
+            ($name:literal, $at:expr) => {
+                let at: Option<Instant> = $at;
+                tell!($name, at.map(|at| at > *now));
+                if let Some(at) = at.filter(|at| at > now) {
+                    tell!(ORDER_OF_MOMENTS, due.iter().take_while(|due| **due < at).count());
+                }
             };
         }
 
         // Where it is.
         tell!("leaf", leaf.place());
-        tell!("deadlines of the leaf", leaf.deadlines().map(|at| at.map(moment)));
+        for at in leaf.deadlines() {
+            when!("deadline of the leaf", at);
+        }
         tell!("killed", matches!(leaf, State::Stopping { killed: true, .. }));
         let going_down = if let State::PoweringOff { boot, .. } = leaf { Some(boot) } else { None };
         tell!("boot told to go down", going_down.map(|b| (look.boot().map(|now| now == b), *boot == Some(b))));
@@ -151,45 +135,51 @@ impl Machine {
             }
         );
         tell!("a boot was seen", boot.is_some());
-        tell!("silence", (core.is_off(), silence.map(|s| s.misses), core.silence_proves_at().map(moment)));
-        tell!("conflict", core.conflict_at().map(moment));
+        tell!("silence", (core.is_off(), silence.map(|s| s.misses)));
+        when!("silence has lasted", silence.map(|s| s.since + policy.silence));
+        when!("crowd has lasted", core.conflict_at());
         if core.is_on() {
             tell!("others", (look.foreign_gpu, look.gpu_late, look.people, look.wake_armed));
         }
         if core.is_on() && policy.ids().all(|id| core.seen(id).is_stopped()) {
-            let fresh = (*looked + FRESH).min(look.at + FRESH + policy.command_timeout);
-            tell!("fresh", if fresh >= *now { Moment::After(before(fresh)) } else { Moment::Over });
+            // Too old a moment after that: one that is just young enough is young.
+            let too_old = |age| age + std::time::Duration::from_nanos(1);
+            when!("the look is too old", Some(too_old(*looked + FRESH)));
+            when!("what it says is too old", Some(too_old(look.at + FRESH + policy.command_timeout)));
             let started = work.as_ref().map_or(*now, |w| w.op.started);
             let asked_for = work.as_ref().and_then(|w| w.last_look).map(|l| l.since);
             for at in [look.gpu_at, look.people_at, look.wake_armed_at] {
                 let on_purpose = asked_for.is_some_and(|since| at >= since);
-                tell!("asked", (at > Instant::START, young(at), at >= started, on_purpose));
+                tell!("asked", (at >= started, on_purpose));
+                when!("what was asked is too old", (at > Instant::START).then(|| too_old(at + FRESH)));
             }
             let vacant = policy.idle_power_off_after.and_then(|after| vacant_since.map(|since| since + after));
-            tell!("vacant", vacant.map(moment));
+            when!("vacant for long enough", vacant);
         }
         for ((id, look), memory) in policy.ids().zip(&look.backends).zip(backends) {
             let idle_at = policy.idle_stop_after.and_then(|after| memory.last_use.map(|since| since + after));
-            let quiet = policy.backend(id).checkpoint_quiet;
-            let quiet_at = quiet.and_then(|quiet| memory.last_use.map(|since| since + quiet));
             let in_use = work
                 .as_ref()
                 .is_some_and(|w| w.op.cause.is_policy() && memory.last_use.is_some_and(|at| at > w.op.started));
-            tell!("backend", look.seen);
-            if look.seen.is_up() {
-                tell!("last use", (idle_at.map(moment), quiet_at.map(moment), in_use));
-            }
+            tell!("backend", (look.seen, in_use));
+            // One that has not served yet is used first when it does.
+            when!("idle for long enough", idle_at.filter(|_| memory.ready));
+            let quiet_at = policy.backend(id).checkpoint_quiet.and_then(|quiet| memory.last_use.map(|at| at + quiet));
+            when!("quiet for long enough", quiet_at.filter(|_| memory.ready));
             backend_distinctions(policy, id, look, memory, leaf, &mut |name, value| tell(name, value));
         }
 
         // What is under way.
-        tell!("settled", core.is_settled());
-        tell!("order", order.map(|o| (o.what, moment(o.until), work.as_ref().is_some_and(|w| w.op.id == o.op))));
-        tell!("doubt", doubt.map(|d| (d.session.is_some(), d.backend)));
+        tell!("the look is newer than the order", look.at >= *order_ended);
+        tell!("order", order.map(|o| (o.what, work.as_ref().is_some_and(|w| w.op.id == o.op))));
+        when!("order is overdue", order.map(|o| o.until));
+        let session = if let Server::On { session, .. } = look.server { Some(session) } else { None };
+        tell!("doubt", doubt.map(|d| (d.session.map(|s| session.is_some_and(|now| now > s)), d.backend)));
         for hold in holds {
-            tell!("hold", (hold.what, hold.until.map(moment)));
+            tell!("hold", hold.what);
+            when!("hold ends", hold.until);
         }
-        tell!("backoff", backoff.map(|b| moment(b.until)).filter(|m| !matches!(m, Moment::Over)));
+        when!("policies wait", backoff.map(|b| b.until).filter(|until| until > now));
         if let Some(w) = work {
             let Work {
                 op,
@@ -205,20 +195,21 @@ impl Machine {
                 slots_done,
                 warnings: _,
             } = w;
-            tell!("goal", (op.goal, op.cause.is_policy(), moment(op.until)));
-            tell!("last look", last_look.map(|l| moment(l.until)));
-            tell!("unread", unread_until.map(moment));
+            tell!("goal", (op.goal, op.cause.is_policy()));
+            when!("bound of the operation", Some(op.until));
+            when!("last look", last_look.map(|l| l.until));
+            when!("last look at a late GPU", last_look.map(|l| l.since + GPU_LATE));
+            when!("unread", *unread_until);
             match op.goal {
                 Goal::Run(_) | Goal::Restart(_) if failing.is_some() => tell!("failing", failing),
                 Goal::Run(b) | Goal::Restart(b) => {
                     let shown = look.backend(b);
                     let again = launch.is_some_and(|(_, restarts)| shown.restarts > restarts);
-                    tell!("launch", (launched, run(launch.map(|l| l.0), shown.invocation), again));
-                    let rid_of = match (run(*rid_of, shown.invocation), op.goal) {
-                        (Run::Gone, Goal::Run(_)) => Run::None,
-                        (rid_of, _) => rid_of,
-                    };
-                    tell!("rid of", rid_of);
+                    // Whether it is the run last seen: another never comes back.
+                    let is_known = |run| Some(run) == core.memory(b).run;
+                    tell!("launch", (launched, launch.map(|(run, _)| is_known(run)), again));
+                    let restart = matches!(op.goal, Goal::Restart(_));
+                    tell!("rid of", rid_of.map(is_known).filter(|known| *known || restart));
                     tell!("no restore", no_restore);
                 }
                 Goal::Save(..) | Goal::Restore(..) => tell!("slots done", slots_done),
@@ -227,26 +218,22 @@ impl Machine {
             tell!("no drain", no_drain);
             if let Some(Leaving { backend, invocation, drained, saved, drain_until, stops }) = *leaving {
                 tell!("leaving", backend);
-                let of = run(invocation, look.backend(backend).invocation);
-                if of != Run::Gone {
-                    tell!("stops", (of, stops));
-                    let slots = policy.backend(backend).slots;
-                    let saved = saved && slots;
-                    if failing.is_none() {
-                        // In the drain itself it is the leaf's; after it only a save that found a request asks for it.
-                        let asks = if drained {
-                            slots && !saved && !no_drain
-                        } else {
-                            !matches!(leaf, State::Draining { .. })
-                        };
-                        let until = drain_until.filter(|_| asks).map(moment);
-                        tell!("how far", (drained || saved, saved, until));
-                    }
+                tell!("stops", (invocation.is_some(), stops));
+                let slots = policy.backend(backend).slots;
+                let saved = saved && slots;
+                if failing.is_none() {
+                    tell!("how far", (drained || saved, saved));
+                    // After the drain only a save that found a request asks for it.
+                    let asks = !drained || (slots && !saved && !no_drain);
+                    when!("requests may end", drain_until.filter(|_| asks));
                 }
             }
         }
     }
 }
+
+/// Tells a distinction: its name, and what it is made of.
+type Tell<'a> = dyn FnMut(&'static str, &dyn Fn(&mut Mix)) + 'a;
 
 fn backend_distinctions(
     policy: &Policy,
@@ -254,7 +241,7 @@ fn backend_distinctions(
     look: &BackendLook,
     memory: &Memory,
     leaf: State,
-    tell: &mut dyn FnMut(&'static str, &dyn Fn(&mut Mix)),
+    tell: &mut Tell<'_>,
 ) {
     let BackendLook {
         seen,
@@ -286,7 +273,7 @@ fn backend_distinctions(
             tell("checkpoint", &|mix| on_record.hash(mix));
         }
     }
-    if served && (leaf == State::Running { backend: id }) {
+    if *ready && leaf == (State::Running { backend: id }) {
         tell("unwell", &|mix| unwell.hash(mix));
     }
 }

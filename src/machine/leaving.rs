@@ -119,7 +119,11 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
         let leaving = work.leaving(backend, look.invocation);
         let until = *leaving.drain_until.get_or_insert(now + policy.drain_timeout);
         let since = match leaf {
-            State::Draining { backend: b, since, .. } if b == backend => since,
+            State::Draining { backend: b, since, until: u } if b == backend && u == until => since,
+            // Taken over from another operation: what was seen since then still counts.
+            State::Draining { backend: b, since, .. } if b == backend => {
+                return Leaf(Some(State::Draining { backend, since, until }));
+            }
             _ => return Leaf(Some(State::Draining { backend, since: now, until })),
         };
         let idle = look.use_ == Use::Idle && calm >= 2 && look.use_at >= since;

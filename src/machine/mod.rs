@@ -17,7 +17,7 @@ mod fits;
 pub mod hold;
 pub mod ids;
 pub mod ignored;
-mod key;
+pub mod key;
 mod leaving;
 pub mod look;
 mod observed;

@@ -67,18 +67,14 @@ impl Work {
         }
     }
 
-    /// The progress of leaving `backend`, begun anew for another run.
+    /// The progress of leaving `backend`, begun anew for another one. Another run of it begins it anew when it is seen.
     pub(super) fn leaving(&mut self, backend: BackendId, invocation: Option<Invocation>) -> &mut Leaving {
-        // A run whose name cannot be read just now is still the same.
-        let same = |l: &Leaving| l.invocation == invocation || l.invocation.is_none() || invocation.is_none();
-        let fits = self.leaving.is_some_and(|l| l.backend == backend && same(&l));
-        if !fits {
-            self.leaving = None;
-        } else if let Some(leaving) = &mut self.leaving {
-            leaving.invocation = leaving.invocation.or(invocation);
-        }
+        self.leaving.take_if(|l| l.backend != backend);
         let drained = self.no_drain;
-        self.leaving.get_or_insert(Leaving { backend, invocation, drained, saved: false, drain_until: None, stops: 0 })
+        let begun = Leaving { backend, invocation, drained, saved: false, drain_until: None, stops: 0 };
+        let leaving = self.leaving.get_or_insert(begun);
+        leaving.invocation = leaving.invocation.or(invocation);
+        leaving
     }
 }
 

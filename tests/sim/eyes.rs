@@ -17,7 +17,8 @@ impl Sim {
         self.advance(now);
         self.looks += 1;
         let up = matches!(self.power, Power::On | Power::GoingDown { .. });
-        let ssh = up && !self.faults.ssh_silent;
+        let turned_away = self.faults.wrong_key || self.faults.login_refused || self.faults.preboot;
+        let ssh = up && !self.faults.ssh_silent && !turned_away;
         if ssh && !self.answered_before {
             self.sessions += 1;
         }
@@ -27,6 +28,11 @@ impl Sim {
         let mut reading = Reading {
             ssh: dated(ask.units, now, || match self.power {
                 _ if ssh => Ssh::Answered { boot: BootId(self.boots), session: self.sessions },
+                Power::On if self.faults.wrong_key => Ssh::WrongKey("another".into()),
+                Power::On if self.faults.login_refused => Ssh::AuthRefused("gpu".into()),
+                Power::Booting { .. } if self.faults.preboot => Ssh::PreBoot,
+                // The last seconds of a boot: the port is there, nobody behind it yet.
+                Power::Booting { until } if until.since(now) < Duration::from_secs(10) => Ssh::PortClosed,
                 _ => Ssh::Silent,
             }),
             gpu: dated(ask.gpu && ssh, now, || self.gpu()),

@@ -141,6 +141,12 @@ pub struct Faults {
     pub deaf: bool,
     /// The GPU tool does not answer.
     pub gpu_hangs: bool,
+    /// Another SSH key answers.
+    pub wrong_key: bool,
+    /// Our login is refused.
+    pub login_refused: bool,
+    /// The initramfs waits for a passphrase instead of booting on.
+    pub preboot: bool,
     /// No look ends.
     pub looks_hang: bool,
 }

@@ -68,7 +68,10 @@ const REQUEST: RequestId = RequestId(7);
 /// Everything that can happen to `machine` now, in these topics.
 pub fn alphabet(machine: &Machine, view: &View, topics: &[Topic]) -> Vec<Letter> {
     let now = view.now;
-    let soon = now + Duration::from_millis(1);
+    let mut soon = now + Duration::from_millis(1);
+    if let Some(deadline) = machine.deadline().filter(|deadline| *deadline <= soon) {
+        soon = now + deadline.since(now) / 2;
+    }
     let has = |topic| topics.contains(&topic);
     let mut letters: Vec<Letter> = Vec::with_capacity(80);
     letters.push(("tick early", soon, Event::Tick));
@@ -188,7 +191,7 @@ struct Eye<'a> {
 impl Eye<'_> {
     /// A name that was never met.
     fn fresh(&self, salt: u128) -> u128 {
-        (self.now.since_start().as_millis() << 8) + 1000 + salt
+        (self.now.since_start().as_nanos() << 8) + 1000 + salt
     }
 
     /// On as before, its backends as given, the others stopped.
@@ -221,7 +224,7 @@ impl Eye<'_> {
     }
 
     fn fresh_session(&self) -> u64 {
-        2 + u64::try_from(self.now.since_start().as_millis()).unwrap_or(u64::MAX)
+        2 + u64::try_from(self.now.since_start().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// As [`Self::on`], with the first backend changed.

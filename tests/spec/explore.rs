@@ -4,6 +4,7 @@ use std::{
     cell::OnceCell,
     collections::{HashSet, VecDeque},
     ops::ControlFlow,
+    time::Duration,
 };
 
 use wechsler::machine::{Effect, Event, Instant, Kind, Machine, Policy, View};
@@ -80,27 +81,54 @@ pub const WORLDS: &[World] = {
         World { name: "holds", policy: bare, topics: &[Silence, Holds] },
         World { name: "obstacles", policy: bare, topics: &[Obstacles] },
         World { name: "oddities", policy: bare, topics: &[Oddities] },
-        World { name: "use", policy: || sample::alone(sample::quiet()), topics: &[Use] },
-        World { name: "slots", policy: || sample::alone(sample::quiet()), topics: &[Slots] },
-        World { name: "policies", policy: || sample::slotless(sample::alone(sample::eager())), topics: &[Obstacles] },
-        World { name: "policies and use", policy: || sample::alone(sample::eager()), topics: &[Use] },
-        World { name: "policies and slots", policy: || sample::alone(sample::eager()), topics: &[Slots] },
-        World {
-            name: "policies and holds",
-            policy: || sample::slotless(sample::alone(sample::eager())),
-            topics: &[Holds],
-        },
-        World { name: "two backends", policy: || sample::slotless(sample::quiet()), topics: &[Passage] },
-        World { name: "two and holds", policy: || sample::slotless(sample::quiet()), topics: &[Holds] },
-        World { name: "two and oddities", policy: || sample::slotless(sample::quiet()), topics: &[Oddities] },
-        World { name: "crowds", policy: || sample::slotless(sample::quiet()), topics: &[Crowds] },
-        World { name: "three backends", policy: || sample::slotless(sample::three(sample::quiet())), topics: &[] },
+        World { name: "use", policy: || sample::alone(quiet()), topics: &[Use] },
+        World { name: "slots", policy: || sample::alone(quiet()), topics: &[Slots] },
+        World { name: "policies", policy: bare_eager, topics: &[Obstacles] },
+        World { name: "policies and use", policy: || sample::alone(eager()), topics: &[Use] },
+        World { name: "policies and slots", policy: || sample::alone(eager()), topics: &[Slots] },
+        World { name: "policies and holds", policy: bare_eager, topics: &[Holds] },
+        World { name: "two backends", policy: pair, topics: &[Passage] },
+        World { name: "two and holds", policy: pair, topics: &[Holds] },
+        World { name: "two and oddities", policy: pair, topics: &[Oddities] },
+        World { name: "crowds", policy: pair, topics: &[Crowds] },
+        World { name: "three backends", policy: || sample::slotless(sample::three(quiet())), topics: &[] },
     ]
 };
 
-/// One backend without slots, nothing happens by itself.
+/// No two waits are multiples of each other, so that none ends with another by chance.
+fn apart(policy: Policy) -> Policy {
+    Policy {
+        silence: Duration::from_secs(31),
+        policy_backoff: Duration::from_secs(67),
+        idle_stop_after: policy.idle_stop_after.map(|after| after + Duration::from_secs(1)),
+        idle_power_off_after: policy.idle_power_off_after.map(|after| after + Duration::from_secs(2)),
+        ..policy
+    }
+}
+
+/// Nothing happens by itself.
+fn quiet() -> Policy {
+    apart(sample::quiet())
+}
+
+/// Everything does.
+fn eager() -> Policy {
+    apart(sample::eager())
+}
+
+/// One backend without slots.
 fn bare() -> Policy {
-    sample::slotless(sample::alone(sample::quiet()))
+    sample::slotless(sample::alone(quiet()))
+}
+
+/// ... when everything happens by itself.
+fn bare_eager() -> Policy {
+    sample::slotless(sample::alone(eager()))
+}
+
+/// Two backends without slots.
+fn pair() -> Policy {
+    sample::slotless(quiet())
 }
 
 /// What was explored.
@@ -133,4 +161,17 @@ pub fn explore(world: &World, mut visit: impl FnMut(&Edge) -> ControlFlow<()>) -
         }
     }
     graph
+}
+
+/// Every state of `world`, each as it was first met.
+pub fn states(world: &World) -> Vec<Machine> {
+    let mut states = vec![Machine::new((world.policy)(), vec![])];
+    let mut known = HashSet::from([states[0].key()]);
+    explore(world, |e| {
+        if known.insert(e.after.key()) {
+            states.push(e.after.clone());
+        }
+        ControlFlow::Continue(())
+    });
+    states
 }

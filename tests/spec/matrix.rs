@@ -226,6 +226,14 @@ impl Committed {
             .is_none_or(|kind| !self.lines.contains(&(leaf.to_string(), kind.to_owned(), NOT_REACHED.to_owned())))
     }
 
+    /// Every leaf with every kind of event that some explored edge leads out of it by.
+    pub fn pairs(&self) -> impl Iterator<Item = (Kind, &'static str)> + '_ {
+        let all = Kind::ALL.into_iter().flat_map(|leaf| EVENTS.iter().map(move |event| (leaf, *event)));
+        all.filter(|(leaf, event)| {
+            !self.lines.contains(&(leaf.to_string(), (*event).to_owned(), NOT_REACHED.to_owned()))
+        })
+    }
+
     /// Compares it with what was explored, or writes that.
     pub fn settle(&self, figures: &str, cells: &HashSet<Cell>) {
         let new = text(figures, cells);

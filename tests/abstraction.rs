@@ -1,0 +1,80 @@
+//! What [`wechsler::machine::Machine::key`] takes for one state behaves as one: whatever happens, two machines with the
+//! same key do the same and have the same key again.
+
+mod spec;
+
+use std::{collections::HashMap, ops::ControlFlow};
+
+use spec::{
+    alphabet::{Letter, alphabet},
+    explore::{Edge, WORLDS, World, explore},
+    matrix::Cell,
+};
+use wechsler::machine::{Machine, key::ORDER_OF_MOMENTS};
+
+/// Of the edges that lead to a state that is known, one in so many is looked at.
+const ONE_IN: usize = 211;
+
+#[test]
+fn machines_with_the_same_key_do_the_same_whatever_happens() {
+    let (mut pairs, mut letters, mut different) = (0, 0, Vec::new());
+    for world in WORLDS {
+        for (first, twin) in twins(world) {
+            pairs += 1;
+            letters += compare(world, &first, &twin, &mut different);
+        }
+    }
+    println!("{pairs} pairs, {letters} letters");
+    assert!(pairs > 1000 && letters > pairs, "{pairs} pairs, {letters} letters");
+    assert!(different.is_empty(), "{} differ:\n{}", different.len(), different[..different.len().min(9)].join("\n"));
+}
+
+/// Machines that came there in different ways and have the same key.
+fn twins(world: &World) -> Vec<(Machine, Machine)> {
+    let mut known: HashMap<u64, Machine> = HashMap::new();
+    let (mut twins, mut edges) = (vec![], 0);
+    explore(world, |e: &Edge| {
+        edges += 1;
+        match known.get(&e.after.key()) {
+            Some(first) if edges % ONE_IN == 0 && e.before.key() != e.after.key() => {
+                twins.push((first.clone(), e.after.clone()));
+            }
+            Some(_) => {}
+            None => drop(known.insert(e.after.key(), e.after.clone())),
+        }
+        ControlFlow::Continue(())
+    });
+    twins
+}
+
+/// Lets the same happen to both. How far two waits lie apart does not count, so that a new one may end sooner or later
+/// than another under way; nothing else may differ.
+fn compare(world: &World, first: &Machine, twin: &Machine, different: &mut Vec<String>) -> usize {
+    let (one, other) = (first.view(), twin.view());
+    let (letters, likewise) = (alphabet(first, &one, world.topics), alphabet(twin, &other, world.topics));
+    let names = |letters: &[Letter]| letters.iter().map(|letter| letter.0).collect::<Vec<_>>();
+    assert_eq!(names(&letters), names(&likewise), "the same can happen to both");
+    let count = letters.len();
+    for ((act, now, event), (_, then, same)) in letters.into_iter().zip(likewise) {
+        let (mut a, mut b) = (first.clone(), twin.clone());
+        let (does, too) = (a.step(now, event.clone()), b.step(then, same.clone()));
+        let cell = Cell::of(&Edge::new((first, &one), (act, now, &event), (&does, &a)));
+        let twins_cell = Cell::of(&Edge::new((twin, &other), (act, then, &same), (&too, &b)));
+        let (now, then) = (distinctions(&a), distinctions(&b));
+        if cell != twins_cell || now != then {
+            let apart: Vec<&str> = now.iter().zip(&then).filter(|(a, b)| a != b).map(|(a, _)| a.0).collect();
+            let (world, place) = (world.name, first.place());
+            different.push(format!(
+                "{world}: {act} in {place:?}: {does:?} or {too:?}, apart in {apart:?}\n  {first:?}\n  {twin:?}"
+            ));
+        }
+    }
+    count
+}
+
+fn distinctions(machine: &Machine) -> Vec<(&'static str, u64)> {
+    let mut all = vec![];
+    machine.distinctions(|name, value| all.push((name, value)));
+    all.retain(|(name, _)| *name != ORDER_OF_MOMENTS);
+    all
+}
