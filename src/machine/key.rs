@@ -258,19 +258,22 @@ fn backend_distinctions(
     } = look;
     let Memory { last_use: _, run: known, calm, unwell, ready, restored, spoilt, saved } = memory;
     let slots = policy.backend(id).slots;
+    let checkpoints = slots && policy.backend(id).has_checkpoints();
     let served = *ready && *known == *invocation;
     let in_service = *seen == Seen::Running || (served && seen.is_up() && *seen != Seen::CrashLoop);
     let (restored, spoilt) = (slots && *restored, slots && *spoilt);
     tell("a run is shown", &|mix| invocation.is_some().hash(mix));
     tell("what is known of the run", &|mix| (*ready, restored, spoilt).hash(mix));
+    if checkpoints {
+        tell("what was saved", &|mix| saved.hash(mix));
+    }
     if in_service {
         tell("use", &|mix| (use_, mark.is_some(), calm, sleeping).hash(mix));
     }
     if *seen == Seen::Running && slots {
         tell("slots", &|mix| (holds_tokens, unused, restorable).hash(mix));
-        if policy.backend(id).has_checkpoints() {
-            let on_record = saved.map(|s| (Some(s.mark) == *mark, tokens.saturating_sub(s.tokens)));
-            tell("checkpoint", &|mix| on_record.hash(mix));
+        if checkpoints {
+            tell("what a save would save", &|mix| (mark, tokens).hash(mix));
         }
     }
     if *ready && leaf == (State::Running { backend: id }) {
