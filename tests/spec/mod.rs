@@ -4,7 +4,6 @@
 pub mod alphabet;
 pub mod broken;
 pub mod explore;
-pub mod journal;
 pub mod laws;
 pub mod matrix;
 pub mod sample;

@@ -66,6 +66,7 @@ pub fn eager() -> Policy {
     policy.idle_stop_after = Some(s(1200));
     policy.idle_power_off_after = Some(s(600));
     policy.backends[0].restore = RestorePolicy::Auto;
+    policy.backends[0].checkpoint_quiet = Some(s(300));
     policy.backends[1].on_start_timeout = OnStartTimeout::Stop;
     policy
 }

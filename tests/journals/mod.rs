@@ -4,7 +4,7 @@ use std::io::BufRead;
 
 use wechsler::driver::replay::{Summary, Told, replay};
 
-use super::{explore::Edge, laws::LAWS};
+use crate::spec::{explore::Edge, laws::LAWS};
 
 /// Replays a journal; the first difference, damage or broken law is the error.
 pub fn check(journal: impl BufRead) -> Result<Summary, String> {
