@@ -537,11 +537,12 @@ impl World for Host {
                 let Some(slots) = &backend.slots else {
                     return Outcome::Failed(Warning::new("no_slots", "no slot folder is configured"));
                 };
+                // Boxed: large, and rare.
                 let outcome = if let Verb::SaveSlots(_) = verb {
-                    slots.store.save(&backend.probe, &slots.folder, &choice, within).await
+                    Box::pin(slots.store.save(&backend.probe, &slots.folder, &choice, within)).await
                 } else {
                     slots.store.meets(backend.run());
-                    slots.store.restore(&backend.probe, &slots.folder, &choice, within).await
+                    Box::pin(slots.store.restore(&backend.probe, &slots.folder, &choice, within)).await
                 };
                 return slots::without_news(outcome);
             }

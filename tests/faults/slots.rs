@@ -8,7 +8,7 @@ use std::{
 };
 
 use wechsler::{
-    driver::OperationRecord,
+    driver::{OperationRecord, world::NamedSlot},
     machine::{Command, Selection},
     virtual_server::{
         What,
@@ -99,11 +99,15 @@ async fn row_k1_a_restore_that_does_nothing_is_found_out_by_the_next_requests() 
     let told = status.attention.iter().find(|a| a.code == "restore_ineffective").expect("just seen");
     assert!(told.hint.contains("--swa-full"), "{told:?}");
 
-    // One that is of use ends it.
+    // By itself none is tried any more; one by name that is of use ends it.
     inside.clear_all();
     comes_back(&bench).await;
+    let by_name = bench.daemon.handle.selections.number(NamedSlot { name: "localbot".into(), ..NamedSlot::default() });
+    done(&bench, Command::RestoreSlots(by_name, PLAIN)).await;
     assert!(talk(&bench).await > 700);
     bench.until("forgotten", |s| !s.attention.iter().any(|a| a.code == "restore_ineffective")).await;
+    comes_back(&bench).await;
+    assert!(talk(&bench).await > 700, "by itself again");
     bench.works().await;
 }
 

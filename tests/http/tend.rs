@@ -280,7 +280,7 @@ async fn what_is_kept_too_long_is_neither_shown_nor_restored_and_goes_in_the_nex
     let saved_at = rig.newest().await.saved_at;
     let old = text.replace(&saved_at.to_string(), &(saved_at - 7200).to_string());
     std::fs::write(rig.note_path(&rig.file()), old).expect("a note");
-    rig.store = store_with(&rig.state_dir, |slots| slots.keep_for = Some(std::time::Duration::from_secs(3600)));
+    rig.store = store_with(&rig.state_dir, |slots| slots.keep_for = Some(std::time::Duration::from_hours(1)));
     assert!(rig.store.saved().await.is_empty());
     for choice in [wechsler::driver::world::SlotChoice::All, named("localbot")] {
         assert_eq!(codes(&rig.restore_by(&choice).await), ["!restore_nothing"]);
