@@ -17,8 +17,9 @@
 //!   ended, is put aside and never sent again.
 //!
 //! What a restore cannot promise is reuse: models with a sliding window or recurrent state take the file and may still compute
-//! the prompt anew. Only the answer to a real request tells (`cache_n`).
+//! the prompt anew. Only the answer to a request tells (`cache_n`): the next real one, or one of ours ([`at_once`]).
 
+mod at_once;
 mod digest;
 mod head;
 mod name;
@@ -193,6 +194,9 @@ impl SlotStore {
         let whole = async {
             let _turn = self.turn.lock().await;
             self.restore_each(probe, files, choice, deadline, &mut said).await;
+            if said.iter().any(|said| said.reason.has_come_back()) {
+                said.extend(self.prove_at_once(probe, files, deadline).await);
+            }
         };
         if timeout_at(deadline, whole).await.is_err() {
             let was_sent = self.notes().await.notes.iter().any(|n| n.restoring);
@@ -456,7 +460,8 @@ pub fn without_news(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Succeeded(mut said) => {
             said.retain(|w| {
-                ![Reason::Saved, Reason::Restored, Reason::SlotEmpty].iter().any(|news| news.code() == w.code)
+                let news = [Reason::Saved, Reason::Restored, Reason::RestoreEffective, Reason::SlotEmpty];
+                !news.iter().any(|news| news.code() == w.code)
             });
             Outcome::Succeeded(said)
         }
