@@ -18,7 +18,7 @@ use wechsler::{
     front::{
         client::{Client, ClientError},
         problem::Problem,
-        protocol::{CommandAnswer, CommandRequest, CommandWord, HoldRequest},
+        protocol::{CommandAnswer, CommandRequest, CommandWord, HoldRequest, VerifyRequest},
         socket::{BindError, Listener, MOST_CLIENTS},
     },
 };
@@ -131,6 +131,47 @@ async fn holds_are_made_with_a_number_and_ended_by_it() {
     let nothing = HoldRequest { what: "vlm".into(), ..request };
     let hint = problem(client.hold(&nothing).await).hint;
     assert_eq!(hint.as_deref(), Some("did you mean `vllm`?"));
+}
+
+#[tokio::test]
+async fn a_saved_slot_is_forgotten_and_verified_by_its_name() {
+    let (_folder, _fake, client) = daemon();
+    let told = client.forget("localbot", None, None).await.unwrap().slots;
+    assert_eq!((told[0].name.as_str(), told[0].generation, told[0].code.as_str()), ("localbot", 7, "forgotten"));
+    let told = client.forget("my talk/1 ?", Some(3), Some("llama-cpp")).await.unwrap().slots;
+    assert_eq!((told[0].name.as_str(), told[0].generation), ("my talk/1 ?", 3), "a name is one part of the path");
+    let told = client.verify(&VerifyRequest::default()).await.unwrap().slots;
+    assert_eq!((told[0].name.as_str(), told[0].code.as_str()), ("localbot", "damaged"));
+    let unknown = problem(client.forget("nobody", None, None).await);
+    assert_eq!((unknown.status, &*unknown.code), (404, "no_such_slot"));
+    let other = problem(client.forget("localbot", Some(1000), None).await);
+    assert_eq!((other.status, &*other.code), (404, "no_such_generation"));
+    let request = VerifyRequest { generation: Some(1), ..VerifyRequest::default() };
+    assert_eq!(&*problem(client.verify(&request).await).code, "bad_request");
+    let request = VerifyRequest { backend: Some("lama-cpp".into()), ..VerifyRequest::default() };
+    assert_eq!(&*problem(client.verify(&request).await).code, "unknown_backend");
+}
+
+#[tokio::test]
+async fn only_saves_and_restores_take_a_name_and_only_a_restore_a_generation() {
+    let (_folder, _fake, client) = daemon();
+    let named = |command| CommandRequest { name: Some("talk".into()), ..CommandRequest::new(command) };
+    for good in [
+        named(CommandWord::Save),
+        CommandRequest { slot: Some(1), ..named(CommandWord::Save) },
+        CommandRequest { generation: Some(4), slot: Some(1), ..named(CommandWord::Restore) },
+    ] {
+        assert_eq!(client.command(&good).await.unwrap(), CommandAnswer::Done);
+    }
+    for bad in [
+        named(CommandWord::Start),
+        CommandRequest { generation: Some(4), ..named(CommandWord::Save) },
+        CommandRequest { name: None, slot: Some(1), ..named(CommandWord::Save) },
+        CommandRequest { name: Some(String::new()), ..named(CommandWord::Save) },
+        CommandRequest { name: Some("x".repeat(200)), ..named(CommandWord::Restore) },
+    ] {
+        assert_eq!(&*problem(client.command(&bad).await).code, "bad_request", "{bad:?}");
+    }
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use wechsler::{
     host::{
         mounted_folder::MountedFolder,
         remote::{self, CommandLine, FileQuestion, RemotePath, RemoteVerb, UnitName},
-        slot_files::{FileName, SlotFiles, SlotFilesError, Survey},
+        slot_files::{FileName, Listed, SlotFiles, SlotFilesError, Survey},
         slot_folder::SlotFolder,
         ssh::{Ssh, SshSetupError, Trouble},
     },
@@ -304,26 +304,26 @@ async fn the_slot_folder_is_looked_at_and_cleared_over_ssh() {
     assert!(first.stat.bytes == 17 && first.stat.mtime > 1_600_000_000, "{first:?}");
     assert_eq!((&first.head, &found.files[1]), (&head, &Ok(None)));
 
+    let listed = |listed: Result<Listed, SlotFilesError>| listed.expect("an answer").names;
     let (unfinished, finished) = (name("localbot.part"), name("localbot.slot"));
-    let short = files.keep(&unfinished, &finished, 18).await.expect("an answer").expect("a file");
+    let short = files.keep(&unfinished, &finished, 18, LONG).await.expect("an answer").expect("a file");
     assert_eq!(short.stat.bytes, 17);
-    let odd = files.keep(&name("garbage.part"), &finished, 17).await.expect("an answer").expect("a file");
+    let odd = files.keep(&name("garbage.part"), &finished, 17, LONG).await.expect("an answer").expect("a file");
     assert_eq!(&odd.head[..4], b"ggsq");
-    let list = async |suffix: &str| files.list(suffix).await.map(|listed| listed.names);
-    assert_eq!(list(".slot").await, Ok(vec![]), "neither is what it should be");
-    let kept = files.keep(&unfinished, &finished, 17).await.expect("an answer").expect("a file");
+    assert_eq!(listed(files.list(".slot").await), vec![], "neither is what it should be");
+    let kept = files.keep(&unfinished, &finished, 17, LONG).await.expect("an answer").expect("a file");
     assert_eq!((kept.stat.bytes, kept.head), (17, head));
-    assert_eq!(files.keep(&unfinished, &finished, 17).await, Ok(None), "it has another name now");
-    assert_eq!(list(".slot").await, Ok(vec![finished.clone()]));
-    assert_eq!(list(".part").await, Ok(vec![name("garbage.part")]));
+    assert_eq!(files.keep(&unfinished, &finished, 17, LONG).await, Ok(None), "it has another name now");
+    assert_eq!(listed(files.list(".slot").await), vec![finished.clone()]);
+    assert_eq!(listed(files.list(".part").await), vec![name("garbage.part")]);
     for _ in 0..2 {
         files.remove(&[finished.clone(), name("garbage.part")]).await.expect("removed, or removed already");
     }
-    assert_eq!(list("").await, Ok(vec![]), "but one with a name that is none of ours");
+    assert_eq!(listed(files.list("").await), vec![], "but one with a name that is none of ours");
 
     let gone = SlotFolder::new(ssh, RemotePath::new("/no/such/folder").expect("a path"), unit());
     assert!(matches!(gone.list(".part").await, Err(SlotFilesError::Refused(_))));
-    assert!(matches!(gone.keep(&finished, &finished, 1).await, Err(SlotFilesError::Refused(_))));
+    assert!(matches!(gone.keep(&finished, &finished, 1, LONG).await, Err(SlotFilesError::Refused(_))));
     assert_eq!(gone.survey(Survey { free: true, ..Survey::default() }).await.map(|found| found.free), Ok(None));
 }
 

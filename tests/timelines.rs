@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use spec::sample::{self, LLAMA, VLLM};
 use wechsler::machine::{
-    Answer, BootId, BootPhase, Command, Effect, End, Event, Failure, Goal, Held, HoldSpec, Instant, Invocation, Kind,
-    Look, Machine, Options, Outcome, Policy, PowerChoice, RequestId, Seen, Selection, Server, Use, Verb, VerbId,
-    Warning,
+    Answer, BootId, BootPhase, Cause, Command, Effect, End, Event, Failure, Goal, Held, HoldSpec, Instant, Invocation,
+    Kind, Look, Machine, Options, Outcome, Policy, PowerChoice, Refusal, RequestId, Seen, Selection, Server, Use, Verb,
+    VerbId, Warning,
 };
 
 const PLAIN: Options = Options { replace: false, no_drain: false };
@@ -555,4 +555,108 @@ fn a_server_that_still_refuses_while_it_goes_down_is_not_off_yet() {
     }
     line.after(6);
     assert_eq!(order(&silence(&mut line)).1, Verb::Wake);
+}
+
+/// llama.cpp has been used up to now, holds so many tokens, and is idle.
+fn used(line: &mut Line, mark: u64, tokens: u64) -> Vec<Effect> {
+    line.sees_with(Seen::Running, Seen::Stopped, |look| {
+        (look.backends[0].mark, look.backends[0].tokens) = (Some(mark), tokens);
+    })
+}
+
+fn with_checkpoints(tokens: Option<u64>, quiet: Option<Duration>) -> Policy {
+    let mut policy = sample::quiet();
+    (policy.backends[0].checkpoint_tokens, policy.backends[0].checkpoint_quiet) = (tokens, quiet);
+    policy
+}
+
+#[test]
+fn what_was_used_is_saved_after_its_quiet_once_and_not_before() {
+    let mut line = Line::on(with_checkpoints(None, Some(Duration::from_mins(1))), Seen::Running, Seen::Stopped);
+    used(line.after(5), 1, 100);
+    assert_eq!(orders(&used(line.after(59), 1, 100)), [], "a second before");
+    line.after(1);
+    assert_eq!(line.machine.deadline(), Some(line.now));
+    let (save, what) = order(&line.tick());
+    assert_eq!((what, line.kind()), (Verb::SaveSlots(LLAMA), Kind::Saving));
+    let op = line.machine.view().operation.expect("a checkpoint");
+    assert_eq!((op.goal, op.cause), (Goal::Save(LLAMA, Selection::Checkpoint), Cause::Checkpoint));
+    line.after(1).ends(save, fine());
+    assert_eq!(line.kind(), Kind::Running);
+    for _ in 0..5 {
+        assert_eq!(orders(&used(line.after(60), 1, 100)), [], "it is on record");
+    }
+    used(line.after(1), 2, 150);
+    assert_eq!(orders(&used(line.after(59), 2, 150)), []);
+    assert_eq!(order(&used(line.after(1), 2, 150)).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn many_new_tokens_are_saved_in_the_first_quiet_moment_and_few_are_not() {
+    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
+    assert_eq!(orders(&used(line.after(5), 1, 999)), []);
+    let busy = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
+        let llama = &mut look.backends[0];
+        (llama.mark, llama.tokens, llama.use_) = (Some(2), 1500, Use::Busy);
+    });
+    assert_eq!(orders(&busy), [], "never while somebody waits");
+    let (save, what) = order(&used(line.after(5), 3, 1600));
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    line.ends(save, fine());
+    assert_eq!(orders(&used(line.after(5), 4, 2599)), [], "since the save");
+    assert_eq!(order(&used(line.after(5), 5, 2600)).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn a_checkpoint_that_fails_is_tried_again_after_a_pause() {
+    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
+    let (save, _) = order(&used(line.after(5), 1, 1000));
+    line.ends(save, failed("disk_full"));
+    assert_eq!(line.kind(), Kind::Running);
+    assert_eq!(orders(&used(line.after(59), 1, 1000)), []);
+    assert_eq!(order(&used(line.after(1), 1, 1000)).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn a_persons_command_takes_the_place_of_a_checkpoint_and_saves_once_more() {
+    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
+    let (checkpoint, _) = order(&used(line.after(5), 1, 1000));
+    assert_eq!(
+        orders(&line.told(Command::Switch(VLLM, Options { no_drain: true, ..PLAIN }))),
+        [],
+        "one order at a time"
+    );
+    let (save, what) = order(&line.after(1).ends(checkpoint, fine()));
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    assert_eq!(order(&line.ends(save, fine())).1, Verb::StopUnit(LLAMA));
+}
+
+#[test]
+fn another_run_holds_nothing_that_is_on_record() {
+    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
+    let (save, _) = order(&used(line.after(5), 1, 1000));
+    line.ends(save, fine());
+    line.after(5).sees(Seen::Stopped, Seen::Stopped);
+    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
+        let llama = &mut look.backends[0];
+        (llama.mark, llama.tokens, llama.invocation) = (Some(1), 1000, Some(Invocation(9)));
+    });
+    assert_eq!(order(&effects).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn a_save_of_one_slot_is_not_joined_by_a_save_of_another() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    let named = |number| Command::SaveSlots(Selection::Named(number), PLAIN);
+    line.told(named(1));
+    assert!(
+        line.told(named(1))
+            .iter()
+            .any(|e| matches!(e, Effect::Answer { answer: Answer::Accepted { joined: true, .. }, .. }))
+    );
+    let other = line.told(named(2));
+    assert!(
+        other.iter().any(|e| matches!(e, Effect::Answer { answer: Answer::Refused(Refusal::Busy), .. })),
+        "{other:?}"
+    );
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::status::Status;
+use super::{
+    slots::{Selections, Tend},
+    status::Status,
+};
 use crate::machine::{Answer, Command, Warning};
 
 /// Commands waiting to be taken; more are refused at the socket as busy. A person or a few programs speak to one server.
@@ -76,6 +79,10 @@ pub struct OperationRecord {
 pub struct Handle {
     /// Commands in. Use `try_send`: a full queue is refused, never waited for.
     pub commands: mpsc::Sender<Request>,
+    /// Things to be done about saved slots, likewise.
+    pub tending: mpsc::Sender<Tend>,
+    /// Names of slots.
+    pub selections: Selections,
     /// The newest status.
     pub status: watch::Receiver<Arc<Status>>,
     /// Changes as they happen.

@@ -214,6 +214,10 @@ pub(super) fn load_holds(dir: &Path, clock: &Clock, policy: &Policy) -> Vec<Hold
                 continue;
             }
         };
+        if !HoldId(kept.id).is_sound() {
+            warn!(hold = kept.id, "a hold whose number cannot be ours is dropped");
+            continue;
+        }
         if holds.iter().any(|h| h.id.0 == kept.id) {
             warn!(hold = kept.id, "a hold is on file twice; the first counts");
             continue;
@@ -301,10 +305,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hold_on_a_backend_that_is_gone_is_dropped() {
+    async fn a_hold_that_nobody_can_keep_any_more_is_dropped() {
         let dir = scratch("gone");
         let text = r#"{"holds":[{"id":4,"what":{"backend":"tabby"},"until":null,"reason":"","by":""},
             {"id":5,"what":"off","until":"not a time","reason":"","by":""},
+            {"id":18446744073709551615,"what":"awake","until":null,"reason":"","by":""},
             {"id":6,"what":"awake","until":null,"reason":"","by":""}]}"#;
         fs::write(dir.join(HOLDS), text).expect("written");
         let back = load_holds(&dir, &Clock::start(), &tests_policy());

@@ -17,13 +17,16 @@ mod keep;
 mod oddities;
 mod operations;
 mod probe;
+mod proof;
 mod publish;
 mod setup;
+pub mod slots;
 pub mod status;
 mod task;
 pub mod world;
 
 pub use handle::{Change, Handle, OperationRecord, Request};
+pub use journal::replay;
 pub use setup::{BackendFacts, Pulse, Setup};
 pub use task::{LOOK_AT_MOST, POST_MORTEM_AT_MOST, SHUTDOWN_AT_MOST, VERB_SLACK, spawn};
 pub use world::{PostMortem, World};

@@ -5,15 +5,11 @@ use std::time::Duration;
 
 use crate::machine::{
     BackendId, BackendKind, Instant, Invocation, Policy, Seen, View,
-    reading::{BackendReading, Dated, Gpu, Prompts, Reading},
+    reading::{BackendReading, Dated, Gpu, Reading},
 };
 
 /// Counters that have stood still for so long while a request was in flight. One batch of a long prompt takes seconds.
 const STILL: Duration = Duration::from_mins(10);
-/// A prompt of fewer tokens tells nothing of what was restored: somebody may only have said hello.
-const LEAST_PROMPT: u64 = 32;
-/// So many restores in a row must have been of no use. One alone was perhaps followed by another conversation.
-const IN_VAIN: u32 = 2;
 
 /// Something odd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,26 +42,12 @@ struct Memory {
     was_on_gpu: bool,
     /// Its counters while requests are in flight, and since when they have shown this.
     still: Option<Dated<u64>>,
-    /// A restore of this run that no request has used yet, with the counters before it.
-    restored: Option<(Dated<Invocation>, Prompts)>,
-    /// Restores in a row of which nothing was used.
-    in_vain: u32,
 }
 
 impl Oddities {
     /// What is odd now.
     pub(super) fn found(&self) -> &[Oddity] {
         &self.found
-    }
-
-    /// A restore was done.
-    pub(super) fn restored(&mut self, id: BackendId, reading: &Reading, view: &View, now: Instant) {
-        let index = usize::from(id.0);
-        let run = view.look.backends.get(index).and_then(|look| look.invocation);
-        let before = reading.backends.get(index).and_then(|backend| of_run(backend, run)).unwrap_or_default();
-        if let Some(memory) = self.backends.get_mut(index) {
-            memory.restored = run.map(|value| (Dated { at: now, value }, before));
-        }
     }
 
     /// Takes in what was read and what was made of it.
@@ -78,7 +60,6 @@ impl Oddities {
                 found.push(Oddity { code, message: message.into(), hint, backend: id, since: now });
             };
             memory.note_run(id, view, now);
-            memory.note_prompts(backend);
             if memory.is_off_the_gpu(id, reading, view, policy) {
                 odd(
                     "gpu_unused",
@@ -93,10 +74,11 @@ impl Oddities {
                     "if it does not recover, `wechsler restart --no-drain` it",
                 );
             }
-            if memory.in_vain >= IN_VAIN {
+            let saved = backend.saved.iter().flat_map(|saved| &saved.value);
+            if let (Some(why), Some(_)) = (saved.filter_map(|slot| slot.useless.as_deref()).next(), &memory.ready) {
                 odd(
                     "restore_ineffective",
-                    "nothing of its restored slots was used, several times in a row",
+                    &format!("its saved slots are not restored any more: {why}"),
                     "models with a sliding window need --swa-full, those with recurrent state the same conversation; \
                      else set `restore` to \"never\"",
                 );
@@ -126,23 +108,7 @@ impl Memory {
         if self.ready.as_ref().map(|ready| ready.value) != run {
             self.ready = run.map(|value| Dated { at: now, value });
             self.still = None;
-            self.restored.take_if(|(restored, _)| run.is_some_and(|run| run != restored.value));
         }
-    }
-
-    /// The first requests after a restore tell whether it was of use.
-    fn note_prompts(&mut self, backend: &BackendReading) {
-        let Some((restored, before)) = &self.restored else { return };
-        let read_since = backend.activity.as_ref().is_some_and(|activity| activity.at > restored.at);
-        let Some(now) = of_run(backend, Some(restored.value)).filter(|_| read_since) else { return };
-        if now.reused > before.reused {
-            self.in_vain = 0;
-        } else if now.computed.saturating_sub(before.computed) >= LEAST_PROMPT {
-            self.in_vain = self.in_vain.saturating_add(1);
-        } else {
-            return;
-        }
-        self.restored = None;
     }
 
     /// It is up, and the GPU, read since, has nothing of it. Said only where that can be told: nobody else's process is
@@ -181,12 +147,6 @@ impl Memory {
         self.still = Some(Dated { at: since, value: mark });
         activity.at.since(since) >= STILL
     }
-}
-
-/// The counters of that run, where they were read.
-fn of_run(backend: &BackendReading, run: Option<Invocation>) -> Option<Prompts> {
-    let first_seen = backend.run.as_ref().filter(|seen| Some(seen.value) == run)?.at;
-    backend.activity.as_ref().filter(|activity| activity.at >= first_seen)?.value.prompts
 }
 
 #[cfg(test)]

@@ -3,11 +3,10 @@ use crate::{
     driver::tests_policy,
     machine::{
         Machine,
-        reading::{Activity, GpuDevice, GpuProcess},
+        reading::{Activity, GpuDevice, GpuProcess, SavedSlot},
     },
 };
 
-const LLAMA: BackendId = BackendId(0);
 const RUN: Invocation = Invocation(7);
 
 fn at(seconds: u64) -> Instant {
@@ -61,17 +60,6 @@ impl Scene {
 
     fn busy(&mut self, second: u64, in_flight: u32, mark: Option<u64>) -> Vec<&'static str> {
         self.used(second, Activity { in_flight: Some(in_flight), mark, ..Activity::default() })
-    }
-
-    fn prompts(&mut self, second: u64, computed: u64, reused: u64) -> Vec<&'static str> {
-        self.used(second, Activity { prompts: Some(Prompts { computed, reused }), ..Activity::default() })
-    }
-
-    /// A new run, restored, then used.
-    fn restored_and_used(&mut self, second: u64, computed: u64, reused: u64) -> Vec<&'static str> {
-        self.runs(Invocation(u128::from(second)), second);
-        self.oddities.restored(LLAMA, &self.reading, &self.view, at(second + 1));
-        self.prompts(second + 2, computed, reused)
     }
 }
 
@@ -139,25 +127,31 @@ fn another_run_begins_anew() {
 }
 
 #[test]
-fn restores_that_nobody_could_use_are_told_from_the_second_in_a_row() {
+fn slots_that_are_not_restored_any_more_are_told_while_it_runs() {
     let mut scene = Scene::new();
-    assert_eq!(scene.restored_and_used(100, 900, 0), [""; 0], "perhaps another conversation");
-    assert_eq!(scene.restored_and_used(200, 5, 0), [""; 0], "too short to tell");
-    assert_eq!(scene.prompts(203, 905, 0), ["restore_ineffective"]);
-    assert_eq!(scene.prompts(204, 1805, 900), ["restore_ineffective"], "its own cache, not the restore");
-    assert_eq!(scene.restored_and_used(300, 20, 900), [""; 0]);
-    assert_eq!(scene.restored_and_used(400, 900, 0), [""; 0]);
+    let useless = SavedSlot { useless: Some("nothing of two restores was used".into()), ..saved() };
+    scene.reading.backends[0].saved = Some(Dated { at: at(20), value: vec![saved(), useless] });
+    assert_eq!(scene.note(20), ["restore_ineffective"]);
+    assert!(scene.oddities.found()[0].message.contains("two restores"));
+    scene.view.look.backends[0].seen = Seen::Stopped;
+    assert_eq!(scene.note(21), [""; 0]);
 }
 
-#[test]
-fn what_another_run_counted_says_nothing_of_a_restore() {
-    let mut scene = Scene::new();
-    for second in [100, 200, 300] {
-        scene.runs(Invocation(u128::from(second)), second);
-        scene.oddities.restored(LLAMA, &scene.reading, &scene.view, at(second + 1));
-        assert_eq!(scene.note(second + 2), [""; 0], "not used");
+fn saved() -> SavedSlot {
+    SavedSlot {
+        name: "localbot".into(),
+        file: "f".into(),
+        slot: 0,
+        bytes: 1,
+        tokens: 1,
+        saved_at: 0,
+        model: "m".into(),
+        n_ctx: 4096,
+        put_aside: None,
+        generation: 1,
+        last_restore: None,
+        useless: None,
     }
-    assert_eq!(scene.prompts(304, 900, 0), [""; 0]);
 }
 
 #[test]

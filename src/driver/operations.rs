@@ -5,6 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use tokio::sync::watch;
 
 use super::{
+    PostMortem,
     clock::Clock,
     handle::{OPERATIONS_KEPT, OperationRecord},
     status::ErrorStatus,
@@ -159,6 +160,17 @@ pub(super) const fn end_name(end: &End) -> &'static str {
         End::Failed { .. } => "failed",
         End::Cancelled => "cancelled",
         End::Replaced { .. } => "replaced",
+    }
+}
+
+/// A backend that never answered although it listens on its own server has not been slow: its URL is wrong, or a firewall
+/// is in the way.
+pub(super) fn named_better(end: End, told: &PostMortem) -> End {
+    match end {
+        End::Failed { failure: Failure::HealthTimeout, warnings } if told.port_listens => {
+            End::Failed { failure: Failure::HttpUnreachable, warnings }
+        }
+        other => other,
     }
 }
 

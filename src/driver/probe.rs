@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::{
     config::Probe,
     machine::{
-        Instant, Kind, Look, Pace, Seen, Server, Verb, View,
+        Command, Instant, Kind, Look, Pace, Policy, PowerChoice, Seen, Server, Verb, View, WakeCheck,
         reading::{ActiveState, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Ssh, Unit, WakeArmed},
     },
 };
@@ -110,6 +110,8 @@ pub(super) struct Schedule {
     lines: [Line; Source::ALL.len()],
     /// Since when each backend's unit has been seen down without a break; its GPU memory must be read after that.
     down_since: Vec<Option<Instant>>,
+    /// The next use of a backend will tell something.
+    use_tells: bool,
 }
 
 impl Schedule {
@@ -117,7 +119,7 @@ impl Schedule {
     #[must_use]
     pub(super) fn new(probe: Probe) -> Self {
         let line = Line { wanted: true, ..Line::default() };
-        Self { probe, lines: [line; Source::ALL.len()], down_since: vec![] }
+        Self { probe, lines: [line; Source::ALL.len()], down_since: vec![], use_tells: false }
     }
 
     /// When `source` is to be looked at next; `None` while it is in flight or there is nobody to ask.
@@ -182,6 +184,11 @@ impl Schedule {
         }
     }
 
+    /// Whether the next use of a backend will tell something: it is looked for more often then.
+    pub(super) const fn use_tells(&mut self, tells: bool) {
+        self.use_tells = tells;
+    }
+
     /// Look as soon as possible.
     pub(super) fn want(&mut self, source: Source) {
         self.lines[source as usize].wanted = true;
@@ -224,7 +231,8 @@ impl Schedule {
             Source::Health => loads.then_some(self.probe.busy.min(HEALTH)),
             Source::Activity => {
                 let up = view.look.backends.iter().any(|b| b.seen == Seen::Running);
-                let pace = if busy { ACTIVITY } else { self.probe.rest.clamp(ACTIVITY, ACTIVITY_REST) };
+                let pace =
+                    if busy || self.use_tells { ACTIVITY } else { self.probe.rest.clamp(ACTIVITY, ACTIVITY_REST) };
                 up.then_some(pace)
             }
             Source::Gpu => answers.then(|| self.gpu(view, reading)),
@@ -258,6 +266,34 @@ impl Schedule {
             GPU_PROOF
         }
     }
+}
+
+/// What must be asked before `command` can be judged, and was not since then.
+pub(super) fn looks_first(
+    command: &Command,
+    since: Instant,
+    view: &View,
+    reading: &Reading,
+    policy: &Policy,
+) -> impl Iterator<Item = Source> + use<> {
+    let asked = [
+        (Source::Gpu, reading.gpu.as_ref().map(|g| g.at)),
+        (Source::People, reading.people.as_ref().map(|p| p.at)),
+        (Source::WakeArmed, reading.wake_armed.as_ref().map(|w| w.at)),
+    ];
+    let powers_off = matches!(command, Command::Shutdown(PowerChoice::PowerOff, _));
+    let starts = matches!(command, Command::Start(..) | Command::Switch(..) | Command::Restart(..));
+    let occupied = view.look.foreign_gpu;
+    let checks_wake = policy.wake_check != WakeCheck::Off;
+    let answers = matches!(view.look.server, Server::On { .. });
+    asked.into_iter().filter(move |(_, at)| answers && at.is_none_or(|at| at < since)).map(|(source, _)| source).filter(
+        move |source| match source {
+            // Where nobody was seen, the start itself looks once more.
+            Source::Gpu => powers_off || (starts && occupied),
+            Source::WakeArmed => powers_off && checks_wake,
+            _ => powers_off,
+        },
+    )
 }
 
 /// The server answered, and it is another boot than before, or nothing had answered before.

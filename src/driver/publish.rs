@@ -1,6 +1,9 @@
 //! From what the machine shows and what was read to the status document. Pure, but for the clock that dates it.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use super::{
     clock::{Clock, rfc3339},
@@ -11,13 +14,15 @@ use super::{
     setup::{Setup, kind_name},
     status::{
         AttentionStatus, BackendStatus, Blocker, ErrorStatus, GpuMemory, HoldStatus, ModelStatus, NextActionStatus,
-        OperationStatus, SCHEMA, SavedSlotStatus, SlotStatus, Status, UnitStatus,
+        OperationStatus, RestoreStatus, SCHEMA, SavedSlotStatus, SlotStatus, Status, UnitStatus,
     },
 };
 use crate::machine::{
     BackendId, BackendLook, BootPhase, Cause, Failure, Goal, Held, Hold, Instant, Kind, NextAction, RestorePolicy,
     Seen, Server, Use, View,
-    reading::{Activity, BackendReading, Dated, Gpu, Http, Identity, People, Reading, Ssh, Unit, WakeArmed},
+    reading::{
+        Activity, BackendReading, Dated, Gpu, Http, Identity, LastRestore, People, Reading, Ssh, Unit, WakeArmed,
+    },
 };
 
 /// Everything the document is made of.
@@ -214,18 +219,18 @@ impl Source<'_> {
         let mut all = vec![];
         for (backend, policy) in self.reading.backends.iter().zip(&self.setup.policy.backends) {
             let saved = backend.saved.as_ref().map_or(&[][..], |saved| &saved.value);
-            all.extend(saved.iter().map(|slot| {
-                let at = std::time::Duration::from_secs(slot.saved_at);
-                let at = SystemTime::UNIX_EPOCH.checked_add(at);
-                SavedSlotStatus {
-                    name: slot.name.clone(),
-                    backend: policy.name.clone(),
-                    bytes: slot.bytes,
-                    saved_at: rfc3339(at.unwrap_or(SystemTime::UNIX_EPOCH)),
-                    model: slot.model.clone(),
-                    tokens: slot.tokens,
-                    put_aside: slot.put_aside.clone(),
-                }
+            all.extend(saved.iter().map(|slot| SavedSlotStatus {
+                name: slot.name.clone(),
+                backend: policy.name.clone(),
+                bytes: slot.bytes,
+                saved_at: epoch(slot.saved_at),
+                model: slot.model.clone(),
+                tokens: slot.tokens,
+                put_aside: slot.put_aside.clone(),
+                slot: slot.slot,
+                generation: slot.generation,
+                last_restore: slot.last_restore.as_ref().map(restore_status),
+                useless: slot.useless.clone(),
             }));
         }
         all
@@ -508,6 +513,27 @@ const fn seen_name(seen: Seen) -> &'static str {
         Seen::CrashLoop => "crash-loop",
         Seen::Sick => "sick",
         Seen::Stranger => "stranger",
+    }
+}
+
+/// Seconds since the Unix epoch, as documents tell time.
+fn epoch(seconds: u64) -> String {
+    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    rfc3339(at.unwrap_or(SystemTime::UNIX_EPOCH))
+}
+
+fn restore_status(restore: &LastRestore) -> RestoreStatus {
+    let verdict = match restore.reuse {
+        None => "unknown",
+        Some(reuse) if reuse.is_effective() => "effective",
+        Some(_) => "ineffective",
+    };
+    RestoreStatus {
+        at: epoch(restore.at),
+        tokens: restore.tokens,
+        verdict: verdict.into(),
+        reused: restore.reuse.map(|reuse| reuse.reused),
+        computed: restore.reuse.map(|reuse| reuse.computed),
     }
 }
 

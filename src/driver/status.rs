@@ -149,6 +149,33 @@ pub struct SavedSlotStatus {
     pub tokens: u64,
     /// Put aside after a failed restore, and why.
     pub put_aside: Option<String>,
+    /// The slot of the server it was saved from.
+    #[serde(default)]
+    pub slot: u32,
+    /// Counts the saves of its backend: tells it from others of its name.
+    #[serde(default)]
+    pub generation: u64,
+    /// The last restore of it; null if there was none.
+    #[serde(default)]
+    pub last_restore: Option<RestoreStatus>,
+    /// Not restored by itself, and why.
+    #[serde(default)]
+    pub useless: Option<String>,
+}
+
+/// A restore that was done, and what it was worth.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RestoreStatus {
+    /// When.
+    pub at: String,
+    /// Tokens that came back.
+    pub tokens: u64,
+    /// `effective`, `ineffective`, or `unknown` until a request has told.
+    pub verdict: String,
+    /// Tokens of that request's prompt that were found in the cache.
+    pub reused: Option<u64>,
+    /// ... and computed anew.
+    pub computed: Option<u64>,
 }
 
 /// Memory of one GPU.

@@ -20,15 +20,17 @@ use super::{
     journal::Journal,
     keep::{self, Keeper},
     oddities::Oddities,
-    operations::{Operations, end_name, who_can_tell},
+    operations::{Operations, end_name, named_better, who_can_tell},
     probe::{self, Schedule, Source},
+    proof::Proofs,
     publish,
     setup::Setup,
+    slots::{MOST_TENDED, Selections, TENDED_WITHIN, Tend},
     status::Status,
 };
 use crate::machine::{
-    Answer, Command, Effect, End, Event, Failure, Goal, Instant, Kind, Machine, OpId, Outcome, PowerChoice, Refusal,
-    RequestId, Server, Verb, VerbId, View, WakeCheck, Warning,
+    Answer, Command, Effect, End, Event, Goal, Instant, Kind, Machine, OpId, Outcome, Refusal, RequestId, Server, Verb,
+    VerbId, View, Warning,
     evidence::judge,
     reading::{BackendReading, Http, Reading},
 };
@@ -62,10 +64,20 @@ pub fn spawn<W: World>(setup: Setup, world: W, shutdown: watch::Receiver<bool>) 
     let machine = Machine::new((*policy).clone(), holds);
     let view = machine.view();
     let (command_in, commands) = mpsc::channel(COMMANDS_WAITING);
+    let (tend_in, tending) = mpsc::channel(MOST_TENDED);
+    let selections = Selections::default();
     let (status_out, status) = watch::channel(Arc::new(Status::default()));
     let (changes, _) = broadcast::channel(CHANGES_KEPT);
     let (operations, operations_out) = Operations::new();
-    let handle = Handle { commands: command_in, status, changes: changes.clone(), operations: operations_out, policy };
+    let handle = Handle {
+        commands: command_in,
+        tending: tend_in,
+        selections: selections.clone(),
+        status,
+        changes: changes.clone(),
+        operations: operations_out,
+        policy,
+    };
     let span = info_span!("server", name = %setup.server);
     let mut driver = Driver {
         schedule: Schedule::new(setup.probe),
@@ -82,10 +94,14 @@ pub fn spawn<W: World>(setup: Setup, world: W, shutdown: watch::Receiver<bool>) 
         history,
         stopwatch: Stopwatch::default(),
         oddities: Oddities::default(),
+        proofs: Proofs::default(),
         journal,
         tasks: JoinSet::new(),
         commands,
         commands_closed: false,
+        tending,
+        tended: 0,
+        selections,
         deferred: None,
         answers: HashMap::new(),
         requests: 0,
@@ -121,6 +137,8 @@ enum Done {
         op: OpId,
         told: PostMortem,
     },
+    /// Saved slots were tended.
+    Tended,
 }
 
 struct Driver<W> {
@@ -135,11 +153,16 @@ struct Driver<W> {
     history: History,
     stopwatch: Stopwatch,
     oddities: Oddities,
+    proofs: Proofs,
     keeper: Keeper,
     journal: Journal,
     tasks: JoinSet<Done>,
     commands: mpsc::Receiver<Request>,
     commands_closed: bool,
+    tending: mpsc::Receiver<Tend>,
+    /// So many are under way.
+    tended: usize,
+    selections: Selections,
     /// A command that waits for a fresh look, and until when. Nothing overtakes it.
     deferred: Option<Deferred>,
     /// Who waits for an answer.
@@ -198,6 +221,7 @@ impl<W: World> Driver<W> {
                     Some(request) => self.request(request),
                     None => self.commands_closed = true,
                 },
+                Some(tend) = self.tending.recv(), if self.tended < MOST_TENDED => self.tend(tend),
                 () = async { match sleep { Some(sleep) => sleep.await, None => std::future::pending().await } } => {
                     if deadline.is_some_and(|at| at <= self.clock.now()) {
                         self.tick();
@@ -241,6 +265,10 @@ impl<W: World> Driver<W> {
         match done {
             Done::Look { source, began, reading } => self.looked(source, began, reading),
             Done::Order { verb, what, outcome } => self.order_ended(verb, what, outcome),
+            Done::Tended => {
+                self.tended -= 1;
+                self.schedule.want(Source::Saved);
+            }
             Done::PostMortem { op, told } => {
                 if let Some((end, at)) = self.ending.remove(&op) {
                     let end = named_better(end, &told);
@@ -260,6 +288,9 @@ impl<W: World> Driver<W> {
         });
         self.reading.absorb(*reading);
         self.schedule.note(&self.reading);
+        if source == Source::Activity {
+            self.prove();
+        }
         let look = judge(&self.reading, &self.setup.policy, now);
         if probe::is_new(&self.view.look.server, &look.server) {
             self.schedule.want_everything();
@@ -301,16 +332,40 @@ impl<W: World> Driver<W> {
             }
         }
         if let (Verb::RestoreSlots(backend), Outcome::Succeeded(_)) = (what, &outcome) {
-            self.oddities.restored(backend, &self.reading, &self.view, now);
+            self.proofs.restored(backend, &self.reading, &self.view);
+            self.schedule.use_tells(true);
         }
         self.step(&Event::Finished { verb, outcome });
+    }
+
+    /// Writes down what has become known of restores.
+    fn prove(&mut self) {
+        for (backend, task) in self.proofs.told(&self.reading, &self.view, &self.setup.policy) {
+            info!(?backend, ?task, "what was restored has been used, or not");
+            let (answer, _) = oneshot::channel();
+            self.tend(Tend { backend, task, answer });
+        }
+        self.schedule.use_tells(self.proofs.are_awaited());
+    }
+
+    /// Tends saved slots, beside all else: nothing waits for it but who has asked.
+    fn tend(&mut self, Tend { backend, task, answer }: Tend) {
+        self.tended += 1;
+        let world = Arc::clone(&self.world);
+        self.tasks.spawn(async move {
+            let told = tokio::time::timeout(TENDED_WITHIN, world.tend_slots(backend, task)).await;
+            let told = told.unwrap_or_else(|_| Err(Warning::new("no_answer", "it was not done in time")));
+            // Who does not listen any more does not mind.
+            let _ = answer.send(told);
+            Done::Tended
+        });
     }
 
     /// Whether a command is refused is judged by what is so now: where the answer hangs on what is asked rarely, it waits
     /// for a look that was asked after it.
     fn request(&mut self, request: Request) {
         let now = self.clock.now();
-        let missing: Vec<Source> = self.looks_first(&request.command, now).collect();
+        let missing: Vec<Source> = self.looks_first(&request.command, now);
         if missing.is_empty() {
             self.command(request);
         } else {
@@ -323,7 +378,7 @@ impl<W: World> Driver<W> {
 
     fn take_deferred(&mut self, now: Instant) {
         let Some(waiting) = &self.deferred else { return };
-        let told = self.looks_first(&waiting.request.command, waiting.since).next().is_none();
+        let told = self.looks_first(&waiting.request.command, waiting.since).is_empty();
         if (told || waiting.until <= now)
             && let Some(Deferred { request, .. }) = self.deferred.take()
         {
@@ -331,29 +386,8 @@ impl<W: World> Driver<W> {
         }
     }
 
-    /// What must be asked before `command` can be judged, and was not since then.
-    fn looks_first(&self, command: &Command, since: Instant) -> impl Iterator<Item = Source> {
-        let reading = &self.reading;
-        let asked = [
-            (Source::Gpu, reading.gpu.as_ref().map(|g| g.at)),
-            (Source::People, reading.people.as_ref().map(|p| p.at)),
-            (Source::WakeArmed, reading.wake_armed.as_ref().map(|w| w.at)),
-        ];
-        let powers_off = matches!(command, Command::Shutdown(PowerChoice::PowerOff, _));
-        let starts = matches!(command, Command::Start(..) | Command::Switch(..) | Command::Restart(..));
-        let occupied = self.view.look.foreign_gpu;
-        let checks_wake = self.setup.policy.wake_check != WakeCheck::Off;
-        let answers = matches!(self.view.look.server, Server::On { .. });
-        asked
-            .into_iter()
-            .filter(move |(_, at)| answers && at.is_none_or(|at| at < since))
-            .map(|(source, _)| source)
-            .filter(move |source| match source {
-                // Where nobody was seen, the start itself looks once more.
-                Source::Gpu => powers_off || (starts && occupied),
-                Source::WakeArmed => powers_off && checks_wake,
-                _ => powers_off,
-            })
+    fn looks_first(&self, command: &Command, since: Instant) -> Vec<Source> {
+        probe::looks_first(command, since, &self.view, &self.reading, &self.setup.policy).collect()
     }
 
     fn command(&mut self, request: Request) {
@@ -387,7 +421,7 @@ impl<W: World> Driver<W> {
         let before = std::mem::replace(&mut self.view, self.machine.view());
         let moved = self.view.place != before.place;
         let place = self.view.place;
-        self.journal.step(now, event, &effects, place, moved);
+        self.journal.step(now, event, &effects, &self.machine, moved);
         if moved {
             let policy = &self.setup.policy;
             info!(from = before.place.public_name(policy), to = place.public_name(policy),
@@ -465,8 +499,13 @@ impl<W: World> Driver<W> {
         self.stopwatch.ordered(what, now);
         let world = Arc::clone(&self.world);
         let slack = VERB_SLACK.min(within / 4);
+        let slots = self.selections.choice(self.open.get(&op).copied());
         self.tasks.spawn(async move {
-            let carried_out = world.carry_out(what, within.saturating_sub(2 * slack));
+            let Some(slots) = slots else {
+                let outcome = Outcome::Failed(Warning::new("no_such_slot", "its name was forgotten"));
+                return Done::Order { verb, what, outcome };
+            };
+            let carried_out = world.carry_out_chosen(what, slots, within.saturating_sub(2 * slack));
             let outcome = tokio::time::timeout(within.saturating_sub(slack), carried_out).await;
             let outcome = outcome.unwrap_or_else(|_| {
                 Outcome::Unknown(Warning::new(
@@ -538,17 +577,6 @@ impl<W: World> Driver<W> {
             // Nobody may be listening.
             let _ = self.changes.send(Arc::new(change));
         }
-    }
-}
-
-/// A backend that never answered although it listens on its own server has not been slow: its URL is wrong, or a firewall
-/// is in the way.
-fn named_better(end: End, told: &PostMortem) -> End {
-    match end {
-        End::Failed { failure: Failure::HealthTimeout, warnings } if told.port_listens => {
-            End::Failed { failure: Failure::HttpUnreachable, warnings }
-        }
-        other => other,
     }
 }
 

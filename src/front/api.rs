@@ -29,11 +29,12 @@ use tracing::{debug, info};
 use super::{
     nearest,
     problem::Problem,
-    protocol::{CommandAnswer, CommandRequest, CommandWord, Endpoint, Endpoints, HoldMade, HoldRequest, Holds, Slots},
+    protocol::{CommandAnswer, CommandRequest, CommandWord, Endpoint, Endpoints, HoldMade, HoldRequest, Holds},
+    slots,
     socket::{MOST_CLIENTS, Peer},
 };
 use crate::{
-    driver::{Change, Handle, OperationRecord, Request, status::Status},
+    driver::{Change, Handle, OperationRecord, Request, status::Status, world::NamedSlot},
     machine::{Answer, BackendId, Command, Held, HoldId, HoldSpec, Options, Policy, PowerChoice, Refusal, Selection},
 };
 
@@ -51,14 +52,16 @@ const PUBLISHED_WITHIN: Duration = Duration::from_millis(500);
 const MOST_LISTENERS: usize = MOST_CLIENTS / 2;
 /// Between two signs of life on a quiet event stream.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
+/// The longest name of a slot: a file name has more in it.
+const NAME_BYTES: usize = 100;
 /// The longest reason of a hold, in characters.
 const REASON_CHARS: usize = 200;
 /// The longest hold: more is meant to be until released.
 const LONGEST_HOLD: Duration = Duration::from_hours(366 * 24);
 
 #[derive(Clone)]
-struct Front {
-    handle: Handle,
+pub(super) struct Front {
+    pub(super) handle: Handle,
     listeners: Arc<Semaphore>,
 }
 
@@ -72,10 +75,12 @@ pub fn router(handle: Handle) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/holds", get(holds).post(hold))
         .route("/v1/holds/{id}", delete(release))
-        .route("/v1/slots", get(slots))
+        .route("/v1/slots", get(slots::list))
+        .route("/v1/slots/verify", post(slots::verify))
+        .route("/v1/slots/{name}", delete(slots::forget))
         .fallback(async || {
             Problem::new(StatusCode::NOT_FOUND, "not_found", "There is no such path.")
-                .hint("/v1/status, /v1/endpoints, /v1/commands, /v1/operations/{id}, /v1/events, /v1/holds, /v1/slots")
+                .hint("/v1/status, /v1/endpoints, /v1/commands, /v1/operations/{id}, /v1/events, /v1/holds, /v1/slots, /v1/slots/verify, /v1/slots/{name}")
         })
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "That path does not take this method.")
@@ -84,7 +89,7 @@ pub fn router(handle: Handle) -> Router {
 }
 
 impl Front {
-    fn status(&self) -> Arc<Status> {
+    pub(super) fn status(&self) -> Arc<Status> {
         Arc::new(self.handle.status_now())
     }
 
@@ -119,7 +124,7 @@ impl Front {
     }
 }
 
-fn stopping() -> Problem {
+pub(super) fn stopping() -> Problem {
     Problem::overloaded("stopping", "The daemon is stopping.").hint("try again when it is back")
 }
 
@@ -194,15 +199,6 @@ fn api_base(kind: &str, url: &str) -> String {
     if matches!(kind, "llama-cpp" | "vllm") && !url.ends_with("/v1") { format!("{url}/v1") } else { url.to_owned() }
 }
 
-async fn slots(State(front): State<Front>) -> Json<Slots> {
-    let status = front.status();
-    Json(Slots {
-        slots: status.slots.clone(),
-        saved: status.saved_slot_details.clone(),
-        restore_available: status.restore_available,
-    })
-}
-
 async fn holds(State(front): State<Front>) -> Json<Holds> {
     Json(Holds { holds: front.status().holds.clone() })
 }
@@ -221,7 +217,7 @@ async fn command(
         power_off = request.power_off,
         "command"
     );
-    let command = understand(&request, &front.handle.policy)?;
+    let command = understand(&request, &front.handle)?;
     let (status, answer) = match front.ask(command, peer).await? {
         Answer::Accepted { op, joined } => (StatusCode::ACCEPTED, CommandAnswer::Accepted { operation: op.0, joined }),
         Answer::AlreadySo => (StatusCode::OK, CommandAnswer::AlreadySo),
@@ -232,7 +228,8 @@ async fn command(
 }
 
 /// From words to a command. Fields that mean nothing to a command are refused, not ignored.
-fn understand(request: &CommandRequest, policy: &Policy) -> Result<Command, Problem> {
+fn understand(request: &CommandRequest, handle: &Handle) -> Result<Command, Problem> {
+    let policy = &handle.policy;
     let word = request.command;
     let options = Options { replace: request.replace, no_drain: request.no_drain };
     let backend = request.backend.as_deref().map(|name| backend_named(name, policy)).transpose()?;
@@ -245,6 +242,7 @@ fn understand(request: &CommandRequest, policy: &Policy) -> Result<Command, Prob
     if request.power_off.is_some() && word != CommandWord::Shutdown {
         return Err(Problem::bad_request(format!("`{word}` takes no `power_off`")));
     }
+    let slots = selection(request, handle)?;
     Ok(match word {
         CommandWord::Start => Command::Start(backend, options),
         CommandWord::Switch => Command::Switch(needed()?, options),
@@ -257,12 +255,36 @@ fn understand(request: &CommandRequest, policy: &Policy) -> Result<Command, Prob
         }
         CommandWord::Resolve => Command::Resolve(needed()?, options),
         CommandWord::Cancel => Command::Cancel,
-        CommandWord::Save => Command::SaveSlots(Selection::All, options),
-        CommandWord::Restore => Command::RestoreSlots(Selection::All, options),
+        CommandWord::Save => Command::SaveSlots(slots, options),
+        CommandWord::Restore => Command::RestoreSlots(slots, options),
     })
 }
 
-fn backend_named(name: &str, policy: &Policy) -> Result<BackendId, Problem> {
+/// Which slots are meant.
+fn selection(request: &CommandRequest, handle: &Handle) -> Result<Selection, Problem> {
+    let CommandRequest { command: word, name, slot, generation, .. } = request;
+    if (name.is_some() || slot.is_some() || generation.is_some())
+        && !matches!(word, CommandWord::Save | CommandWord::Restore)
+    {
+        return Err(Problem::bad_request(format!("`{word}` takes no `name`, `slot` or `generation`")));
+    }
+    if generation.is_some() && *word == CommandWord::Save {
+        return Err(Problem::bad_request("`save` takes no `generation`: each save is a new one"));
+    }
+    let Some(name) = name else {
+        if slot.is_some() || generation.is_some() {
+            return Err(Problem::bad_request("`slot` and `generation` need a `name`"));
+        }
+        return Ok(Selection::All);
+    };
+    if name.is_empty() || name.len() > NAME_BYTES {
+        return Err(Problem::bad_request(format!("`name` must have 1 to {NAME_BYTES} bytes")));
+    }
+    let named = NamedSlot { name: name.clone(), slot: *slot, generation: *generation };
+    Ok(handle.selections.number(named))
+}
+
+pub(super) fn backend_named(name: &str, policy: &Policy) -> Result<BackendId, Problem> {
     policy.named(name).ok_or_else(|| {
         let known = || policy.backends.iter().map(|backend| backend.name.as_str());
         let problem = Problem::new(StatusCode::NOT_FOUND, "unknown_backend", "There is no such backend.").detail(
@@ -276,7 +298,7 @@ fn backend_named(name: &str, policy: &Policy) -> Result<BackendId, Problem> {
 }
 
 /// Outside text in an error: the beginning is enough.
-fn clipped(text: &str) -> String {
+pub(super) fn clipped(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
@@ -425,7 +447,7 @@ fn snapshot(what: &str, line: &str, status: Arc<Status>) -> Arc<Change> {
 }
 
 /// A JSON body within [`BODY_BYTES`] and [`BODY_WITHIN`].
-struct Bounded<T>(T);
+pub(super) struct Bounded<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Bounded<T> {
     type Rejection = Problem;

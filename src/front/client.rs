@@ -8,20 +8,24 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode, Url};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     problem::Problem,
-    protocol::{CommandAnswer, CommandRequest, Endpoints, HoldMade, HoldRequest, Holds, Slots},
+    protocol::{
+        CommandAnswer, CommandRequest, Endpoints, HoldMade, HoldRequest, Holds, Slots, SlotsTended, VerifyRequest,
+    },
 };
-use crate::driver::{Change, OperationRecord, status::Status};
+use crate::driver::{Change, OperationRecord, slots::TENDED_WITHIN as DRIVER_TENDS_WITHIN, status::Status};
 
 /// Until a question that only reads is answered.
 const READ_WITHIN: Duration = Duration::from_secs(5);
 /// Until a command is answered; longer than the daemon gives itself.
 const COMMAND_WITHIN: Duration = Duration::from_secs(15);
+/// Until something was done about saved slots; longer than the daemon gives itself.
+const TENDED_WITHIN: Duration = DRIVER_TENDS_WITHIN.saturating_add(Duration::from_secs(10));
 /// How long one long poll waits for the end of an operation.
 const POLL: Duration = Duration::from_secs(25);
 /// How long a full daemon is asked again.
@@ -111,6 +115,29 @@ impl Client {
     /// The slots, live and saved.
     pub async fn slots(&self) -> Answered<Slots> {
         self.get("/v1/slots", READ_WITHIN).await
+    }
+
+    /// Removes what is saved under a name.
+    pub async fn forget(&self, name: &str, generation: Option<u64>, backend: Option<&str>) -> Answered<SlotsTended> {
+        let mut url =
+            Url::parse("http://wechsler/v1/slots/").map_err(|error| self.garbage_because(error.to_string()))?;
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().push(name);
+        }
+        if let Some(generation) = generation {
+            url.query_pairs_mut().append_pair("generation", &generation.to_string());
+        }
+        if let Some(backend) = backend {
+            url.query_pairs_mut().append_pair("backend", backend);
+        }
+        let query = url.query().map_or(String::new(), |query| format!("?{query}"));
+        let path = format!("{}{query}", url.path());
+        self.ask(Method::DELETE, &path, None::<&()>, TENDED_WITHIN).await
+    }
+
+    /// Reads saved files whole.
+    pub async fn verify(&self, request: &VerifyRequest) -> Answered<SlotsTended> {
+        self.ask(Method::POST, "/v1/slots/verify", Some(request), TENDED_WITHIN).await
     }
 
     /// The holds in force.

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod client;
 pub mod problem;
 pub mod protocol;
+mod slots;
 pub mod socket;
 
 /// The nearest of `known` to what somebody typed, if it is near enough to be meant.

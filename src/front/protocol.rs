@@ -27,13 +27,31 @@ pub struct CommandRequest {
     /// Only of `shutdown`: power the server off (the default) or leave it on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_off: Option<bool>,
+    /// Only of `save` and `restore`: the name the slot is saved under; without it all slots are meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Only with a name: the slot of the server, where the name alone does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    /// Only of `restore`, with a name: the generation; without it the newest that fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
 }
 
 impl CommandRequest {
     /// A command without anything beside.
     #[must_use]
     pub const fn new(command: CommandWord) -> Self {
-        Self { command, backend: None, replace: false, no_drain: false, power_off: None }
+        Self {
+            command,
+            backend: None,
+            replace: false,
+            no_drain: false,
+            power_off: None,
+            name: None,
+            slot: None,
+            generation: None,
+        }
     }
 }
 
@@ -134,6 +152,41 @@ pub struct Slots {
     pub saved: Vec<SavedSlotStatus>,
     /// A saved slot could be restored now.
     pub restore_available: bool,
+}
+
+/// `POST /v1/slots/verify`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyRequest {
+    /// Only what is saved under this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Only this generation of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Whose, where several backends have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+}
+
+/// The answer to `POST /v1/slots/verify` and `DELETE /v1/slots/{name}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotsTended {
+    /// One for each generation concerned.
+    pub slots: Vec<SlotEnd>,
+}
+
+/// What became of one saved generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotEnd {
+    /// The name it is saved under.
+    pub name: String,
+    /// Which of its generations.
+    pub generation: u64,
+    /// `forgotten`, `whole`, or the stable code of what is wrong with it.
+    pub code: String,
+    /// In words.
+    pub message: String,
 }
 
 /// `GET /v1/endpoints`.

@@ -35,7 +35,7 @@ use crate::{
     config::{self, Config},
     driver::world::{PostMortem, SlotChoice, SlotTask, SlotTold, World},
     machine::{
-        BackendId, BackendPolicy, BootId, Instant, Outcome, RestorePolicy, Verb, Warning,
+        BackendId, BackendPolicy, BootId, Instant, Invocation, Outcome, RestorePolicy, Verb, Warning,
         reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Unit, UnitState, WakeArmed},
     },
 };
@@ -406,6 +406,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Backend {
+    /// The run of its unit, as far as it is known.
+    fn run(&self) -> Option<Invocation> {
+        locked(&self.known).as_ref().and_then(|unit| unit.invocation)
+    }
+
     /// Health, then use, where the backend answers as itself.
     ///
     /// `calm`: nobody waits for an order just now, so there is time to tidy up.
@@ -423,6 +428,7 @@ impl Backend {
         if ask.saved
             && let Some(slots) = &self.slots
         {
+            slots.store.meets(self.run());
             reading.saved = Some(Dated { at: now, value: slots.store.saved().await });
             // A server that is off is not called for this; and nobody waits for it.
             if calm && self.ssh.is_open() && !slots.tidying.swap(true, Ordering::Relaxed) {
@@ -534,6 +540,7 @@ impl World for Host {
                 let outcome = if let Verb::SaveSlots(_) = verb {
                     slots.store.save(&backend.probe, &slots.folder, &choice, within).await
                 } else {
+                    slots.store.meets(backend.run());
                     slots.store.restore(&backend.probe, &slots.folder, &choice, within).await
                 };
                 return slots::without_news(outcome);

@@ -270,8 +270,14 @@ impl SlotFiles for MountedFolder {
         Ok(Surveyed { free, files, ..elsewhere? })
     }
 
-    async fn keep(&self, unfinished: &FileName, name: &FileName, bytes: u64) -> Result<Option<Found>, SlotFilesError> {
-        let deadline = self.deadline();
+    async fn keep(
+        &self,
+        unfinished: &FileName,
+        name: &FileName,
+        bytes: u64,
+        within: Duration,
+    ) -> Result<Option<Found>, SlotFilesError> {
+        let deadline = Instant::now() + within;
         let until = deadline.min(Instant::now() + VISIBLE_WITHIN);
         loop {
             let (old, new) = (unfinished.clone(), name.clone());

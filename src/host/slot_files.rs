@@ -110,13 +110,15 @@ pub trait SlotFiles: Send + Sync {
     /// Looks at everything that a save or restore must know beforehand.
     fn survey(&self, what: Survey<'_>) -> impl Future<Output = Result<Surveyed, SlotFilesError>> + Send;
 
-    /// Looks at a file that was just written, and gives it its final name if it has `bytes` bytes and begins as a slot file
-    /// does. Tells what was found either way; `None` if there is no such file. `name` must never have been used before.
+    /// Looks at a file that was just written; if it has `bytes` bytes and begins as a slot file does, it is flushed to the disk
+    /// and gets its final name, so that it outlasts a power cut from then on. Flushing some GB takes seconds, at most `within`.
+    /// Tells what was found either way; `None` if there is no such file. `name` must never have been used before.
     fn keep(
         &self,
         unfinished: &FileName,
         name: &FileName,
         bytes: u64,
+        within: Duration,
     ) -> impl Future<Output = Result<Option<Found>, SlotFilesError>> + Send;
 
     /// The SHA-256 of a file in lower-case hexadecimal digits, which takes reading it whole; `None` if there is no such file.

@@ -35,11 +35,11 @@ impl SlotFolder {
 
     /// Asks; an exit status other than 0 is the server's no.
     async fn ask(&self, question: FileQuestion<'_>) -> Result<String, SlotFilesError> {
+        self.ask_within(question, self.ssh.command_timeout()).await
+    }
+
+    async fn ask_within(&self, question: FileQuestion<'_>, within: Duration) -> Result<String, SlotFilesError> {
         let line = remote::files(&self.folder, question);
-        let within = match question {
-            FileQuestion::Digest(_, within) => within + DIGEST_SLACK,
-            _ => self.ssh.command_timeout(),
-        };
         let changes = matches!(question, FileQuestion::Remove(_) | FileQuestion::Keep(..));
         let answer = if changes { self.ssh.run(&line, within).await } else { self.ssh.ask(&line, within).await };
         let Reply { status, stdout, stderr, .. } =
@@ -92,7 +92,11 @@ fn parse_found(part: &str) -> Result<Option<Found>, SlotFilesError> {
     Ok(Some(Found { stat, head }))
 }
 
-fn parse_survey(answer: &str, asked: usize) -> Result<Surveyed, SlotFilesError> {
+/// What the server says of the files, `asked` of them, and beside them.
+///
+/// # Errors
+/// Of an answer that is not whole.
+pub fn parse_survey(answer: &str, asked: usize) -> Result<Surveyed, SlotFilesError> {
     let parts = whole(answer)?;
     let part = |name: &str| parts.iter().find(|(mark, _)| *mark == name).map_or("", |p| p.1);
     let files: Vec<_> = parts.iter().filter(|(mark, _)| *mark == "file").map(|(_, part)| parse_found(part)).collect();
@@ -107,7 +111,11 @@ fn parse_survey(answer: &str, asked: usize) -> Result<Surveyed, SlotFilesError> 
     Ok(Surveyed { free: parse_free(part("free")), model: parse_stat(part("model")), flags, files })
 }
 
-fn parse_kept(answer: &str) -> Result<Option<Found>, SlotFilesError> {
+/// What the server says of a file that has got its name; `None` if it was not there.
+///
+/// # Errors
+/// Of an answer that is not whole, or a refusal.
+pub fn parse_kept(answer: &str) -> Result<Option<Found>, SlotFilesError> {
     match whole(answer)?.iter().find(|(mark, _)| *mark == "file") {
         Some((_, part)) => parse_found(part),
         None => Err(garbled(answer)),
@@ -145,7 +153,11 @@ fn parse_digest(answer: &str, name: &FileName) -> Result<Option<String>, SlotFil
     }
 }
 
-fn parse_list(answer: &str) -> Result<Listed, SlotFilesError> {
+/// Names of files in the folder, those that cannot be ours left out.
+///
+/// # Errors
+/// Of a list that is cut off.
+pub fn parse_list(answer: &str) -> Result<Listed, SlotFilesError> {
     let Some((lines, _)) = answer.rsplit_once("@@end") else {
         return Err(garbled("the list is cut off"));
     };
@@ -171,12 +183,18 @@ impl SlotFiles for SlotFolder {
         parse_survey(&answer, files.len())
     }
 
-    async fn keep(&self, unfinished: &FileName, name: &FileName, bytes: u64) -> Result<Option<Found>, SlotFilesError> {
-        parse_kept(&self.ask(FileQuestion::Keep(unfinished, name, bytes)).await?)
+    async fn keep(
+        &self,
+        unfinished: &FileName,
+        name: &FileName,
+        bytes: u64,
+        within: Duration,
+    ) -> Result<Option<Found>, SlotFilesError> {
+        parse_kept(&self.ask_within(FileQuestion::Keep(unfinished, name, bytes), within).await?)
     }
 
     async fn digest(&self, name: &FileName, within: Duration) -> Result<Option<String>, SlotFilesError> {
-        parse_digest(&self.ask(FileQuestion::Digest(name, within)).await?, name)
+        parse_digest(&self.ask_within(FileQuestion::Digest(name, within), within + DIGEST_SLACK).await?, name)
     }
 
     async fn words(&self, name: &FileName, count: usize) -> Result<Vec<u32>, SlotFilesError> {

@@ -25,10 +25,16 @@ impl SlotFiles for SlotPlace {
         }
     }
 
-    async fn keep(&self, unfinished: &FileName, name: &FileName, bytes: u64) -> Result<Option<Found>, SlotFilesError> {
+    async fn keep(
+        &self,
+        unfinished: &FileName,
+        name: &FileName,
+        bytes: u64,
+        within: Duration,
+    ) -> Result<Option<Found>, SlotFilesError> {
         match self {
-            Self::Server(folder) => folder.keep(unfinished, name, bytes).await,
-            Self::Mounted(folder) => folder.keep(unfinished, name, bytes).await,
+            Self::Server(folder) => folder.keep(unfinished, name, bytes, within).await,
+            Self::Mounted(folder) => folder.keep(unfinished, name, bytes, within).await,
         }
     }
 

@@ -54,11 +54,12 @@ use crate::{
         slot_files::{FileName, FileStat, Found, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey, Surveyed},
     },
     machine::{
-        Outcome, Warning,
+        Invocation, Outcome, Warning,
         reading::{SavedSlot, SlotReading},
     },
 };
 use digest::Digested;
+pub use head::check as check_head;
 use note::{Fit, Model, Note, Notes, Shelf};
 pub use reason::Reason;
 use reason::Said;
@@ -88,6 +89,8 @@ pub struct SlotStore {
 /// What this life of the daemon remembers beside the notes.
 #[derive(Debug, Default)]
 struct Seen {
+    /// The run of the server, where it is known.
+    run: Option<Invocation>,
     /// The file whose restore is under way.
     restoring: Option<String>,
     /// That the slot folder is open to others was reported.
@@ -96,6 +99,8 @@ struct Seen {
     undigested: BTreeSet<String>,
     /// By slot: what was restored into it last, until it is known what that was worth.
     unproven: BTreeMap<u32, Unproven>,
+    /// Files whose restore was begun in this life, and has not ended.
+    sent: BTreeSet<String>,
     /// Damaged notes that were reported.
     damaged: BTreeSet<String>,
     /// What was looked at while the backend loaded.
@@ -127,10 +132,8 @@ impl SlotStore {
     pub async fn saved(&self) -> Vec<SavedSlot> {
         let notes = self.shelf.read_again().await;
         self.report(&notes);
-        let under_way = self.seen().restoring.clone();
         let useless =
             |note: &Note| name::slot_of(&self.slots.name, &note.name).and_then(|_| notes.useless.why(&note.fit));
-        let unfinished = |note: &Note| note.restoring && Some(&note.file) != under_way.as_ref();
         let surplus = self.surplus(&notes.notes);
         let stays = |note: &&Note| !surplus.iter().any(|gone| gone.file == note.file);
         notes
@@ -139,13 +142,18 @@ impl SlotStore {
             .filter(stays)
             .cloned()
             .map(|mut note| {
-                if note.put_aside.is_none() && unfinished(&note) {
+                if note.put_aside.is_none() && self.seen().is_unfinished(&note) {
                     note.put_aside = Some(UNFINISHED.into());
                 }
                 let useless = useless(&note);
                 SavedSlot { useless, ..note.shown() }
             })
             .collect()
+    }
+
+    /// The run of the server that is meant from now on; `None` where it cannot be told.
+    pub fn meets(&self, run: Option<Invocation>) {
+        self.seen().run = run;
     }
 
     /// Notes that cannot be read, with what is wrong. They are lived without: their slots count as not saved.
@@ -293,7 +301,7 @@ impl SlotStore {
 
     /// Marks a note as never to be restored again.
     async fn put_aside(&self, note: &Note, why: &str) {
-        let note = Note { restoring: false, put_aside: Some(why.to_owned()), ..note.clone() };
+        let note = Note { restoring: false, sent_to: None, put_aside: Some(why.to_owned()), ..note.clone() };
         if let Err(error) = self.shelf.write(&note).await {
             // A restore that was begun stays marked as such, which puts it aside as well.
             tracing::warn!(file = note.file, %error, "a saved slot could not be put aside");
@@ -310,12 +318,27 @@ impl SlotStore {
     }
 }
 
+impl Seen {
+    /// Its restore was begun, is not under way, and may have killed the server.
+    fn is_unfinished(&self, note: &Note) -> bool {
+        note.restoring && self.restoring.as_ref() != Some(&note.file) && !self.survived(note)
+    }
+
+    /// A daemon was killed while this was restored, and the server has survived it.
+    fn survived(&self, note: &Note) -> bool {
+        note.restoring && note.sent_to.is_some() && note.sent_to == self.run && !self.sent.contains(&note.file)
+    }
+}
+
 /// While it lives, a restore is under way; dropped with the future that waits for it, whatever ends that.
 struct UnderWay<'a>(&'a SlotStore);
 
 impl<'a> UnderWay<'a> {
     fn new(store: &'a SlotStore, note: &Note) -> Self {
-        store.seen().restoring = Some(note.file.clone());
+        let mut seen = store.seen();
+        seen.restoring = Some(note.file.clone());
+        seen.sent.insert(note.file.clone());
+        drop(seen);
         Self(store)
     }
 }
@@ -328,6 +351,14 @@ impl Drop for UnderWay<'_> {
 
 /// Why a note whose restore was begun and never ended is put aside.
 const UNFINISHED: &str = "its restore never ended: it may have killed the server";
+
+/// The slot that a note tells of, where `text` is a note of that name. For those who try odd ones.
+///
+/// # Errors
+/// In words, what is wrong with it.
+pub fn read_note(text: &[u8], name: &str) -> Result<SavedSlot, String> {
+    note::parse(text, name).map(Note::shown)
+}
 
 /// A server that may be asked about its slots, and what it shows of them.
 struct Awake {

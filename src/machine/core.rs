@@ -1,5 +1,7 @@
 //! What the machine remembers beside its leaf: the newest look, the operation, the order under way, the holds.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     BackendId, BootId, BootPhase, Effect, Failure, Hold, HoldId, Instant, Invocation, Look, OpId, Policy, Seen, Server,
     Use, Verb, VerbId, ignored::Ignored, work::Work,
@@ -29,7 +31,7 @@ impl Step {
 }
 
 /// The shared storage of the statechart: what outlives a leaf.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Core {
     pub(super) policy: Policy,
     pub(super) now: Instant,
@@ -63,19 +65,19 @@ pub(super) struct Core {
     pub(super) attention: Vec<Worry>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Silence {
     pub(super) since: Instant,
     pub(super) misses: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Backoff {
     pub(super) until: Instant,
     pub(super) wait: std::time::Duration,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) verb: VerbId,
     pub(super) what: Verb,
@@ -84,7 +86,7 @@ pub(super) struct Order {
     pub(super) until: Instant,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Doubt {
     /// Its answer may come late, and then clears it up.
     pub(super) verb: VerbId,
@@ -94,14 +96,14 @@ pub(super) struct Doubt {
 }
 
 /// Something that needs a person, and since when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Worry {
     pub(super) what: WorryKind,
     pub(super) backend: Option<BackendId>,
     pub(super) since: Instant,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum WorryKind {
     Failure(Failure),
     /// Gone by itself, and about to be started again.
@@ -110,7 +112,7 @@ pub(super) enum WorryKind {
 }
 
 /// What is remembered of one backend.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Memory {
     /// The end of its last use; starts when it became ready, or at the first look.
     pub(super) last_use: Option<Instant>,
@@ -129,7 +131,7 @@ pub(super) struct Memory {
 }
 
 /// A save that was done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Saved {
     /// Of this run.
     pub(super) run: Invocation,

@@ -29,6 +29,21 @@ pub enum Event {
     Tick,
 }
 
+impl Event {
+    /// What kind of event it is, a word or two: the look, how an order ended, which command.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Looked(_) => "look",
+            Self::Finished { outcome: Outcome::Succeeded(_), .. } => "order succeeded",
+            Self::Finished { outcome: Outcome::Failed(_), .. } => "order failed",
+            Self::Finished { outcome: Outcome::Unknown(_), .. } => "order lost",
+            Self::Commanded { command, .. } => command.word(),
+            Self::Tick => "tick",
+        }
+    }
+}
+
 /// What a person, a program or the machine's own policy can ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Command {
@@ -69,6 +84,27 @@ pub enum Selection {
     Checkpoint,
     /// What somebody named, as the driver has numbered it.
     Named(u32),
+}
+
+impl Command {
+    /// The word a person types for it.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Start(..) => "start",
+            Self::Switch(..) => "switch",
+            Self::Stop(_) => "stop",
+            Self::Restart(..) => "restart",
+            Self::Wake(_) => "wake",
+            Self::Shutdown(..) => "shutdown",
+            Self::Resolve(..) => "resolve",
+            Self::Cancel => "cancel",
+            Self::Hold(_) => "hold",
+            Self::Release(_) => "release",
+            Self::SaveSlots(..) => "slots save",
+            Self::RestoreSlots(..) => "slots restore",
+        }
+    }
 }
 
 /// How a command is meant.

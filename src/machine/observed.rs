@@ -146,11 +146,12 @@ fn checkpoint_due(core: &Core, backend: BackendId, since: Instant) -> Option<Ins
     let (look, memory) = (core.look.backend(backend), core.memory(backend));
     let policy = core.policy.backend(backend);
     let unsaved = policy.slots && look.holds_tokens && !look.sleeping && look.mark.is_some();
-    if !unsaved || look.mark == memory.saved.map(|saved| saved.mark) || core.is_spoilt(backend) {
+    let saved = memory.saved.filter(|saved| Some(saved.run) == look.invocation);
+    if !unsaved || look.mark == saved.map(|saved| saved.mark) || core.is_spoilt(backend) {
         return None;
     }
-    let known = memory.saved.filter(|saved| Some(saved.run) == look.invocation).map_or(0, |saved| saved.tokens);
-    let many = policy.checkpoint_tokens.is_some_and(|most| look.tokens.saturating_sub(known) >= most);
+    let new = look.tokens.saturating_sub(saved.map_or(0, |saved| saved.tokens));
+    let many = policy.checkpoint_tokens.is_some_and(|most| new >= most);
     if many {
         // One moment of quiet is enough.
         return Some(core.now);

@@ -5,6 +5,7 @@
 //! finds the next leaf, whose entry action sends the order that the transition made. So cold start, switch and restart
 //! are the same few rules, wherever they begin.
 
+use serde::{Deserialize, Serialize};
 use statig::blocking::{self, IntoStateMachine};
 use statig::prelude::*;
 
@@ -16,7 +17,7 @@ use super::{
 };
 
 /// The leaves, with what each waits for. `order` is what its entry action sends; `until` its deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum State {
     Unknown,
     Offline,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     BackendId, Cause, Effect, End, Failure, Goal, Instant, Invocation, OpId, Operation, Outcome, Server, Verb, VerbId,
     Warning,
@@ -14,7 +16,7 @@ const MOST_WARNINGS: usize = 16;
 const LONGEST_BACKOFF: Duration = Duration::from_hours(1);
 
 /// An operation and how far it has come.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Work {
     pub(super) op: Operation,
     pub(super) no_drain: bool,
@@ -40,13 +42,13 @@ pub(super) struct Work {
 }
 
 /// What was asked before `since` is too old to act on; after `until` it is gone without.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct LastLook {
     pub(super) since: Instant,
     pub(super) until: Instant,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Leaving {
     pub(super) backend: BackendId,
     pub(super) invocation: Option<Invocation>,

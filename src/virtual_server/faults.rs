@@ -136,6 +136,14 @@ pub enum On {
     Verbs,
     /// Those that only look.
     Questions,
+    /// Those that start a unit.
+    Start,
+    /// Those that stop one.
+    Stop,
+    /// Those that kill one.
+    Kill,
+    /// Those that power the server off.
+    PowerOff,
 }
 
 /// What happens to a command.

@@ -269,8 +269,8 @@ mod tests {
                 about(Files::Keep { from: one.to_string(), to: two.to_string(), bytes: 36 }),
             ),
             (
-                remote::files(&path, FileQuestion::Digest(&one, Duration::from_secs(60))),
-                about(Files::Digest { name: one.to_string(), within: Duration::from_secs(60) }),
+                remote::files(&path, FileQuestion::Digest(&one, Duration::from_mins(1))),
+                about(Files::Digest { name: one.to_string(), within: Duration::from_mins(1) }),
             ),
             (
                 remote::files(&path, FileQuestion::Words { name: &one, from: 6, count: 9 }),

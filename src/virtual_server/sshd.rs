@@ -320,6 +320,10 @@ async fn run(shared: &Arc<Shared>, command: Option<Command>, number: u64, line: 
         On::Any => true,
         On::Verbs => verb,
         On::Questions => !verb,
+        On::Start => matches!(command, Command::Start(_)),
+        On::Stop => matches!(command, Command::Stop(_)),
+        On::Kill => matches!(command, Command::Kill(_)),
+        On::PowerOff => command == Command::PowerOff,
     });
     match &fault {
         Some((_, CommandFault::Cut)) => {

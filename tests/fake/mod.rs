@@ -2,7 +2,7 @@
 //!
 //! What the commands do: `start` runs through its phases and is done with a warning; `switch` fails with last words; `restart`
 //! never ends; `stop` is already so; `cancel` is refused; `shutdown` is refused as busy; `wake` is never answered; `save`
-//! and `resolve` are taken at once.
+//! and `resolve` are taken at once. Saved slots are forgotten, and found damaged when verified.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
@@ -21,10 +21,12 @@ use wechsler::{
     driver::{
         Change, Handle, OperationRecord, Request,
         handle::{CHANGES_KEPT, COMMANDS_WAITING},
+        slots::{Selections, Tend},
         status::{
             AttentionStatus, BackendStatus, Blocker, ErrorStatus, GpuMemory, HoldStatus, ModelStatus, NextActionStatus,
-            OperationStatus, SavedSlotStatus, SlotStatus, Status, UnitStatus,
+            OperationStatus, RestoreStatus, SavedSlotStatus, SlotStatus, Status, UnitStatus,
         },
+        world::{SlotTask, SlotTold},
     },
     front::socket::{Listener, serve},
     machine::{Answer, Command, HoldId, OpId, Policy, Refusal, Warning},
@@ -115,7 +117,21 @@ impl Script {
         let (status_in, status) = watch::channel(Arc::new(serving()));
         let (operations_in, operations) = watch::channel(Arc::default());
         let (changes, _) = broadcast::channel(CHANGES_KEPT);
-        let handle = Handle { commands, status, changes: changes.clone(), operations, policy: Arc::new(policy()) };
+        let (tending, mut tended) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(Tend { task, answer, .. }) = tended.recv().await {
+                let _ = answer.send(tend(task));
+            }
+        });
+        let handle = Handle {
+            commands,
+            tending,
+            selections: Selections::default(),
+            status,
+            changes: changes.clone(),
+            operations,
+            policy: Arc::new(policy()),
+        };
         let script = Self {
             step,
             commands: taken,
@@ -168,6 +184,21 @@ impl Script {
             };
             let _ = request.answer.send(answer);
         }
+    }
+}
+
+fn tend(task: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+    let told = |name: Option<String>, generation: Option<u64>, code: &str| SlotTold {
+        name: name.unwrap_or_else(|| "localbot".into()),
+        generation: generation.unwrap_or(7),
+        code: code.into(),
+        message: String::new(),
+    };
+    match task {
+        SlotTask::Forget { generation: Some(1000..), .. } => Err(Warning::new("no_such_generation", "there is none")),
+        SlotTask::Forget { name, generation } => Ok(vec![told(Some(name), generation, "forgotten")]),
+        SlotTask::Verify { name, generation } => Ok(vec![told(name, generation, "damaged")]),
+        SlotTask::Proved { .. } => Ok(vec![]),
     }
 }
 
@@ -301,6 +332,16 @@ pub fn serving() -> Status {
             model: "Nemotron-3-Nano-30B".into(),
             tokens: 4096,
             put_aside: None,
+            slot: 0,
+            generation: 7,
+            last_restore: Some(RestoreStatus {
+                at: "2026-01-02T03:00:00Z".into(),
+                tokens: 4096,
+                verdict: "effective".into(),
+                reused: Some(4095),
+                computed: Some(5),
+            }),
+            useless: None,
         }],
         gpu_memory: Some(BTreeMap::from([("gpu0".into(), gpu(11573)), ("gpu1".into(), gpu(11099))])),
         backends: BTreeMap::from([

@@ -360,7 +360,13 @@ impl SlotFiles for World {
         })
     }
 
-    async fn keep(&self, unfinished: &FileName, name: &FileName, bytes: u64) -> Result<Option<Found>, SlotFilesError> {
+    async fn keep(
+        &self,
+        unfinished: &FileName,
+        name: &FileName,
+        bytes: u64,
+        _within: Duration,
+    ) -> Result<Option<Found>, SlotFilesError> {
         let mut state = self.ssh()?;
         let Some(content) = state.disk.get(unfinished.as_str()).cloned() else { return Ok(None) };
         if content.len() as u64 == bytes && content.starts_with(b"qsgg") {

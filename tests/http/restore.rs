@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wechsler::driver::world::SlotChoice;
+use wechsler::{driver::world::SlotChoice, machine::Invocation};
 
 use crate::llama::{Rig, Slot, State, codes, message, store_in};
 
@@ -289,8 +289,31 @@ async fn a_restore_is_noted_before_it_is_sent_and_one_that_never_ended_is_not_re
 }
 
 #[tokio::test]
+async fn what_a_killed_daemon_was_restoring_is_put_aside_only_where_the_server_may_have_died_of_it() {
+    for (run, code) in [(Invocation(7), "restored"), (Invocation(8), "!restore_nothing")] {
+        let rig = Rig::new().await;
+        rig.save_and_restart(909).await;
+        rig.world.state().hangs = true;
+        rig.store.meets(Some(Invocation(7)));
+        // The daemon is killed when it has sent it.
+        tokio::select! {
+            outcome = rig.restore() => panic!("ended: {outcome:?}"),
+            () = async { while rig.sent().is_empty() { tokio::time::sleep(Duration::from_millis(5)).await } } => {}
+        }
+        rig.world.state().hangs = false;
+        rig.world.restart();
+        let next_life = store_in(&rig.state_dir, 3);
+        next_life.meets(Some(run));
+        assert_eq!(next_life.saved().await[0].put_aside.is_some(), code != "restored");
+        let outcome = next_life.restore(&rig.probe, &rig.world, &SlotChoice::All, Duration::from_secs(10)).await;
+        assert_eq!(codes(&outcome), [code]);
+    }
+}
+
+#[tokio::test]
 async fn a_restore_that_hangs_ends_in_time_in_doubt() {
     let rig = Rig::new().await;
+    rig.store.meets(Some(Invocation(7)));
     rig.save_and_restart(909).await;
     rig.world.state().hangs = true;
     let within = Duration::from_millis(400);

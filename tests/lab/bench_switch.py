@@ -86,7 +86,7 @@ User=llama
 Group=llama-slots
 Environment=PYTHONPATH=/opt/lab/site PYTHONUNBUFFERED=1
 ExecStart=
-ExecStart=/usr/bin/python3 /opt/lab/bin/llama_server.py --model /opt/lab/model.gguf --host 0.0.0.0 \\
+ExecStart=/usr/bin/python3 /opt/lab/bin/llama_server.py --model /opt/lab/models/small.gguf --host 0.0.0.0 \\
     --port {PORT[name]} --ctx-size 16384 --parallel 1 --slot-save-path {machine.SLOTS}/
 """)
         gpu.ssh("sync; systemctl daemon-reload")

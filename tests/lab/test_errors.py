@@ -103,9 +103,9 @@ def a_slot_that_does_not_fit_the_context_is_not_restored(gpu, wechsler):
 
 def a_slot_of_another_model_is_not_restored(gpu, wechsler):
     talk = _saved_and_stopped(gpu, wechsler)
-    gpu.ssh(f"cp /opt/lab/model.gguf /mnt/models/other.gguf && printf X | "
+    gpu.ssh(f"cp /opt/lab/models/small.gguf /mnt/models/other.gguf && printf X | "
             f"dd of=/mnt/models/other.gguf bs=1 seek=400000 conv=notrunc && "
-            f"sed -i 's,/opt/lab/model.gguf,/mnt/models/other.gguf,' /etc/systemd/system/{LLAMA}.d/lab.conf && "
+            f"sed -i 's,/opt/lab/models/small.gguf,/mnt/models/other.gguf,' /etc/systemd/system/{LLAMA}.d/lab.conf && "
             f"systemctl daemon-reload")
     wechsler.do("start", "llama-cpp")
     assert talk.say().reused < 0.05

@@ -29,7 +29,7 @@ impl Sim {
                 _ if ssh => Ssh::Answered { boot: BootId(self.boots), session: self.sessions },
                 _ => Ssh::Silent,
             }),
-            gpu: dated(ask.gpu && ssh, now, || self.gpu(now)),
+            gpu: dated(ask.gpu && ssh, now, || self.gpu()),
             people: dated(ask.people && ssh, now, || People::Read { logins: self.logins.clone(), inhibitors: vec![] }),
             wake_armed: dated(ask.wake_armed && ssh, now, || {
                 if self.wake_armed { WakeArmed::Armed } else { WakeArmed::NotArmed("d".into()) }
@@ -54,7 +54,7 @@ impl Sim {
         reading
     }
 
-    fn gpu(&self, now: Instant) -> Gpu {
+    fn gpu(&self) -> Gpu {
         if self.faults.gpu_hangs {
             return Gpu::Hangs;
         }
@@ -73,7 +73,7 @@ impl Sim {
                     ignored: false,
                 });
             }
-            if lives || backend.memory_until > now {
+            if lives || backend.memory_until > self.now {
                 used += 9000;
             }
         }

@@ -182,7 +182,7 @@ impl Checker {
         l.count("deeds", "slot files removed");
         let name = Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if self.good.remove(&name) {
-            let left = good_files(places);
+            let left = kept_files(places);
             if left.len() < KEEP {
                 self.violated(format!("a good slot file was removed: {name}; left are {left:?}"));
             }
@@ -303,19 +303,23 @@ fn wants_it_on(op: &Op) -> Excuse {
     }
 }
 
-/// Whole files with a note that is good.
-fn good_files(places: &Places) -> BTreeSet<String> {
-    let noted = noted_files(places).into_iter().filter(|(_, good)| *good).map(|(file, _)| file);
+/// Whole files with a note that is good, or is being tried just now.
+fn kept_files(places: &Places) -> BTreeSet<String> {
+    let noted = notes(places).filter(|note| note["put_aside"].is_null());
+    let noted = noted.filter_map(|note| Some(note["file"].as_str()?.to_owned()));
     noted.filter(|file| tokens_of_file(&places.slots.join(file)).is_some()).collect()
 }
 
 /// Files with a note, and whether it is good.
 fn noted_files(places: &Places) -> BTreeMap<String, bool> {
-    let files = fs::read_dir(&places.notes).into_iter().flatten().flatten();
-    let noted = files.filter_map(|entry| {
-        let note: serde_json::Value = serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()?;
+    let noted = notes(places).filter_map(|note| {
         let good = note["put_aside"].is_null() && note["restoring"] != true;
         Some((note["file"].as_str()?.to_owned(), good))
     });
     noted.collect()
+}
+
+fn notes(places: &Places) -> impl Iterator<Item = serde_json::Value> {
+    let files = fs::read_dir(&places.notes).into_iter().flatten().flatten();
+    files.filter_map(|entry| serde_json::from_slice(&fs::read(entry.path()).ok()?).ok())
 }

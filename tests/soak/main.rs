@@ -1,6 +1,7 @@
 //! The soak: the daemon as a process of its own, on the virtual server, for as long as asked. Rounds of random commands,
 //! strangers and faults, and after each of them a calm in which everything must work. What was really done to the server
-//! is held against the laws; the end says what happened, and fails if one was broken.
+//! is held against the laws, and so is what the daemons' journals of steps tell; the end says what happened, and fails if one
+//! was broken.
 //!
 //! Several worlds, each a server with its daemon, run beside each other: they mostly wait.
 //!
@@ -12,6 +13,8 @@ mod checker;
 mod ledger;
 mod ops;
 mod plan;
+#[path = "../spec/mod.rs"]
+mod spec;
 mod stage;
 mod storm;
 
@@ -97,6 +100,8 @@ struct Sofar {
     violations: usize,
     ledger: Ledger,
     lives: Vec<Life>,
+    /// Of its daemons, at the end.
+    journals: Vec<Vec<u8>>,
 }
 
 async fn soak(wish: Wish) -> ExitCode {
@@ -129,7 +134,7 @@ async fn soak(wish: Wish) -> ExitCode {
     if !seldom.is_empty() {
         println!("faults that struck less than {LEAST} times: {}", seldom.join(", "));
     }
-    let violations: usize = sofar.iter().map(|one| one.violations).sum();
+    let violations = sofar.iter().map(|one| one.violations).sum::<usize>() + replay(&sofar);
     println!("\nseed {}: {violations} violations", wish.seed);
     if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -174,10 +179,31 @@ async fn run(wish: &Wish, world: u64, begun: Instant, sofar: &RefCell<Vec<Sofar>
         for (name, times) in stage.wires.iter().flat_map(|(_, wire)| wire.struck()) {
             ledger.add("faults", format!("wire {name}"), times);
         }
-        sofar.borrow_mut()[at] = Sofar { rounds: number - wish.round, violations: said, ledger, lives };
+        sofar.borrow_mut()[at] =
+            Sofar { rounds: number - wish.round, violations: said, ledger, lives, journals: vec![] };
     }
     stage.kill_daemon().await;
-    sofar.borrow_mut()[at].lives.clone_from(&stage.lives);
+    let one = &mut sofar.borrow_mut()[at];
+    one.lives.clone_from(&stage.lives);
+    one.journals = stage.journals();
+}
+
+/// What the daemons have written down of themselves is done again. The number of journals that differ or break a law.
+fn replay(sofar: &[Sofar]) -> usize {
+    let (mut wrong, mut steps) = (0, 0);
+    for (world, one) in sofar.iter().enumerate() {
+        for journal in &one.journals {
+            match spec::journal::check(&journal[..]) {
+                Ok(summary) => steps += summary.steps,
+                Err(why) => {
+                    println!("world {world}: VIOLATION: a journal: {why}");
+                    wrong += 1;
+                }
+            }
+        }
+    }
+    println!("{steps} steps of the daemons' journals were replayed");
+    wrong
 }
 
 fn merged(sofar: &[Sofar]) -> Ledger {

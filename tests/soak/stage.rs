@@ -94,6 +94,8 @@ pub struct Stage {
     pub slow: bool,
     /// The daemon has policies of its own.
     pub policies: bool,
+    /// How long saves and restores may take.
+    pub slots_within: &'static str,
 }
 
 impl Stage {
@@ -134,6 +136,7 @@ impl Stage {
             calm: true,
             slow: false,
             policies: false,
+            slots_within: "2s",
             folder,
         };
         if wires {
@@ -178,8 +181,10 @@ impl Stage {
         };
         // Deadlines as short as the server's times allow, so that what hangs does not take the whole round.
         let text = self.server.config_toml(&places);
+        let within = self.slots_within;
+        let slots = format!("name = \"localbot\"\nsave_timeout = \"{within}\"\nrestore_timeout = \"{within}\"\n");
         let text = [
-            ("name = \"localbot\"\n", "name = \"localbot\"\nsave_timeout = \"2s\"\nrestore_timeout = \"2s\"\n"),
+            ("name = \"localbot\"\n", slots.as_str()),
             ("command_timeout = \"2s\"", "command_timeout = \"1s\""),
             ("stop_timeout = \"10s\"", "stop_timeout = \"2s\""),
             ("kill_timeout = \"5s\"", "kill_timeout = \"2s\""),
@@ -359,6 +364,12 @@ impl Stage {
         life.last = usage;
         life.most.rss_kib = life.most.rss_kib.max(usage.rss_kib);
         life.most.fds = life.most.fds.max(usage.fds);
+    }
+
+    /// The journals of steps of all lives, as far as they are kept.
+    pub fn journals(&self) -> Vec<Vec<u8>> {
+        let files = ["steps.1.jsonl", "steps.jsonl"].map(|name| self.folder.0.join("state").join(name));
+        files.iter().filter_map(|file| fs::read(file).ok()).collect()
     }
 
     /// The end of the daemon's log.

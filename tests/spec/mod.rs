@@ -2,5 +2,6 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod explore;
+pub mod journal;
 pub mod laws;
 pub mod sample;

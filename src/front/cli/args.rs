@@ -111,7 +111,7 @@ pub enum Verb {
     },
     /// Show the holds in force.
     Holds,
-    /// Show, save or restore the slots of llama.cpp.
+    /// Show, save, restore, check or forget the slots of llama.cpp.
     Slots {
         /// What to do with them.
         #[command(subcommand)]
@@ -145,6 +145,15 @@ pub enum Verb {
         #[arg(long)]
         stay: bool,
     },
+    /// Run a daemon's journal of steps through the machine again, show each step, and say where it differs.
+    ///
+    /// For those who work on the program. The journal is `steps.jsonl` in the daemon's state directory, the one before it
+    /// `steps.1.jsonl`. Copied into tests/journals/, it is a test.
+    #[command(hide = true)]
+    Replay {
+        /// The journal.
+        file: PathBuf,
+    },
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -175,21 +184,56 @@ pub struct Way {
 }
 
 /// `slots …`.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum SlotsVerb {
     /// Show them (this is what it does without a word).
     List,
-    /// Save those that hold tokens, now.
+    /// Save those that hold tokens, now; with a name, one of them under it.
     Save {
+        /// The name to save under; it stays until it is forgotten, and is restored only by name.
+        name: Option<String>,
+        /// The slot to save, where several hold something.
+        #[arg(long, value_name = "NUMBER", requires = "name")]
+        slot: Option<u32>,
         /// How.
         #[command(flatten)]
         way: Way,
     },
-    /// Restore the saved ones into the running backend.
+    /// Restore the saved ones into the running backend; with a name, that one.
     Restore {
+        /// The name it was saved under.
+        name: Option<String>,
+        /// The slot to restore it into [default: the one it was saved from].
+        #[arg(long, value_name = "NUMBER", requires = "name")]
+        slot: Option<u32>,
+        /// Which of its generations, from `slots list` [default: the newest that fits].
+        #[arg(long, value_name = "NUMBER", requires = "name")]
+        generation: Option<u64>,
         /// How.
         #[command(flatten)]
         way: Way,
+    },
+    /// Remove what is saved under a name.
+    Forget {
+        /// The name.
+        name: String,
+        /// Only this generation.
+        #[arg(long, value_name = "NUMBER")]
+        generation: Option<u64>,
+        /// Whose, where several backends have it.
+        #[arg(long, value_name = "NAME")]
+        backend: Option<String>,
+    },
+    /// Read saved files whole and say whether they are as they were saved.
+    Verify {
+        /// Only what is saved under this name.
+        name: Option<String>,
+        /// Only this generation.
+        #[arg(long, value_name = "NUMBER", requires = "name")]
+        generation: Option<u64>,
+        /// Whose, where several backends have it.
+        #[arg(long, value_name = "NAME")]
+        backend: Option<String>,
     },
 }
 

@@ -1,9 +1,12 @@
 //! `status`: what is so now, in the `/lbs` form, and below it whatever else a person should know.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use super::text::{Paint, ago, plain, seconds, size, span, tokens, until};
-use crate::driver::status::{HoldStatus, OperationStatus, SavedSlotStatus, SlotStatus, Status};
+use crate::driver::status::{HoldStatus, OperationStatus, SavedSlotStatus, Status};
 
 /// All lines.
 pub(super) fn render(status: &Status, now: SystemTime, paint: Paint) -> String {
@@ -154,12 +157,15 @@ fn slot(status: &Status, paint: Paint) -> Option<String> {
     let active = status.active_backend.as_ref();
     let of_active = |saved: &&SavedSlotStatus| active.is_none_or(|name| saved.backend == *name);
     let saved: Vec<_> = status.saved_slot_details.iter().filter(of_active).collect();
-    let good: Vec<_> = saved
-        .iter()
-        .filter(|saved| saved.put_aside.is_none())
+    let good: Vec<_> = saved.iter().filter(|saved| saved.put_aside.is_none()).collect();
+    let aside = saved.len() - good.len();
+    // Of each name the newest.
+    let mut names = BTreeSet::new();
+    let good: Vec<_> = good
+        .into_iter()
+        .filter(|saved| names.insert((&saved.backend, &saved.name)))
         .map(|saved| format!("{}, {}", plain(&saved.name), size(saved.bytes)))
         .collect();
-    let aside = saved.len() - good.len();
     let aside = match aside {
         0 => String::new(),
         count => format!(", {count} put aside"),
@@ -220,35 +226,6 @@ pub(super) fn hold_line(hold: &HoldStatus, now: SystemTime) -> String {
         reason => format!(" ({})", plain(reason)),
     };
     format!("{}: {} {lasts}, by {}{reason}", hold.id, plain(&hold.what), plain(&hold.by))
-}
-
-/// `slots list`: live slots, then saved ones.
-pub(super) fn slots(live: &[SlotStatus], saved: &[SavedSlotStatus], now: SystemTime, paint: Paint) -> String {
-    let mut lines = String::new();
-    for slot in live {
-        let held = slot.tokens.map_or("unused".into(), |count| format!("{count} tokens"));
-        let busy = if slot.is_processing { ", busy" } else { "" };
-        lines.push_str(&format!("slot {}: {held} of {}{busy}\n", slot.id, tokens(slot.n_ctx)));
-    }
-    for saved in saved {
-        let age = ago(&saved.saved_at, now).map_or_else(|| plain(&saved.saved_at), |age| format!("{} ago", span(age)));
-        let aside = saved
-            .put_aside
-            .as_deref()
-            .map_or(String::new(), |why| format!(", {}", paint.fair(&format!("put aside: {}", plain(why)))));
-        lines.push_str(&format!(
-            "saved {}: {}, {} tokens, {age}, {} on {}{aside}\n",
-            plain(&saved.name),
-            size(saved.bytes),
-            saved.tokens,
-            plain(&saved.model),
-            plain(&saved.backend)
-        ));
-    }
-    if lines.is_empty() {
-        lines.push_str("no slots, none saved\n");
-    }
-    lines
 }
 
 #[cfg(test)]
@@ -368,7 +345,7 @@ mod tests {
         };
         let mut status = on("llama-cpp");
         status.active_backend = Some("llama-cpp".into());
-        status.saved_slot_details = vec![saved("llama-cpp", None), saved("other", None)];
+        status.saved_slot_details = vec![saved("llama-cpp", None), saved("llama-cpp", None), saved("other", None)];
         status.restore_available = true;
         assert_eq!(lines(&status), "Backend: llama-cpp ✓\nSlot: cached (localbot, 48MB) → wechsler slots restore\n");
         status.saved_slot_details = vec![saved("llama-cpp", Some("truncated"))];

@@ -15,6 +15,8 @@ mod lbe;
 mod lbs;
 mod live;
 mod pages;
+mod replay;
+mod slots;
 mod text;
 mod trouble;
 mod waiting;
@@ -159,7 +161,6 @@ async fn go(args: &Args, begun: &Cell<Option<u64>>) -> Result<Exit, Trouble> {
         Verb::Holds => return caller()?.holds().await,
         Verb::Hold { what, lasts, reason } => return caller()?.hold(what, *lasts, reason.clone()).await,
         Verb::Release { id } => return caller()?.release(*id).await,
-        Verb::Slots { what: None | Some(SlotsVerb::List) } => return caller()?.slots().await,
         Verb::Watch => {
             let caller = caller()?;
             return Err(waiting::watch(&caller.client, caller.json).await);
@@ -168,6 +169,7 @@ async fn go(args: &Args, begun: &Cell<Option<u64>>) -> Result<Exit, Trouble> {
         Verb::Config { what: ConfigVerb::Check { path } } => {
             return check(path.as_ref().unwrap_or(&config_path(args)), args.json);
         }
+        Verb::Replay { file } => return replay::show(file, args.json),
         Verb::Completions { shell } => return Ok(pages::completions(*shell)),
         Verb::Man { dir } => return pages::man(dir.as_deref()),
         // The daemon is not run from here.
@@ -189,8 +191,13 @@ async fn go(args: &Args, begun: &Cell<Option<u64>>) -> Result<Exit, Trouble> {
             (CommandRequest { power_off: Some(!keep_on), ..CommandRequest::new(CommandWord::Shutdown) }, *way)
         }
         Verb::Cancel => (CommandRequest::new(CommandWord::Cancel), Way::default()),
-        Verb::Slots { what: Some(SlotsVerb::Save { way }) } => (CommandRequest::new(CommandWord::Save), *way),
-        Verb::Slots { what: Some(SlotsVerb::Restore { way }) } => (CommandRequest::new(CommandWord::Restore), *way),
+        Verb::Slots { what } => {
+            let verb = what.as_ref().unwrap_or(&SlotsVerb::List);
+            match slots::command(verb) {
+                Some(command) => command,
+                None => return caller()?.slots(verb).await,
+            }
+        }
     };
     let request = CommandRequest { replace: way.replace, no_drain: way.no_drain, ..request };
     caller()?.operate(&request, way, begun).await
@@ -239,17 +246,6 @@ impl Caller {
             say_line(&json(&endpoints));
         } else {
             say(&lbe::render(&endpoints.endpoints, self.paint));
-        }
-        Ok(Exit::Done)
-    }
-
-    async fn slots(&self) -> Result<Exit, Trouble> {
-        let slots = self.client.slots().await?;
-        if self.json {
-            say_line(&json(&slots));
-        } else {
-            let now = SystemTime::now();
-            say(&lbs::slots(&slots.slots, &slots.saved, now, self.paint));
         }
         Ok(Exit::Done)
     }

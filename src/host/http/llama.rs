@@ -259,16 +259,9 @@ impl Probe {
             _ => self.metrics_page(deadline).await?,
         };
         let own = self.known().own.clone();
-        let mark = mark_of(&slots, page.as_deref(), &own);
-        self.known().mark = mark;
-        Ok(Activity {
-            in_flight: in_flight(&slots, page.as_deref()),
-            mark,
-            slots: slots.iter().map(Slot::reading).collect(),
-            sleeping: false,
-            cannot_save,
-            prompts: page.as_deref().and_then(|page| prompts(page, &own)),
-        })
+        let activity = Activity { cannot_save, ..activity_of(&slots, page.as_deref(), &own) };
+        self.known().mark = activity.mark;
+        Ok(activity)
     }
 
     /// Saves a slot into `file`. The slot must be one that [`Probe::slots`] has just shown idle and holding tokens: a busy
@@ -298,16 +291,7 @@ impl Probe {
         let body = serde_json::json!({ "filename": file.as_str() });
         let answer = self.wire.post(&path, &body, within).await?;
         match answer.status.as_u16() {
-            200 => {
-                let done: SlotAnswer = answer.json()?;
-                if done.id_slot != slot || done.filename != file.as_str() {
-                    return Err(SlotError::Garbage(format!(
-                        "asked for slot {slot}, it answered for slot {}",
-                        done.id_slot
-                    )));
-                }
-                Ok(SlotDone { tokens: done.n_saved, bytes: done.n_written })
-            }
+            200 => done(&answer.json()?, slot, file),
             404 | 501 => {
                 self.note_cannot_save(answer.complaint());
                 Err(failure(&answer))
@@ -326,6 +310,38 @@ pub(super) fn failure(answer: &Answer) -> SlotError {
         404 | 501 => SlotError::NotSupported(message),
         status => SlotError::Failed { status, message },
     }
+}
+
+fn done(told: &SlotAnswer, slot: u32, file: &FileName) -> Result<SlotDone, SlotError> {
+    if told.id_slot != slot || told.filename != file.as_str() {
+        let why = format!("asked for slot {slot}, it answered for slot {}", told.id_slot);
+        return Err(SlotError::Garbage(why));
+    }
+    Ok(SlotDone { tokens: told.n_saved, bytes: told.n_written })
+}
+
+fn activity_of(slots: &[Slot], page: Option<&str>, own: &Own) -> Activity {
+    Activity {
+        in_flight: in_flight(slots, page),
+        mark: mark_of(slots, page, own),
+        slots: slots.iter().map(Slot::reading).collect(),
+        sleeping: false,
+        cannot_save: None,
+        prompts: page.and_then(|page| prompts(page, own)),
+    }
+}
+
+/// What a body amounts to that llama.cpp may have answered with: to `/props`, to `/slots` (with that page of metrics), to a
+/// save or restore of slot 0. For those who try odd answers; [`Probe`] asks for one of them at a time.
+#[must_use]
+pub fn understand(body: &[u8], metrics: &str) -> (Option<Identity>, Option<Activity>, Option<u64>) {
+    let identity = serde_json::from_slice::<Props>(body).ok().map(|props| props.identity());
+    let slots = serde_json::from_slice::<Vec<Slot>>(body).ok();
+    let activity = slots.map(|slots| activity_of(&slots, Some(metrics), &Own::default()));
+    let told = serde_json::from_slice::<SlotAnswer>(body).ok();
+    let file = told.as_ref().and_then(|told| FileName::new(&told.filename));
+    let done = told.zip(file).and_then(|(told, file)| done(&told, 0, &file).ok());
+    (identity, activity, done.map(|done| done.tokens))
 }
 
 fn unexpected(path: &str, status: u16) -> WireError {

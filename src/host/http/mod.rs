@@ -18,6 +18,7 @@ use std::{
 use serde::Deserialize;
 use tokio::time::Instant;
 
+pub use llama::understand as understand_llama;
 pub use vllm::activity as vllm_activity;
 pub use wire::HttpSetupError;
 pub(crate) use {
@@ -190,35 +191,7 @@ impl Probe {
         if answer.status.as_u16() != 200 {
             return Err(refusal(answer.status.as_u16()));
         }
-        let models: Models = answer.json()?;
-        if let Some(stranger) = models.data.iter().find(|m| m.owned_by.as_deref() != Some(owner)) {
-            let by = stranger.owned_by.as_deref().unwrap_or("nobody");
-            return Err(Http::Stranger(wire::quoted(
-                format!("`{}`, owned by `{by}` instead of `{owner}`", stranger.id).as_bytes(),
-            )));
-        }
-        let is_wanted = |m: &Model| {
-            self.model.as_deref().is_none_or(|wanted| {
-                std::iter::once(m.id.as_str())
-                    .chain(m.aliases.iter().map(String::as_str))
-                    .chain(paths.iter().copied())
-                    .any(|name| name == wanted || name.rsplit('/').next() == Some(wanted))
-            })
-        };
-        let mut others = Vec::new();
-        let mut adapter = None;
-        for model in models.data {
-            match (is_wanted(&model), &model.parent) {
-                (true, None) => return Ok(model),
-                (true, Some(_)) => adapter = Some(model),
-                (false, _) => others.push(model.id),
-            }
-        }
-        adapter.ok_or_else(|| {
-            let wanted = self.model.as_deref().unwrap_or("any");
-            let shown = others.join("`, `");
-            Http::Stranger(wire::quoted(format!("model `{shown}` instead of `{wanted}`").as_bytes()))
-        })
+        expected(answer.json()?, owner, self.model.as_deref(), paths)
     }
 
     /// Remembers that this process cannot save slots.
@@ -234,6 +207,49 @@ impl Probe {
         // Never held over an await, and nothing under it can panic.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The model that is wanted, among those of an `owner`. `paths` are names for it beside its own.
+fn expected(models: Models, owner: &str, wanted: Option<&str>, paths: &[&str]) -> Result<Model, Http> {
+    if let Some(stranger) = models.data.iter().find(|m| m.owned_by.as_deref() != Some(owner)) {
+        let by = stranger.owned_by.as_deref().unwrap_or("nobody");
+        return Err(Http::Stranger(wire::quoted(
+            format!("`{}`, owned by `{by}` instead of `{owner}`", stranger.id).as_bytes(),
+        )));
+    }
+    let is_wanted = |m: &Model| {
+        wanted.is_none_or(|wanted| {
+            std::iter::once(m.id.as_str())
+                .chain(m.aliases.iter().map(String::as_str))
+                .chain(paths.iter().copied())
+                .any(|name| name == wanted || name.rsplit('/').next() == Some(wanted))
+        })
+    };
+    let mut others = Vec::new();
+    let mut adapter = None;
+    for model in models.data {
+        match (is_wanted(&model), &model.parent) {
+            (true, None) => return Ok(model),
+            (true, Some(_)) => adapter = Some(model),
+            (false, _) => others.push(model.id),
+        }
+    }
+    adapter.ok_or_else(|| {
+        let wanted = wanted.unwrap_or("any");
+        let shown = others.join("`, `");
+        Http::Stranger(wire::quoted(format!("model `{shown}` instead of `{wanted}`").as_bytes()))
+    })
+}
+
+/// What a body amounts to that may be an answer to `/v1/models`, where `wanted` is expected and `owner` is who owns it. For
+/// those who try odd answers.
+///
+/// # Errors
+/// What is shown of a backend that is not the one expected.
+pub fn understand_models(body: &[u8], owner: &str, wanted: Option<&str>) -> Result<Identity, Http> {
+    let models = serde_json::from_slice(body).map_err(|error| Http::Garbage(error.to_string()))?;
+    let model = expected(models, owner, wanted, &[])?;
+    Ok(Identity { model: Some(model.id), n_ctx: model.max_model_len, build: None })
 }
 
 /// A gauge as a number of requests: drifts below zero count as none.

@@ -94,10 +94,10 @@ async fn a_file_that_is_what_it_should_be_gets_its_name_and_no_other() {
     let share = Share::new("keep", LONG);
     let (unfinished, finished) = (share.write("a.part", b"qsgg and more"), file("a.slot"));
     let odd = share.write("b.part", b"ggsq and more");
-    let found = share.folder.keep(&odd, &finished, 13).await.expect("it answers").expect("a file");
+    let found = share.folder.keep(&odd, &finished, 13, LONG).await.expect("it answers").expect("a file");
     assert_eq!(&found.head[..4], b"ggsq");
     assert!(!share.path("a.slot").exists());
-    let kept = share.folder.keep(&unfinished, &finished, 13).await.expect("it answers").expect("a file");
+    let kept = share.folder.keep(&unfinished, &finished, 13, LONG).await.expect("it answers").expect("a file");
     assert_eq!((kept.stat.bytes, &kept.head[..]), (13, &b"qsgg and more"[..]));
     assert!(share.path("a.slot").exists() && !share.path("a.part").exists());
 }
@@ -107,7 +107,7 @@ async fn what_was_kept_is_never_replaced() {
     let share = Share::new("replace", LONG);
     let kept = share.write("a.slot", b"qsgg of before");
     let unfinished = share.write("a.part", b"qsgg anew");
-    assert!(share.folder.keep(&unfinished, &kept, 9).await.is_err());
+    assert!(share.folder.keep(&unfinished, &kept, 9, LONG).await.is_err());
     assert_eq!(fs::read(share.path("a.slot")).expect("it is there"), b"qsgg of before");
 }
 
@@ -115,7 +115,7 @@ async fn what_was_kept_is_never_replaced() {
 async fn what_another_machine_wrote_may_take_a_while_to_show_here_in_full() {
     let share = Share::new("late", LONG);
     let (unfinished, finished) = (share.write("a.part", b"qsgg"), file("a.slot"));
-    let (kept, ()) = tokio::join!(share.folder.keep(&unfinished, &finished, 13), async {
+    let (kept, ()) = tokio::join!(share.folder.keep(&unfinished, &finished, 13, LONG), async {
         sleep(VISIBLE_WITHIN / 2).await;
         share.write("a.part", b"qsgg and more");
     });
@@ -127,7 +127,7 @@ async fn what_another_machine_wrote_may_take_a_while_to_show_here_in_full() {
 async fn what_never_shows_here_is_not_waited_for_without_end() {
     let share = Share::new("never", LONG);
     let begun = Instant::now();
-    assert_eq!(share.folder.keep(&file("a.part"), &file("a.slot"), 13).await, Ok(None));
+    assert_eq!(share.folder.keep(&file("a.part"), &file("a.slot"), 13, LONG).await, Ok(None));
     assert!(begun.elapsed() >= VISIBLE_WITHIN && begun.elapsed() < VISIBLE_WITHIN + 2 * LOOK_AGAIN);
 }
 
@@ -194,7 +194,7 @@ async fn neither_a_link_nor_a_pipe_nor_a_folder_is_opened() {
         let told = refusal(found);
         assert!(told.contains(why), "{told}");
     }
-    assert!(share.folder.keep(&file("link.slot"), &file("a.slot"), 21).await.is_err());
+    assert!(share.folder.keep(&file("link.slot"), &file("a.slot"), 21, LONG).await.is_err());
 }
 
 #[tokio::test]
@@ -205,7 +205,7 @@ async fn a_folder_that_has_vanished_is_not_taken_for_an_empty_one() {
     assert!(why.contains("is the share mounted?"), "{why}");
     assert_eq!(refusal(share.folder.list(".part").await), why);
     assert_eq!(refusal(share.folder.remove(&[file("a.slot")]).await), why);
-    assert_eq!(refusal(share.folder.keep(&file("a.part"), &file("a.slot"), 1).await), why);
+    assert_eq!(refusal(share.folder.keep(&file("a.part"), &file("a.slot"), 1, LONG).await), why);
     let free = share.folder.survey(Survey { free: true, ..Survey::default() }).await;
     assert_eq!(free.expect("it answers").free, None);
 }
@@ -241,7 +241,7 @@ async fn a_share_that_hangs_is_a_deadline_and_holds_one_thread() {
     let unfinished = share.write("a.part", b"qsgg");
     let Err(SlotFilesError::Unreachable(why)) = hasty.list("").await else { panic!("it hangs") };
     assert!(why.contains("has not answered in time"), "{why}");
-    assert!(matches!(hasty.keep(&unfinished, &file("a.slot"), 4).await, Err(SlotFilesError::Unreachable(_))));
+    assert!(matches!(hasty.keep(&unfinished, &file("a.slot"), 4, SHORT).await, Err(SlotFilesError::Unreachable(_))));
     drop(release);
     assert_eq!(stuck.await.expect("no panic"), Ok(()));
     assert_eq!(share.folder.list("").await.map(|listed| listed.names), Ok(vec![unfinished]));

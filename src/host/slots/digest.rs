@@ -48,8 +48,8 @@ impl SlotStore {
         match files.digest(&file, READ_WITHIN).await {
             Ok(Some(digest)) => {
                 let _turn = self.turn.lock().await;
-                let noted = self.amend(file.as_str(), |note| note.digest = Some(digest)).await;
-                if let Err(error) = noted {
+                let written = self.amend(file.as_str(), |note| note.digest = Some(digest)).await;
+                if let Err(error) = written {
                     tracing::warn!(%file, %error, "a digest could not be noted");
                 }
             }

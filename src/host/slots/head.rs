@@ -7,8 +7,11 @@ const MAGIC: u32 = 0x6767_7371;
 /// A record that says its own length.
 const PACKED: u32 = 0xffff_ffff;
 
-/// Checks the head of a file of `file_bytes` bytes that must hold `tokens` tokens. Returns its version, or what is wrong.
-pub(super) fn check(head: &[u8], file_bytes: u64, tokens: u64) -> Result<u32, String> {
+/// Checks the head of a file of `file_bytes` bytes that must hold `tokens` tokens. Returns its version.
+///
+/// # Errors
+/// In words, what is wrong with it.
+pub fn check(head: &[u8], file_bytes: u64, tokens: u64) -> Result<u32, String> {
     let mut words = head.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
     let mut word = || words.next().ok_or("it is too short to be a slot file");
     let magic = word()?;

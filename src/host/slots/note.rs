@@ -18,7 +18,10 @@ use tokio::{sync::Semaphore, time::timeout};
 use super::worth::Useless;
 use crate::{
     host::{launch_flags::LaunchFlags, slot_files::FileName},
-    machine::reading::{LastRestore, SavedSlot},
+    machine::{
+        Invocation,
+        reading::{LastRestore, SavedSlot},
+    },
 };
 
 /// More notes than this are not read; pruning keeps a handful.
@@ -81,9 +84,12 @@ pub(super) struct Note {
     pub(super) fit: Fit,
     /// Version word of the file.
     pub(super) format: u32,
-    /// A restore was begun. Found without one under way, it killed somebody.
+    /// A restore was begun. Found without one under way, it may have killed the server.
     #[serde(default)]
     pub(super) restoring: bool,
+    /// ... into this run of the server, where it was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sent_to: Option<Invocation>,
     /// Never restored again, and why.
     #[serde(default)]
     pub(super) put_aside: Option<String>,
@@ -176,6 +182,7 @@ struct Known {
 
 /// What lies on the shelf.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_field_names, reason = "notes are what they are called")]
 pub(super) struct Notes {
     /// Newest first.
     pub(super) notes: Vec<Note>,
@@ -424,7 +431,12 @@ fn text_of(path: &Path) -> Result<Option<Vec<u8>>, String> {
 
 fn read(path: &Path, name: &str) -> Result<Note, String> {
     let text = text_of(path)?.ok_or("it is gone")?;
-    let note: Note = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    parse(&text, name)
+}
+
+/// What a note of that name says.
+pub(super) fn parse(text: &[u8], name: &str) -> Result<Note, String> {
+    let note: Note = serde_json::from_slice(text).map_err(|e| e.to_string())?;
     if name.strip_suffix(SUFFIX) != Some(note.file.as_str()) || FileName::new(&note.file).is_none() {
         return Err(format!("it is about another file: {:?}", note.file));
     }

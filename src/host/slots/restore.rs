@@ -114,8 +114,9 @@ impl SlotStore {
         let ahead = self.seen().checked.take().filter(|checked| checked.at.elapsed() < CHECKED_FOR);
         let notes = self.notes().await;
         for note in notes.notes.iter().filter(|n| n.restoring) {
-            self.put_aside(note, UNFINISHED).await;
+            self.clear_up(note).await;
         }
+        let notes = self.notes().await;
         let good = match choice {
             SlotChoice::Named(named) => self.generations(&notes.notes, named),
             SlotChoice::All | SlotChoice::Checkpoint => Ok(self.own(&notes.notes).collect()),
@@ -250,10 +251,26 @@ impl SlotStore {
         None
     }
 
+    /// A mark was found, and no restore is under way.
+    async fn clear_up(&self, note: &Note) {
+        let survived = self.seen().survived(note);
+        if survived {
+            self.unmark(&Note { restoring: false, sent_to: None, ..note.clone() }).await;
+        } else {
+            self.put_aside(note, UNFINISHED).await;
+        }
+    }
+
+    async fn unmark(&self, note: &Note) {
+        if let Err(error) = self.shelf.write(note).await {
+            tracing::warn!(file = note.file, %error, "a note stays marked as being restored");
+        }
+    }
+
     /// Sends one restore. From here on the file is either restored or never sent again.
     async fn send(&self, probe: &Probe, slot: &SlotReading, note: &Note, file: &FileName, deadline: Instant) -> Said {
         let name = &note.name;
-        let marked = Note { restoring: true, ..note.clone() };
+        let marked = Note { restoring: true, sent_to: self.seen().run, ..note.clone() };
         let _under_way = UnderWay::new(self, note);
         if let Err(error) = self.shelf.write(&marked).await {
             // Should the mark be written late, this comes after it: the file was not sent.
@@ -287,12 +304,9 @@ impl SlotStore {
         };
         match aside {
             Some(why) => self.put_aside(&note, &why).await,
-            None => {
-                if let Err(error) = self.shelf.write(&note).await {
-                    tracing::warn!(file = note.file, %error, "a note stays marked as being restored");
-                }
-            }
+            None => self.unmark(&note).await,
         }
+        self.seen().sent.remove(&note.file);
         said
     }
 }

@@ -227,6 +227,7 @@ impl SlotStore {
                     fit,
                     format: 0,
                     restoring: false,
+                    sent_to: None,
                     put_aside: None,
                     digest: None,
                     last_restore: None,
@@ -276,7 +277,7 @@ impl SlotStore {
 
     async fn keep<F: SlotFiles>(&self, round: &Round<'_, F>, names: &Names, note: &mut Note) -> Result<(), Said> {
         let name = &note.name;
-        let found = round.files.keep(&names.unfinished, &names.finished, note.bytes).await;
+        let found = round.files.keep(&names.unfinished, &names.finished, note.bytes, left(round.deadline)).await;
         let found = found.map_err(|error| Reason::SaveUnchecked.say(format!("{name}: {error}")))?;
         let Some(found) = found else {
             let dir = self.slots.dir.display();

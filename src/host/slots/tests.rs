@@ -31,6 +31,7 @@ fn note(round: u64, tokens: u64) -> Note {
         fit: fit(),
         format: 4,
         restoring: false,
+        sent_to: None,
         put_aside: None,
         digest: None,
         last_restore: None,
@@ -89,7 +90,7 @@ fn those_put_aside_do_not_pile_up_and_push_no_good_one_out() {
 #[test]
 fn what_is_kept_for_too_long_goes_also_the_last_and_the_largest() {
     let notes = [note(300, 10), note(200, 900), note(100, 10)];
-    let slots = slots(|slots| slots.keep_for = Some(Duration::from_secs(60)));
+    let slots = slots(|slots| slots.keep_for = Some(Duration::from_mins(1)));
     assert_eq!(rounds(&surplus(&notes, &slots, 260)), [100]);
     assert_eq!(rounds(&surplus(&notes, &slots, 400)), [300, 200, 100]);
     assert_eq!(rounds(&surplus(&notes, &slots, 0)), [0; 0], "a clock that is behind makes nothing old");

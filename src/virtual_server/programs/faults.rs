@@ -44,6 +44,8 @@ pub enum Fault {
     SavesElsewhere,
     /// A save says another size than the file has.
     SaveSaysOtherSize,
+    /// A restore begins only when the fault is cleared.
+    RestoreHangs,
     /// A restore is answered with the vague 400, whatever the file is.
     RestoreRejected,
     /// A restore aborts the process, whatever the file is.
@@ -105,6 +107,7 @@ impl Fault {
             Self::SaveHangs => "save-hangs",
             Self::SavesElsewhere => "saves-elsewhere",
             Self::SaveSaysOtherSize => "save-says-other-size",
+            Self::RestoreHangs => "restore-hangs",
             Self::RestoreRejected => "restore-rejected",
             Self::RestoreKills => "restore-kills",
             Self::RestoreUnused => "restore-unused",

@@ -294,7 +294,7 @@ class GpuServer(Machine):
 
     def __init__(self) -> None:
         super().__init__("gpu", "10.77.0.2", "52:54:00:00:00:01")
-        self.binds.append((pathlib.Path(os.environ["LAB_MODEL"]), "/opt/lab/model.gguf"))
+        self.binds.append((pathlib.Path(os.environ["LAB_MODELS"]), "/opt/lab/models"))
         if real := os.environ.get("LAB_VLLM"):
             self.binds.append((pathlib.Path(real).resolve().parent.parent, "/opt/lab/vllm"))
 
@@ -307,7 +307,7 @@ class GpuServer(Machine):
 Environment=PYTHONPATH=/opt/lab/site PYTHONUNBUFFERED=1
 EnvironmentFile=-/etc/lab/llama.env
 ExecStart=
-ExecStart=/usr/bin/python3 /opt/lab/bin/llama_server.py --model /opt/lab/model.gguf --host 0.0.0.0 --port 8080 \\
+ExecStart=/usr/bin/python3 /opt/lab/bin/llama_server.py --model /opt/lab/models/small.gguf --host 0.0.0.0 --port 8080 \\
     --ctx-size 16384 --parallel 1 --slot-save-path {SLOTS}/
 RestartSec=1
 TimeoutStopSec=6

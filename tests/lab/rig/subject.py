@@ -42,12 +42,12 @@ class Subject:
             words += ["--slot-save-path", str(slot_dir)]
         words += ["--api-key", KEY]
         if kind == "real":
-            model = "/nowhere/model.gguf" if broken else os.environ["LAB_MODEL"]
+            model = "/nowhere/model.gguf" if broken else os.environ["LAB_MODELS"] + "/small.gguf"
             # What takes long in a load is the memory for the context.
             ctx_size = 1_500_000 if slow else ctx_size
             command = [os.environ["LAB_VENV"] + "/bin/python", LAB / "server/llama_server.py"]
         else:
-            model = os.environ["LAB_MODEL"]
+            model = os.environ["LAB_MODELS"] + "/small.gguf"
             words += ["--load", "2s" if slow else "100ms", "--per-token", "1500us"]
             words += ["--load-fails"] if broken else []
             command = [os.environ["WECHSLER_BIN"], "virtual-program", "llama"]

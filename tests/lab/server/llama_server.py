@@ -11,7 +11,7 @@ Faults come from the environment (an EnvironmentFile of the unit):
   LAB_LLAMA_FAIL=load      exit 1 instead of loading, as llama-server does for a broken model
   LAB_LLAMA_FAIL=loading   answer 503 for ever
   LAB_LLAMA_FAIL=stop      ignore SIGTERM
-  LAB_LLAMA_CACHE_K=f32    another type of KV cache, with which files saved before are rejected
+  LAB_LLAMA_CACHE_K=f32    another type of KV cache than the command line says, with which files saved before are rejected
 """
 
 import argparse
@@ -70,6 +70,13 @@ def main() -> int:
     options.add_argument("--port", type=int, default=8080)
     options.add_argument("--ctx-size", type=int, default=8192)
     options.add_argument("--parallel", type=int, default=1)
+    options.add_argument("--kv-unified", "-kvu", action="store_true")
+    options.add_argument("--no-cache-idle-slots", action="store_true")
+    options.add_argument("--swa-full", action="store_true")
+    options.add_argument("--ctx-checkpoints", type=int)
+    options.add_argument("--flash-attn", "-fa", choices=("on", "off", "auto"), default="auto")
+    options.add_argument("--cache-type-k", "-ctk", default="f16")
+    options.add_argument("--cache-type-v", "-ctv", default="f16")
     options.add_argument("--slot-save-path")
     options.add_argument("--alias")
     options.add_argument("--api-key")
@@ -104,8 +111,16 @@ def main() -> int:
     params.endpoint_metrics = True
     params.endpoint_slots = True
     params.warmup = False
-    if cache_k := os.environ.get("LAB_LLAMA_CACHE_K"):
-        params.cache_type_k = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{cache_k.upper()}")
+    params.kv_unified = options.kv_unified
+    params.cache_idle_slots = not options.no_cache_idle_slots
+    params.swa_full = options.swa_full
+    if options.ctx_checkpoints is not None:
+        params.n_ctx_checkpoints = options.ctx_checkpoints
+    attention = {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}[options.flash_attn]
+    params.flash_attn_type = getattr(xllamacpp.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{attention}")
+    cache_k = os.environ.get("LAB_LLAMA_CACHE_K") or options.cache_type_k
+    params.cache_type_k = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{cache_k.upper()}")
+    params.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{options.cache_type_v.upper()}")
     if options.slot_save_path:
         params.slot_save_path = os.path.join(options.slot_save_path, "")
     if options.alias:

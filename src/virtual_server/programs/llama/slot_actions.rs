@@ -141,6 +141,7 @@ impl Llama {
     async fn restore(&self, id: u64, slot: usize, file: &str) -> Response<Body> {
         let faults = &self.life.faults;
         let begun = Instant::now();
+        faults.wait_out("restore-hangs").await;
         let failed = || self.life.slot_did(SlotAct::RestoreFailed, file, 0);
         if faults.fires("restore-kills").is_some() {
             failed();

@@ -1,5 +1,4 @@
 //! What the GPU's tool prints, on a machine whose driver may be gone.
-#![no_main]
 
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use wechsler::{
     host::{gpu, remote::UnitName},
 };
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+pub fn run(data: &[u8]) {
     let units: Vec<_> = UnitName::new("llama-cpp.service").into_iter().collect();
     let tool = GpuTool {
         enabled: true,
@@ -18,4 +17,4 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         timeout: Duration::from_secs(5),
     };
     let _ = gpu::parse(&String::from_utf8_lossy(data), &units, &tool);
-});
+}

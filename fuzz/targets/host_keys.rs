@@ -1,0 +1,18 @@
+//! Host keys, as people paste them into the configuration.
+
+/// The least configuration, but for its keys.
+const REST: &str = "[gpu_server]\nhost = \"gpu\"\n[gpu_server.ssh]\nuser = \"w\"\nkey = \"/k\"\n\
+    [gpu_server.wake]\nmethod = \"none\"\n[backends.llama-cpp]\nkind = \"llama-cpp\"\nurl = \"http://gpu:8080\"\n";
+
+pub fn run(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let keys = text.to_owned();
+    let env = [("WECHSLER_GPU_SERVER__SSH__HOST_KEYS".to_owned(), keys)];
+    if let Ok(config) = wechsler::config::parse(REST, env) {
+        // What is pinned is what was meant, and can be compared with.
+        assert!(!config.server.ssh.host_keys.is_empty());
+        assert!(wechsler::host::ssh::Ssh::new(&config.server.ssh).is_ok(), "{text:?}");
+    }
+}

@@ -1,0 +1,38 @@
+//! What is fuzzed: one function for each target, given any bytes. Run by libFuzzer (`fuzz/run`), and on the stored corpus by
+//! `cargo test --test fuzz_corpus`.
+
+mod backends;
+mod config;
+mod gpu;
+mod host_keys;
+mod journal;
+mod machine;
+mod metrics;
+mod people;
+mod protocol;
+mod slots;
+mod systemd;
+
+/// A target: it panics at what must not be.
+pub type Target = fn(&[u8]);
+
+/// All targets by name, each with a program of that name in `fuzz_targets/` and a folder in `corpus/`.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("backends", backends::run),
+    ("config", config::run),
+    ("gpu", gpu::run),
+    ("host_keys", host_keys::run),
+    ("journal", journal::run),
+    ("machine", machine::run),
+    ("metrics", metrics::run),
+    ("people", people::run),
+    ("protocol", protocol::run),
+    ("slots", slots::run),
+    ("systemd", systemd::run),
+];
+
+/// Gives `data` to the target of that name.
+pub fn run(name: &str, data: &[u8]) {
+    let (_, target) = TARGETS.iter().find(|(known, _)| *known == name).expect("a target of that name");
+    target(data);
+}

@@ -1,0 +1,32 @@
+//! What `systemctl show`, its verbs and the journal say of units, whatever a broken server makes of it.
+
+use wechsler::{
+    host::{
+        remote::UnitName,
+        systemd::{Ended, judge_verb, parse_down, parse_post_mortem, parse_units},
+    },
+    machine::reading::Unit,
+};
+
+pub fn run(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let (stdout, stderr) = text.split_once("@@stderr").unwrap_or((&text, ""));
+    let units: Vec<_> =
+        ["llama-cpp.service", "vllm.service"].into_iter().filter_map(|name| UnitName::new(name)).collect();
+    let mut known = vec![None; units.len()];
+    if let Ok(answer) = parse_units(stdout, stderr, &units) {
+        assert_eq!(answer.units.len(), units.len(), "one answer for each unit");
+        for (known, unit) in known.iter_mut().zip(answer.units) {
+            *known = if let Unit::Loaded(state) = unit { Some(state) } else { None };
+        }
+    }
+    if let Some(answer) = parse_down(stdout, &units, &known) {
+        assert_eq!(answer.units.len(), units.len(), "one answer for each unit");
+    }
+    for ended in [Ended::Unit, Ended::Harmless, Ended::PowerOff] {
+        let _ = judge_verb(ended, u32::from(data.first().copied().unwrap_or(0)), stderr);
+    }
+    if let Some(unit) = units.first() {
+        assert!(parse_post_mortem(stdout, unit, 8080).lines.len() < 1000, "bounded");
+    }
+}

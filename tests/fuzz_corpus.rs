@@ -1,0 +1,45 @@
+//! What fuzzing has found, and what it began with, is tried again: each file of the corpus by its target. See `fuzz/run`.
+
+#[path = "../fuzz/targets/mod.rs"]
+mod targets;
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use targets::TARGETS;
+
+/// More than this for one target is not minimised.
+const MOST_BYTES: u64 = 100_000;
+
+fn fuzz(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(name)
+}
+
+#[test]
+fn every_file_of_the_corpus_is_borne() {
+    for (name, _) in TARGETS {
+        let files = fs::read_dir(fuzz("corpus").join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut bytes = 0;
+        for file in files {
+            let path = file.expect("an entry").path();
+            println!("{}", path.display());
+            let data = fs::read(path).expect("a file");
+            bytes += data.len() as u64;
+            targets::run(name, &data);
+        }
+        assert!((1..=MOST_BYTES).contains(&bytes), "{name}: {bytes} bytes");
+    }
+}
+
+#[test]
+fn every_target_has_its_program_and_its_corpus() {
+    let names: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let listed = |folder: &str| -> BTreeSet<String> {
+        let entries = fs::read_dir(fuzz(folder)).expect("a folder").map(|entry| entry.expect("an entry").path());
+        entries.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
+    };
+    assert_eq!(listed("corpus"), names);
+    assert_eq!(listed("fuzz_targets"), names);
+    let manifest = fs::read_to_string(fuzz("Cargo.toml")).expect("a manifest");
+    let programs = manifest.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
+    assert_eq!(programs.skip(1).map(str::to_owned).collect::<BTreeSet<_>>(), names);
+}

@@ -1,0 +1,182 @@
+//! What a daemon did is done again: journals of steps replay, differ in nothing, and keep every law.
+//!
+//! A fault seen in production becomes a test by copying its journal into `tests/journals/`.
+
+mod spec;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use wechsler::driver::replay::{Told, Why, replay};
+
+fn journals() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journals");
+    let files = fs::read_dir(folder).expect("the folder of journals").map(|entry| entry.expect("an entry").path());
+    let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "jsonl")).collect();
+    files.sort();
+    assert!(!files.is_empty(), "no journals");
+    files
+}
+
+fn wechsler(words: &[&str], file: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_wechsler")).args(words).arg(file).output().expect("it runs")
+}
+
+/// A journal that is short and has a bit of all.
+fn demo() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journals/demo.jsonl")).expect("text")
+}
+
+#[test]
+fn every_journal_in_the_folder_replays_and_keeps_every_law() {
+    for path in journals() {
+        let summary = spec::journal::check(&*fs::read(&path).expect("a journal"));
+        let summary = summary.unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+        assert!(summary.steps > 0 && summary.gaps == 0, "{}: {summary:?}", path.display());
+    }
+}
+
+#[test]
+fn the_journals_in_the_folder_walk_through_every_leaf() {
+    let mut leaves = BTreeSet::new();
+    for path in journals() {
+        replay(&*fs::read(&path).expect("a journal"), |told| {
+            if let Told::Step(step) = told {
+                leaves.insert(step.after.place().kind);
+            }
+        })
+        .expect("replayed");
+    }
+    assert_eq!(leaves, wechsler::machine::Kind::ALL.into_iter().collect());
+}
+
+#[test]
+#[cfg(feature = "virtual-server")]
+fn what_the_daemons_of_the_demo_do_is_done_again() {
+    let place = std::env::temp_dir().join(format!("wechsler-rp-{}", std::process::id()));
+    fs::create_dir_all(&place).expect("a folder");
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_wechsler"));
+    demo.args(["demo", "--fast", "--stay"]).env("TMPDIR", &place).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut demo = demo.spawn().expect("it runs");
+    let told = BufReader::new(demo.stdout.take().expect("its output"));
+    let stays = told.lines().any(|line| line.expect("a line").contains("until you press Ctrl-C"));
+    let folder = fs::read_dir(&place).expect("the place").flatten().next().expect("the demo's folder").path();
+    let summary = spec::journal::check(&*fs::read(folder.join("state/steps.jsonl")).expect("a journal"));
+    let sent = Command::new("sh").args(["-c", &format!("kill -INT {}", demo.id())]).status();
+    assert!(stays && sent.expect("a shell").success() && demo.wait().is_ok());
+    let summary = summary.unwrap_or_else(|why| panic!("{why}"));
+    assert!(summary.lives == 3 && summary.steps > 100 && summary.gaps == 0, "{summary:?}");
+    let _ = fs::remove_dir_all(&place);
+}
+
+#[test]
+fn a_step_that_came_out_otherwise_is_named_by_its_line() {
+    // A daemon that said that nothing was under way where something was.
+    let told = demo();
+    let at = 1 + told.lines().position(|line| line.contains("\"kind\":\"draining\"")).expect("a drain");
+    let wrong = told.replacen("\"kind\":\"draining\"", "\"kind\":\"running\"", 1);
+    let error = replay(wrong.as_bytes(), |_| {}).expect_err("it differs");
+    assert!(matches!(error.why, Why::Differs(_)), "{error}");
+    assert_eq!(error.line, at as u64);
+}
+
+#[test]
+fn every_way_of_damage_is_told_with_its_line() {
+    let told = demo();
+    let lines: Vec<&str> = told.lines().collect();
+    let with = |at: usize, line: &str| {
+        let mut lines = lines.clone();
+        lines[at] = line;
+        lines.join("\n")
+    };
+    let newer = lines[0].replace("\"format\":1", "\"format\":2").replace("\"policy\"", "\"rules\"");
+    let elsewhere = lines[0].replace("\"default_backend\":0", "\"default_backend\":9");
+    let switch = lines.iter().position(|line| line.contains("\"Switch\":[1")).expect("a switch");
+    let look = lines.iter().position(|line| line.contains("\"same\"")).expect("a look");
+    for (text, line, so) in [
+        (with(0, &newer), 1, "written by version"),
+        (with(0, &elsewhere), 1, "does not fit the policy"),
+        (with(3, "# a comment"), 4, "not a line of a journal"),
+        (with(3, "{\"line\":\"step\"}"), 4, "missing field"),
+        (with(3, "{\"line\":\"dance\"}"), 4, "unknown variant"),
+        (with(switch, &lines[switch].replace("\"Switch\":[1", "\"Switch\":[7")), switch + 1, "does not fit the policy"),
+        (with(look, &lines[look].replace("\"same\":[[", "\"same\":[[1,")), look + 1, "does not fit the policy"),
+        (with(0, &"x".repeat(5 << 20)), 1, "longer than any line"),
+    ] {
+        let error = replay(text.as_bytes(), |_| {}).expect_err(so);
+        assert_eq!(error.line, line as u64, "{error}");
+        assert!(error.to_string().contains(so), "{error}");
+    }
+    let error = replay(&b"\xff\xfe\n"[..], |_| {}).expect_err("no text");
+    assert_eq!(error.line, 1);
+}
+
+#[test]
+fn missing_lines_are_told_and_passed_over_until_a_machine_begins_anew() {
+    let told = demo();
+    let mut lines: Vec<&str> = told.lines().collect();
+    let second = 2 + lines[1..].iter().position(|line| line.contains("\"line\":\"start\"")).expect("a second life");
+    lines.remove(3);
+    let mut gaps = vec![];
+    let text = lines.join("\n");
+    let summary = replay(text.as_bytes(), |told| {
+        if let Told::Gap { line } = told {
+            gaps.push(line);
+        }
+    })
+    .expect("replayed");
+    assert_eq!(gaps, [4]);
+    assert_eq!(summary.passed_over, second as u64 - 5);
+    assert!(summary.lives > 1);
+}
+
+#[test]
+fn a_line_that_was_cut_short_by_a_kill_is_told() {
+    let told = demo();
+    let cut = &told[..told.len() - 20];
+    let summary = replay(cut.as_bytes(), |_| {}).expect("replayed");
+    assert_eq!(summary.torn, 1);
+}
+
+#[test]
+fn the_verb_shows_each_step_and_ends_well_only_where_nothing_differs() {
+    let folder = std::env::temp_dir().join(format!("wechsler-replay-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder");
+    let file = folder.join("steps.jsonl");
+    fs::write(&file, demo()).expect("written");
+
+    let out = wechsler(&["replay"], &file);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&out.stderr));
+    for said in [
+        "=== the daemon started at",
+        "Offline: request 1: start",
+        "→ orders 1: wake",
+        "⇒ Waking",
+        "came out as written",
+    ] {
+        assert!(text.contains(said), "{said:?} is missing:\n{text}");
+    }
+    let out = wechsler(&["--json", "replay"], &file);
+    let object: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one object");
+    assert!(object["steps"].as_u64().is_some_and(|steps| steps > 100), "{object}");
+
+    fs::write(&file, demo().replace("\"kind\":\"draining\"", "\"kind\":\"running\"")).expect("written");
+    let out = wechsler(&["replay"], &file);
+    assert_eq!(out.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(told.contains("line ") && told.contains("the machine differs"), "{told}");
+
+    fs::write(&file, "hello\n").expect("written");
+    let out = wechsler(&["--json", "replay"], &file);
+    let object: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one object");
+    assert_eq!((out.status.code(), object["error"]["code"].as_str()), (Some(2), Some("bad_journal")), "{object}");
+    let out = wechsler(&["replay"], &folder.join("none"));
+    assert_eq!(out.status.code(), Some(2));
+    let _ = fs::remove_dir_all(&folder);
+}
