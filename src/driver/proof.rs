@@ -4,7 +4,7 @@
 use super::world::SlotTask;
 use crate::machine::{
     BackendId, Invocation, Policy, View,
-    reading::{BackendReading, Dated, Prompts, Reading, Reuse},
+    reading::{Activity, BackendReading, Dated, Prompts, Reading, Reuse},
 };
 
 /// A prompt of fewer tokens, none of them found, tells nothing: somebody may only have said hello.
@@ -47,6 +47,10 @@ impl Proofs {
             let Some(activity) = backend.activity.as_ref().filter(|activity| activity.at > restored.at) else {
                 continue;
             };
+            // What of a prompt is found in the cache is counted when it begins, what of it is computed when that is done.
+            if is_busy(&activity.value) {
+                continue;
+            }
             let Some(now) = of_run(backend, Some(restored.value)) else { continue };
             let reuse = Reuse {
                 reused: now.reused.saturating_sub(before.reused),
@@ -56,11 +60,20 @@ impl Proofs {
                 continue;
             }
             let used = activity.value.slots.iter().filter(|slot| slot.tokens.is_some());
-            told.push((id, SlotTask::Proved { slots: used.map(|slot| slot.id).collect(), reuse }));
+            let slots: Vec<u32> = used.map(|slot| slot.id).collect();
+            // The slots were asked a moment before the counters: which of them it was, the next look tells.
+            if slots.is_empty() {
+                continue;
+            }
+            told.push((id, SlotTask::Proved { slots, reuse }));
             *waiting = None;
         }
         told
     }
+}
+
+fn is_busy(activity: &Activity) -> bool {
+    activity.in_flight.is_some_and(|requests| requests > 0) || activity.slots.iter().any(|slot| slot.is_processing)
 }
 
 /// The counters of that run, where they were read.
@@ -76,10 +89,7 @@ mod tests {
     use super::*;
     use crate::{
         driver::tests_policy,
-        machine::{
-            Instant, Machine,
-            reading::{Activity, SlotReading},
-        },
+        machine::{Instant, Machine, reading::SlotReading},
     };
 
     const LLAMA: BackendId = BackendId(0);
@@ -93,6 +103,7 @@ mod tests {
         view: View,
         reading: Reading,
         proofs: Proofs,
+        in_flight: Option<u32>,
     }
 
     impl Scene {
@@ -101,7 +112,7 @@ mod tests {
             let policy = tests_policy();
             let view = Machine::new(policy.clone(), vec![]).view();
             let reading = Reading { backends: vec![BackendReading::default(); 2], ..Reading::default() };
-            let mut scene = Self { policy, view, reading, proofs: Proofs::default() };
+            let mut scene = Self { policy, view, reading, proofs: Proofs::default(), in_flight: None };
             scene.runs(second);
             scene.view.now = at(second + 1);
             scene.proofs.restored(LLAMA, &scene.reading, &scene.view);
@@ -123,7 +134,12 @@ mod tests {
                 tokens: used.then_some(computed + reused),
             };
             let slots = (0..).zip(used).map(slot).collect();
-            let value = Activity { prompts: Some(Prompts { computed, reused }), slots, ..Activity::default() };
+            let value = Activity {
+                prompts: Some(Prompts { computed, reused }),
+                slots,
+                in_flight: self.in_flight,
+                ..Activity::default()
+            };
             self.reading.backends[0].activity = Some(Dated { at: at(second), value });
             self.proofs.told(&self.reading, &self.view, &self.policy).into_iter().map(|(_, task)| task).collect()
         }
@@ -148,6 +164,16 @@ mod tests {
         let mut scene = Scene::restored(10);
         assert_eq!(scene.told(12, LEAST_PROMPT - 1, 0, [true, false]), []);
         assert_eq!(scene.told(14, 900, 0, [true, true]), [proved(&[0, 1], 0, 900)]);
+    }
+
+    #[test]
+    fn a_request_tells_when_it_has_ended_and_the_slot_it_was_in_is_known() {
+        let mut scene = Scene::restored(10);
+        scene.in_flight = Some(1);
+        assert_eq!(scene.told(12, 0, 901, [true, false]), [], "what of it is computed is not counted yet");
+        scene.in_flight = Some(0);
+        assert_eq!(scene.told(14, 1, 901, [false, false]), [], "the slots were asked before it began");
+        assert_eq!(scene.told(16, 1, 901, [true, false]), [proved(&[0], 901, 1)]);
     }
 
     #[test]

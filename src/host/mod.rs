@@ -538,10 +538,10 @@ impl World for Host {
                     return Outcome::Failed(Warning::new("no_slots", "no slot folder is configured"));
                 };
                 let outcome = if let Verb::SaveSlots(_) = verb {
-                    slots.store.save(&backend.probe, &slots.folder, &choice, within).await
+                    Box::pin(slots.store.save(&backend.probe, &slots.folder, &choice, within)).await
                 } else {
                     slots.store.meets(backend.run());
-                    slots.store.restore(&backend.probe, &slots.folder, &choice, within).await
+                    Box::pin(slots.store.restore(&backend.probe, &slots.folder, &choice, within)).await
                 };
                 return slots::without_news(outcome);
             }

@@ -121,13 +121,11 @@ impl MountedFolder {
             };
             tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
         };
-        match timeout_at(deadline, done).await {
-            Ok(done) => done.map_err(|error| self.refused(&error)),
-            Err(_) => {
-                let dir = self.dir.display();
-                Err(SlotFilesError::Unreachable(format!("the share at {dir} has not answered in time")))
-            }
-        }
+        let done = timeout_at(deadline, done).await.map_err(|_| {
+            let dir = self.dir.display();
+            SlotFilesError::Unreachable(format!("the share at {dir} has not answered in time"))
+        })?;
+        done.map_err(|error| self.refused(&error))
     }
 
     fn refused(&self, error: &io::Error) -> SlotFilesError {

@@ -342,6 +342,7 @@ pub fn serving() -> Status {
                 computed: Some(5),
             }),
             useless: None,
+            named: false,
         }],
         gpu_memory: Some(BTreeMap::from([("gpu0".into(), gpu(11573)), ("gpu1".into(), gpu(11099))])),
         backends: BTreeMap::from([

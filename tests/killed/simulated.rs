@@ -193,6 +193,7 @@ fn saved(sim: &mut Sim) {
         generation: 1,
         last_restore: None,
         useless: None,
+        named: false,
     });
 }
 

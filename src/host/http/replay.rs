@@ -55,10 +55,12 @@ struct Replayed {
 
 #[derive(Debug, Deserialize)]
 struct Timings {
-    cache_n: u64,
-    prompt_n: u64,
-    #[serde(default)]
-    predicted_n: u64,
+    #[serde(rename = "cache_n")]
+    reused: u64,
+    #[serde(rename = "prompt_n")]
+    computed: u64,
+    #[serde(rename = "predicted_n", default)]
+    predicted: u64,
 }
 
 impl Probe {
@@ -87,14 +89,13 @@ impl Probe {
             own.slots.insert(slot, after);
         }
         #[expect(clippy::cast_precision_loss, reason = "tokens of a prompt are far below 2^52")]
-        for (name, more) in [(REUSED, timings.cache_n), (COMPUTED, timings.prompt_n), (PREDICTED, timings.predicted_n)]
-        {
+        for (name, more) in [(REUSED, timings.reused), (COMPUTED, timings.computed), (PREDICTED, timings.predicted)] {
             own.count(name, more as f64);
         }
         if let (Some(before), Some(after)) = (decoded_before, decoded) {
             own.count(DECODED, after - before);
         }
-        Ok(Reuse { reused: timings.cache_n, computed: timings.prompt_n })
+        Ok(Reuse { reused: timings.reused, computed: timings.computed })
     }
 
     async fn decoded(&self, deadline: Instant) -> Option<f64> {

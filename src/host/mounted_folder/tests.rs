@@ -220,14 +220,14 @@ fn what_a_share_refuses_is_said_in_words() {
 #[tokio::test]
 async fn a_share_that_hangs_is_a_deadline_and_holds_one_thread() {
     let share = Share::new("hangs", LONG);
-    let (release, hung) = mpsc::channel::<()>();
-    let (begin, begun) = tokio::sync::oneshot::channel();
+    let (release, held) = mpsc::channel::<()>();
+    let (tell, begun) = tokio::sync::oneshot::channel();
     let patient = share.folder.clone();
     let stuck = tokio::spawn(async move {
         let deadline = patient.deadline();
         let hang = move |_: &Path, _: &Wanted| {
-            let _ = begin.send(());
-            let _ = hung.recv();
+            let _ = tell.send(());
+            let _ = held.recv();
             Ok(())
         };
         patient.work(deadline, hang).await

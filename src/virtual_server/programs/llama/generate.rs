@@ -441,7 +441,7 @@ impl Done {
     }
 }
 
-/// Of an answer the fields that are wanted, each under the name it was wanted by: "timings/cache_n" is one inside another.
+/// Of an answer the fields that are wanted, each under the name it was wanted by: `timings/cache_n` is one inside another.
 fn only(fields: &[String], answer: Value) -> Value {
     if fields.is_empty() {
         return answer;
