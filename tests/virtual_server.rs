@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::{Instant as Clock, sleep};
 use wechsler::{
-    config::{self, Config},
+    config::{self, Config, Prove},
     driver::{World, world::SlotTask},
     host::{
         Host,
@@ -22,7 +22,7 @@ use wechsler::{
     },
     machine::{
         BackendId, BootId, Instant, Outcome, Verb,
-        reading::{ActiveState, Ask, Gpu, Http, People, Reading, Ssh, Unit, UnitState, WakeArmed},
+        reading::{ActiveState, Ask, Gpu, Http, People, Prompts, Reading, Reuse, Ssh, Unit, UnitState, WakeArmed},
     },
     virtual_server::{
         By, CommandFault, Foreign, GpuFault, Inhibitor, Login, On, Places, Power, Refusal, Restart, Setup, SshFault,
@@ -567,6 +567,53 @@ async fn a_bit_flipped_on_the_disk_is_found_before_llama_cpp_sees_it() {
     assert_eq!(lab.host.tend_slots(LLAMA, forget).await.expect("an answer").len(), 1);
     assert!(lab.server.truth().slot_files.is_empty());
     assert_eq!(lab.server.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the answer comes from our own server")]
+async fn a_restore_is_proved_at_once_wherever_the_folder_is_looked_at() {
+    let all = Ask { http: true, activity: true, saved: true, ..UNITS };
+    for mounted in [false, true] {
+        let mut lab = on().await;
+        let slots = lab.config.backends[0].slots.as_mut().expect("it saves slots");
+        slots.prove = Prove::AtOnce;
+        slots.mounted = mounted.then(|| lab.folder.join("server/slots"));
+        lab.host = Host::new(&lab.config).expect("a host");
+        lab.up(LLAMA).await;
+        let address = lab.server.unit_address(LLAMA_UNIT).expect("its address");
+        let ask = || async {
+            let body = serde_json::json!({"prompt": "The cellar key hangs behind the third book.", "n_predict": 4});
+            let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+            let answer = client.post(format!("http://{address}/completion")).json(&body).send().await;
+            let answer: serde_json::Value = answer.expect("an answer").json().await.expect("JSON");
+            answer["timings"]["cache_n"].as_u64()
+        };
+        ask().await;
+        lab.done(Verb::SaveSlots(LLAMA)).await;
+        lab.done(Verb::StopUnit(LLAMA)).await;
+        lab.up(LLAMA).await;
+        lab.look(all).await;
+        let outcome = lab.order(Verb::RestoreSlots(LLAMA)).await;
+        assert_eq!(outcome, Outcome::Succeeded(vec![]), "mounted: {mounted}");
+        let mut reading = lab.host.look(all, Instant::after_start(LONG)).await;
+        let llama = reading.backends.swap_remove(0);
+        let saved = llama.saved.expect("asked").value;
+        let restore = saved[0].last_restore.as_ref().expect("it was restored");
+        assert_eq!(restore.reuse, Some(Reuse { reused: restore.tokens - 1, computed: 1 }));
+        let activity = llama.activity.expect("asked").value;
+        assert_eq!(
+            (activity.slots[0].tokens, activity.prompts),
+            (None, Some(Prompts::default())),
+            "nobody has used it"
+        );
+        let note = lab.folder.join("state/slots/virtual/llama-cpp").join(format!("{}.json", saved[0].file));
+        let note: serde_json::Value = serde_json::from_slice(&fs::read(note).expect("a note")).expect("JSON");
+        assert_eq!(note["flags"], serde_json::json!({"parallel": "1"}));
+        lab.done(Verb::SaveSlots(LLAMA)).await;
+        assert_eq!(lab.server.truth().slot_files.len(), 1, "nothing new was there to be saved");
+        assert!(ask().await.is_some_and(|reused| reused > 30));
+        assert_eq!(lab.server.violations(), Vec::<String>::new());
+    }
 }
 
 #[tokio::test]

@@ -31,8 +31,8 @@ use tokio::{
 
 use super::{
     slot_files::{
-        FileName, FileStat, Found, HEAD_BYTES, Listed, MOST_LISTED, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey,
-        Surveyed,
+        FileName, FileStat, Found, HEAD_BYTES, Listed, MOST_LISTED, MOST_SURVEYED, MOST_WORDS, SlotFiles,
+        SlotFilesError, Survey, Surveyed,
     },
     slot_folder::SlotFolder,
 };
@@ -110,7 +110,6 @@ impl MountedFolder {
         deadline: Instant,
         work: impl FnOnce(&Path, &Wanted) -> io::Result<T> + Send + 'static,
     ) -> Result<T, SlotFilesError> {
-        let begun = Instant::now();
         let waiting = Waiting(Wanted::default());
         let (dir, wanted, turn) = (self.dir.clone(), waiting.0.clone(), Arc::clone(turn));
         let done = async move {
@@ -122,15 +121,11 @@ impl MountedFolder {
             };
             tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
         };
-        match timeout_at(deadline, done).await {
-            Ok(done) => done.map_err(|error| self.refused(&error)),
-            Err(_) => {
-                // As it was meant, without the moment in which nobody had begun to wait.
-                let within = Duration::from_secs_f64(((deadline - begun).as_secs_f64() * 10.0).round() / 10.0);
-                let dir = self.dir.display();
-                Err(SlotFilesError::Unreachable(format!("the share at {dir} does not answer within {within:?}")))
-            }
-        }
+        let done = timeout_at(deadline, done).await.map_err(|_| {
+            let dir = self.dir.display();
+            SlotFilesError::Unreachable(format!("the share at {dir} has not answered in time"))
+        })?;
+        done.map_err(|error| self.refused(&error))
     }
 
     fn refused(&self, error: &io::Error) -> SlotFilesError {
@@ -297,6 +292,17 @@ impl SlotFiles for MountedFolder {
         let name = name.clone();
         let read = move |dir: &Path, wanted: &Wanted| digest(dir, wanted, &name);
         self.work_in_turn(&self.whole, Instant::now() + within, read).await
+    }
+
+    async fn words(&self, name: &FileName, count: usize) -> Result<Vec<u32>, SlotFilesError> {
+        let (name, most) = (name.clone(), 4 * count.min(MOST_WORDS) as u64);
+        let read = move |dir: &Path, _: &Wanted| {
+            let file = open(dir, &name)?.ok_or_else(|| io::Error::other(format!("{name} is gone")))?;
+            let mut bytes = vec![];
+            file.take(most).read_to_end(&mut bytes)?;
+            Ok(bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect())
+        };
+        self.work(self.deadline(), read).await
     }
 
     async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {

@@ -345,6 +345,15 @@ pub enum FileQuestion<'a> {
     Keep(&'a FileName, &'a FileName, u64),
     /// SHA-256 of a file, read within so long.
     Digest(&'a FileName, Duration),
+    /// Some of the 32-bit words of a file.
+    Words {
+        /// The file.
+        name: &'a FileName,
+        /// So many before them are left out.
+        from: usize,
+        /// So many are read.
+        count: usize,
+    },
     /// The mode of the folder, and the plain files whose names end so.
     List(&'a str),
     /// Remove.
@@ -402,6 +411,12 @@ echo @@digest
 timeout -k 1 "$3" sha256sum -- "$2" 2>&1
 echo "@@status $?"
 echo @@end"#;
+    // In the byte order of the machine, which is that of llama.cpp there.
+    const WORDS: &str = r#"export LC_ALL=C
+cd -- "$1" || exit
+echo @@words
+od -An -v -tx4 -j "$3" -N "$4" -- "$2" || exit
+echo @@end"#;
     const LIST: &str = r#"export LC_ALL=C
 cd -- "$1" || exit
 echo "@@mode $(stat -L -c %a .)"
@@ -425,6 +440,10 @@ rm -f -- "$@""#;
         Q::Digest(name, within) => {
             let seconds = within.as_secs().max(1).to_string();
             CommandLine::script(DIGEST, [folder, name.as_str(), &seconds]).unfed()
+        }
+        Q::Words { name, from, count } => {
+            let [from, count] = [from, count].map(|words| (4 * words).to_string());
+            CommandLine::script(WORDS, [folder, name.as_str(), &from, &count])
         }
         Q::List(suffix) => CommandLine::script(LIST, [folder, suffix]),
         Q::Remove(names) => {
@@ -538,6 +557,7 @@ mod tests {
             ),
             files(&path, FileQuestion::Keep(&name, &name, 36)),
             files(&path, FileQuestion::Digest(&name, Duration::from_mins(1))),
+            files(&path, FileQuestion::Words { name: &name, from: 6, count: 9 }),
             files(&path, FileQuestion::List(".part")),
             files(&path, FileQuestion::Remove(&[])),
         ];

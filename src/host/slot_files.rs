@@ -128,6 +128,10 @@ pub trait SlotFiles: Send + Sync {
         within: Duration,
     ) -> impl Future<Output = Result<Option<String>, SlotFilesError>> + Send;
 
+    /// The first words of a file (little-endian, four bytes each), as many as asked for and at most [`MOST_WORDS`], or as there
+    /// are. Over SSH several exchanges.
+    fn words(&self, name: &FileName, count: usize) -> impl Future<Output = Result<Vec<u32>, SlotFilesError>> + Send;
+
     /// The names of the files that end in `suffix`, at most [`MOST_LISTED`]. Files whose name breaks the rule of [`FileName`]
     /// are none of ours and are not listed.
     fn list(&self, suffix: &str) -> impl Future<Output = Result<Listed, SlotFilesError>> + Send;
@@ -140,6 +144,8 @@ pub trait SlotFiles: Send + Sync {
 pub const MOST_LISTED: usize = 512;
 /// Most files that are looked at or removed in one exchange.
 pub const MOST_SURVEYED: usize = 64;
+/// Most words of a file that are read: 1 MiB.
+pub const MOST_WORDS: usize = 256 * 1024;
 /// So many bytes of a file are looked at.
 pub const HEAD_BYTES: usize = 24;
 

@@ -6,14 +6,17 @@ use super::{
     launch_flags::LaunchFlags,
     remote::{self, FileQuestion, RemotePath, UnitName, plain_text},
     slot_files::{
-        FileName, FileStat, Found, HEAD_BYTES, Listed, MOST_LISTED, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey,
-        Surveyed,
+        FileName, FileStat, Found, HEAD_BYTES, Listed, MOST_LISTED, MOST_SURVEYED, MOST_WORDS, SlotFiles,
+        SlotFilesError, Survey, Surveyed,
     },
     ssh::{Reply, Ssh},
 };
 
 /// A digest that takes too long is given up on the server; word of that comes within so much more.
 const DIGEST_SLACK: Duration = Duration::from_secs(5);
+
+/// So many words are read in one exchange: printed, they take nine bytes each and a little more, and the output has a bound.
+const WORDS_AT_A_TIME: usize = 6 * 1024;
 
 /// [`SlotFiles`] on the server.
 #[derive(Clone, Debug)]
@@ -119,6 +122,16 @@ pub fn parse_kept(answer: &str) -> Result<Option<Found>, SlotFilesError> {
     }
 }
 
+/// The words that `od -An -v -tx4` has printed.
+fn parse_words(answer: &str) -> Result<Vec<u32>, SlotFilesError> {
+    let parts = whole(answer)?;
+    let Some((_, words)) = parts.iter().find(|(mark, _)| *mark == "words") else {
+        return Err(garbled(answer));
+    };
+    let words = words.split_whitespace().map(|word| u32::from_str_radix(word, 16));
+    words.collect::<Result<_, _>>().map_err(|_| garbled(answer))
+}
+
 /// The line of `sha256sum`: the digits, two spaces, the name; `None` if the file is not there.
 ///
 /// # Errors
@@ -187,6 +200,22 @@ impl SlotFiles for SlotFolder {
         parse_digest(&self.ask_within(FileQuestion::Digest(name, within), within + DIGEST_SLACK).await?, name)
     }
 
+    async fn words(&self, name: &FileName, count: usize) -> Result<Vec<u32>, SlotFilesError> {
+        let mut words = vec![];
+        while words.len() < count.min(MOST_WORDS) {
+            let more = WORDS_AT_A_TIME.min(count.min(MOST_WORDS) - words.len());
+            let question = FileQuestion::Words { name, from: words.len(), count: more };
+            let read = parse_words(&self.ask(question).await?)?;
+            // Half of a word may end a file.
+            let is_end = read.len() < more;
+            words.extend(read.into_iter().take(more));
+            if is_end {
+                break;
+            }
+        }
+        Ok(words)
+    }
+
     async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {
         parse_list(&self.ask(FileQuestion::List(suffix)).await?)
     }
@@ -236,6 +265,14 @@ mod tests {
         let listed = listed.expect("a whole list");
         assert_eq!(listed.names.iter().map(FileName::as_str).collect::<Vec<_>>(), ["localbot-1.part"]);
         assert!(parse_list("@@mode 2770\nlocalbot.part\n").is_err());
+    }
+
+    #[test]
+    fn words_are_read_and_half_an_answer_refused() {
+        assert_eq!(parse_words("@@words\n 67677371 00000004\n ffffffff\n@@end\n"), Ok(vec![0x6767_7371, 4, u32::MAX]));
+        assert_eq!(parse_words("@@words\n@@end\n"), Ok(vec![]));
+        assert!(parse_words("@@words\n 67677371 0000").is_err());
+        assert!(parse_words("@@words\n od: no\n@@end\n").is_err());
     }
 
     #[test]

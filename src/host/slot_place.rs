@@ -45,6 +45,13 @@ impl SlotFiles for SlotPlace {
         }
     }
 
+    async fn words(&self, name: &FileName, count: usize) -> Result<Vec<u32>, SlotFilesError> {
+        match self {
+            Self::Server(folder) => folder.words(name, count).await,
+            Self::Mounted(folder) => folder.words(name, count).await,
+        }
+    }
+
     async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {
         match self {
             Self::Server(folder) => folder.list(suffix).await,

@@ -11,15 +11,17 @@
 //! * A busy slot is not saved: the call would wait for it without limit.
 //! * Only slots that the server has just shown are named to it: other ids act on some other slot.
 //! * Nothing is asked of a server that sleeps: that would load its model.
-//! * A file is restored only by the same model, build, flags and layout (the file itself knows none of them), with exactly the noted
-//!   size (a truncated file aborts the server), into a slot never used since the start.
+//! * A file is restored only by the same model, build, flags and layout (the file itself knows none of them), with exactly the
+//!   noted size (a truncated file aborts the server), into a slot never used since the start.
 //! * A file whose whole was read once in calm, for its digest, is read again while the backend loads: a flipped bit would be
 //!   restored like any other.
 //! * Before a restore is sent, its note says so, and then the slot is looked at once more; a file whose restore failed, or never
 //!   ended, is put aside and never sent again.
-//! * What a restore was worth only a request tells. Where it was nothing twice in a row, none is sent by itself any more.
+//! * What a restore was worth only a request tells (`cache_n`): the next real one, or one of ours ([`at_once`]). Where it was
+//!   nothing twice in a row, none is sent by itself any more.
 //! * Slot files are transcripts of conversations: what is kept, for how long, and how much, is configured, and forgotten is gone.
 
+mod at_once;
 mod digest;
 mod head;
 mod name;
@@ -201,6 +203,9 @@ impl SlotStore {
         let whole = async {
             let _turn = self.turn.lock().await;
             self.restore_each(probe, files, choice, deadline, &mut said).await;
+            if said.iter().any(|said| said.reason.has_come_back()) {
+                said.extend(self.prove_at_once(probe, files, deadline).await);
+            }
         };
         if timeout_at(deadline, whole).await.is_err() {
             let was_sent = self.notes().await.notes.iter().any(|n| n.restoring);
@@ -487,7 +492,8 @@ pub fn without_news(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Succeeded(mut said) => {
             said.retain(|w| {
-                ![Reason::Saved, Reason::Restored, Reason::SlotEmpty].iter().any(|news| news.code() == w.code)
+                let news = [Reason::Saved, Reason::Restored, Reason::RestoreEffective, Reason::SlotEmpty];
+                !news.iter().any(|news| news.code() == w.code)
             });
             Outcome::Succeeded(said)
         }

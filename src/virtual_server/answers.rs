@@ -257,6 +257,7 @@ async fn files(shared: &Shared, folder: &str, asked: &Files) -> Ran {
         }
         _ if !dir.is_dir() => Ran::failed(2, format!("sh: 2: cd: can't cd to {folder}\n")),
         Files::Digest { name, within } => digest(dir, name, *within).await,
+        Files::Words { name, from, count } => words(dir, name, *from, *count),
         Files::List { suffix } => list(dir, suffix),
         Files::Keep { from, to, bytes } => keep(shared, dir, from, to, *bytes),
         Files::Remove(names) => remove(shared, dir, names),
@@ -270,6 +271,21 @@ fn list(dir: &Path, suffix: &str) -> Ran {
     let lines: String = ours.take(512).map(|name| name + "\n").collect();
     let mode = std::fs::metadata(dir).map_or_else(|_| String::new(), |about| format!("{:o}", about.mode() & 0o7777));
     Ran::said(format!("@@mode {mode}\n{lines}@@end\n"))
+}
+
+/// As `od -An -v -tx4` prints them.
+fn words(dir: &Path, name: &str, from: usize, count: usize) -> Ran {
+    let bytes = match std::fs::read(dir.join(name)) {
+        Ok(bytes) => bytes,
+        Err(error) => return Ran::failed(1, format!("od: {name}: {}\n", complaint(&error))),
+    };
+    let wanted = bytes.get(from..).unwrap_or_default();
+    let line = |part: &[u8]| {
+        let words = part.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
+        words.fold(String::new(), |line, word| format!("{line} {word:08x}")) + "\n"
+    };
+    let lines: String = wanted[..count.min(wanted.len())].chunks(16).map(line).collect();
+    Ran::said(format!("@@words\n{lines}@@end\n"))
 }
 
 /// By the real tool, of this machine.

@@ -49,6 +49,12 @@ pub(super) enum Files {
         name: String,
         within: Duration,
     },
+    /// In bytes.
+    Words {
+        name: String,
+        from: usize,
+        count: usize,
+    },
     List {
         suffix: String,
     },
@@ -174,6 +180,12 @@ fn files(folder: &str, parameters: &[&str]) -> Vec<(CommandLine, Command)> {
         let within = Duration::from_secs(seconds);
         add(FileQuestion::Digest(&name, within), Files::Digest { name: name.to_string(), within });
     }
+    if let [name, from, count] = parameters
+        && let (Some(name), Ok(from), Ok(count)) = (FileName::new(name), from.parse::<usize>(), count.parse::<usize>())
+    {
+        let told = Files::Words { name: name.to_string(), from, count };
+        add(FileQuestion::Words { name: &name, from: from / 4, count: count / 4 }, told);
+    }
     if let [suffix] = parameters {
         add(FileQuestion::List(suffix), Files::List { suffix: (*suffix).into() });
     }
@@ -259,6 +271,10 @@ mod tests {
             (
                 remote::files(&path, FileQuestion::Digest(&one, Duration::from_mins(1))),
                 about(Files::Digest { name: one.to_string(), within: Duration::from_mins(1) }),
+            ),
+            (
+                remote::files(&path, FileQuestion::Words { name: &one, from: 6, count: 9 }),
+                about(Files::Words { name: one.to_string(), from: 24, count: 36 }),
             ),
             (remote::files(&path, FileQuestion::List(".part")), about(Files::List { suffix: ".part".into() })),
             (

@@ -36,6 +36,8 @@ pub(crate) struct Slot {
     pub(crate) busy: bool,
     /// Restored and not used yet: holds these, and shows none.
     pub(crate) restored: u32,
+    /// The last request in it.
+    pub(crate) task: Option<u64>,
 }
 
 /// The whole world of a test: the server's memory and its disk.
@@ -62,6 +64,18 @@ pub(crate) struct State {
     /// A restore brings back so many tokens fewer.
     pub(crate) loses: u32,
     pub(crate) decoded: u64,
+    /// Tokens of prompts.
+    pub(crate) computed: u64,
+    pub(crate) reused: u64,
+    /// Number of the last request.
+    pub(crate) task: u64,
+    /// What was restored is of no use.
+    pub(crate) forgets: bool,
+    /// The body of the last request that generates.
+    pub(crate) completion: serde_json::Value,
+    pub(crate) completion_hangs: bool,
+    /// An older build.
+    pub(crate) without_timings: bool,
     pub(crate) disk: BTreeMap<String, Vec<u8>>,
     pub(crate) free: u64,
     /// SSH is down.
@@ -103,6 +117,13 @@ impl World {
             rejects: false,
             loses: 0,
             decoded: 0,
+            computed: 0,
+            reused: 0,
+            task: 0,
+            forgets: false,
+            completion: serde_json::Value::Null,
+            completion_hangs: false,
+            without_timings: false,
             disk: BTreeMap::new(),
             free: 1 << 40,
             ssh_down: false,
@@ -135,6 +156,7 @@ impl World {
     pub(crate) fn restart(&self) {
         let mut state = self.state();
         state.dead = false;
+        (state.decoded, state.computed, state.reused, state.task) = (0, 0, 0, 0);
         for slot in &mut state.slots {
             *slot = Slot::default();
         }
@@ -144,6 +166,11 @@ impl World {
         let mut state = self.state();
         state.slots[id] = Slot { tokens: Some(tokens), ..Slot::default() };
         state.decoded += 1;
+    }
+
+    /// A request goes on with what a slot holds, up to so many tokens.
+    pub(crate) fn ask(&self, id: usize, tokens: u32) {
+        generate(&mut self.state(), id, tokens);
     }
 
     pub(crate) fn files(&self) -> Vec<String> {
@@ -176,8 +203,9 @@ fn answer(state: &mut State, question: &Question) -> Reply {
                 .iter()
                 .enumerate()
                 .map(|(id, slot)| {
-                    let used =
-                        slot.tokens.map_or(String::new(), |t| format!(r#","id_task":{t},"n_prompt_tokens":{t}"#));
+                    let used = slot.tokens.map_or(String::new(), |t| {
+                        format!(r#","id_task":{},"n_prompt_tokens":{t}"#, slot.task.unwrap_or(t.into()))
+                    });
                     format!(
                         r#"{{"id":{id},"n_ctx":{},"speculative":false,"is_processing":{}{used}}}"#,
                         state.n_ctx, slot.busy
@@ -188,15 +216,49 @@ fn answer(state: &mut State, question: &Question) -> Reply {
         }
         "GET /metrics" if state.without_metrics => Reply::Say(501, String::new()),
         "GET /metrics" => say(format!(
-            "llamacpp:requests_processing {}\nllamacpp:requests_deferred 0\nllamacpp:n_decode_total {}\n",
+            "llamacpp:requests_processing {}\nllamacpp:requests_deferred 0\nllamacpp:n_decode_total {}\n\
+             llamacpp:prompt_tokens_total {}\nllamacpp:prompt_tokens_cached_total {}\nllamacpp:tokens_predicted_total {}\n",
             state.slots.iter().filter(|s| s.busy).count(),
-            state.decoded
+            state.decoded,
+            state.computed,
+            state.reused,
+            state.task
         )),
+        "POST /completion" => completion(state, &question.body),
         post => match post.strip_prefix("POST /slots/").and_then(|p| p.split_once("?action=")) {
             Some((id, action)) => slot_action(state, id, action, &question.body),
             None => Reply::Say(404, String::new()),
         },
     }
+}
+
+/// A request for a prompt of so many tokens, of which the slot holds the first ones. Tells what it found and what it computed.
+fn generate(state: &mut State, id: usize, prompt: u32) -> (u32, u32) {
+    let slot = &mut state.slots[id];
+    let held = slot.tokens.unwrap_or(slot.restored);
+    let reused = if state.forgets { 0 } else { held.min(prompt - 1) };
+    state.task += 1;
+    *slot = Slot { tokens: Some(prompt), task: Some(state.task), ..Slot::default() };
+    state.decoded += 1;
+    state.reused += u64::from(reused);
+    state.computed += u64::from(prompt - reused);
+    (reused, prompt - reused)
+}
+
+fn completion(state: &mut State, body: &str) -> Reply {
+    state.completion = serde_json::from_str(body).expect("JSON");
+    if state.completion_hangs {
+        return Reply::Stall(vec![]);
+    }
+    let prompt = state.completion["prompt"].as_array().expect("tokens").len();
+    let slot = state.completion["id_slot"].as_u64().expect("a slot");
+    let prompt = u32::try_from(prompt).expect("a short one");
+    let (cache_n, prompt_n) = generate(state, usize::try_from(slot).expect("a small number"), prompt);
+    if state.without_timings {
+        return Reply::Say(200, r#"{"content":"x"}"#.into());
+    }
+    let timings = format!(r#"{{"cache_n":{cache_n},"prompt_n":{prompt_n},"predicted_n":1}}"#);
+    Reply::Say(200, format!(r#"{{"timings":{timings}}}"#))
 }
 
 fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
@@ -326,6 +388,13 @@ impl SlotFiles for World {
         let digest =
             |bytes: &Vec<u8>| format!("{:064x}", std::hash::BuildHasher::hash_one(&FixedHash::default(), bytes));
         Ok(state.disk.get(name.as_str()).map(digest))
+    }
+
+    async fn words(&self, name: &FileName, count: usize) -> Result<Vec<u32>, SlotFilesError> {
+        let state = self.ssh()?;
+        let bytes = state.disk.get(name.as_str()).expect("it is there");
+        let words = bytes.chunks_exact(4).map(|w| u32::from_le_bytes(w.try_into().expect("four bytes")));
+        Ok(words.take(count).collect())
     }
 
     async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {

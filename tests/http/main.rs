@@ -1,6 +1,7 @@
 //! Backends over real loopback sockets, against servers made by hand that do what the real ones were seen doing, also the
 //! surprising things.
 
+mod at_once;
 mod choice;
 mod digest;
 mod health;

@@ -18,7 +18,11 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::{Probe, prometheus, refusal, wire::WireError};
+use super::{
+    Probe, prometheus, refusal,
+    replay::{COMPUTED, DECODED, Own, PREDICTED, REUSED},
+    wire::{Answer, WireError},
+};
 use crate::{
     host::slot_files::FileName,
     machine::reading::{Activity, Http, Identity, Prompts, SlotReading},
@@ -77,16 +81,16 @@ impl Props {
 
 /// One of `GET /slots`.
 #[derive(Debug, Deserialize)]
-struct Slot {
-    id: u32,
+pub(super) struct Slot {
+    pub(super) id: u32,
     #[serde(default)]
     n_ctx: u64,
     #[serde(default)]
     is_processing: bool,
     /// Absent until the slot is first used; changes with each real request and never with our questions.
-    id_task: Option<i64>,
+    pub(super) id_task: Option<i64>,
     /// Tokens held now; absent until the slot is first used.
-    n_prompt_tokens: Option<u64>,
+    pub(super) n_prompt_tokens: Option<u64>,
 }
 
 impl Slot {
@@ -189,11 +193,21 @@ impl Probe {
 
     /// `GET /slots`. Only after [`Probe::props`] has shown that the server is awake and no router; seldom.
     pub(crate) async fn slots(&self) -> Result<Vec<SlotReading>, WireError> {
-        let slots = self.slots_by(self.deadline()).await?;
+        let slots = self.used_slots(self.deadline()).await?;
         Ok(slots.iter().map(Slot::reading).collect())
     }
 
-    async fn slots_by(&self, deadline: Instant) -> Result<Vec<Slot>, WireError> {
+    /// The same, without what was our own doing.
+    async fn used_slots(&self, deadline: Instant) -> Result<Vec<Slot>, WireError> {
+        let mut slots = self.slots_by(deadline).await?;
+        let known = self.known();
+        for slot in &mut slots {
+            known.own.hide(slot);
+        }
+        Ok(slots)
+    }
+
+    pub(super) async fn slots_by(&self, deadline: Instant) -> Result<Vec<Slot>, WireError> {
         let answer = self.wire.get("/slots", deadline).await?;
         match answer.status.as_u16() {
             200 => {
@@ -208,7 +222,7 @@ impl Probe {
     }
 
     /// `GET /metrics`; `None` where it is not enabled.
-    async fn metrics_page(&self, deadline: Instant) -> Result<Option<String>, WireError> {
+    pub(super) async fn metrics_page(&self, deadline: Instant) -> Result<Option<String>, WireError> {
         let answer = self.wire.get("/metrics", deadline).await?;
         match answer.status.as_u16() {
             200 => Ok(Some(String::from_utf8_lossy(&answer.body).into_owned())),
@@ -238,13 +252,14 @@ impl Probe {
         }
         let slots = match props.endpoint_slots {
             Some(false) => vec![],
-            _ => self.slots_by(deadline).await?,
+            _ => self.used_slots(deadline).await?,
         };
         let page = match props.endpoint_metrics {
             Some(false) => None,
             _ => self.metrics_page(deadline).await?,
         };
-        let activity = Activity { cannot_save, ..activity_of(&slots, page.as_deref()) };
+        let own = self.known().own.clone();
+        let activity = Activity { cannot_save, ..activity_of(&slots, page.as_deref(), &own) };
         self.known().mark = activity.mark;
         Ok(activity)
     }
@@ -277,14 +292,23 @@ impl Probe {
         let answer = self.wire.post(&path, &body, within).await?;
         match answer.status.as_u16() {
             200 => done(&answer.json()?, slot, file),
-            400 => Err(SlotError::Rejected(answer.complaint())),
-            401 | 403 | 503 => Err(SlotError::NotBegun(answer.complaint())),
             404 | 501 => {
                 self.note_cannot_save(answer.complaint());
-                Err(SlotError::NotSupported(answer.complaint()))
+                Err(failure(&answer))
             }
-            status => Err(SlotError::Failed { status, message: answer.complaint() }),
+            _ => Err(failure(&answer)),
         }
+    }
+}
+
+/// A status that is not 200, of something that was asked of a slot.
+pub(super) fn failure(answer: &Answer) -> SlotError {
+    let message = answer.complaint();
+    match answer.status.as_u16() {
+        400 => SlotError::Rejected(message),
+        401 | 403 | 503 => SlotError::NotBegun(message),
+        404 | 501 => SlotError::NotSupported(message),
+        status => SlotError::Failed { status, message },
     }
 }
 
@@ -296,14 +320,14 @@ fn done(told: &SlotAnswer, slot: u32, file: &FileName) -> Result<SlotDone, SlotE
     Ok(SlotDone { tokens: told.n_saved, bytes: told.n_written })
 }
 
-fn activity_of(slots: &[Slot], page: Option<&str>) -> Activity {
+fn activity_of(slots: &[Slot], page: Option<&str>, own: &Own) -> Activity {
     Activity {
         in_flight: in_flight(slots, page),
-        mark: mark_of(slots, page),
+        mark: mark_of(slots, page, own),
         slots: slots.iter().map(Slot::reading).collect(),
         sleeping: false,
         cannot_save: None,
-        prompts: page.and_then(prompts),
+        prompts: page.and_then(|page| prompts(page, own)),
     }
 }
 
@@ -313,7 +337,7 @@ fn activity_of(slots: &[Slot], page: Option<&str>) -> Activity {
 pub fn understand(body: &[u8], metrics: &str) -> (Option<Identity>, Option<Activity>, Option<u64>) {
     let identity = serde_json::from_slice::<Props>(body).ok().map(|props| props.identity());
     let slots = serde_json::from_slice::<Vec<Slot>>(body).ok();
-    let activity = slots.map(|slots| activity_of(&slots, Some(metrics)));
+    let activity = slots.map(|slots| activity_of(&slots, Some(metrics), &Own::default()));
     let told = serde_json::from_slice::<SlotAnswer>(body).ok();
     let file = told.as_ref().and_then(|told| FileName::new(&told.filename));
     let done = told.zip(file).and_then(|(told, file)| done(&told, 0, &file).ok());
@@ -340,29 +364,21 @@ fn in_flight(slots: &[Slot], page: Option<&str>) -> Option<u32> {
 }
 
 /// What became of the prompts.
-fn prompts(page: &str) -> Option<Prompts> {
+fn prompts(page: &str, own: &Own) -> Option<Prompts> {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "`as` saturates, which is what is meant"
     )]
-    let total = |name| prometheus::sum(page, name).map(|value| value as u64);
-    Some(Prompts {
-        computed: total("llamacpp:prompt_tokens_total")?,
-        reused: total("llamacpp:prompt_tokens_cached_total")?,
-    })
+    let total = |name| own.sum(page, name).map(|value| value as u64);
+    Some(Prompts { computed: total(COMPUTED)?, reused: total(REUSED)? })
 }
 
 /// A number that changes whenever a request is worked on: `n_decode_total` and the tokens of a slot move meanwhile, the
-/// others when a request ends or begins. Our own questions move none of them.
-fn mark_of(slots: &[Slot], page: Option<&str>) -> Option<u64> {
-    const COUNTERS: [&str; 4] = [
-        "llamacpp:n_decode_total",
-        "llamacpp:prompt_tokens_total",
-        "llamacpp:prompt_tokens_cached_total",
-        "llamacpp:tokens_predicted_total",
-    ];
-    let counters = page.map(|page| COUNTERS.map(|name| prometheus::sum(page, name).map(f64::to_bits)));
+/// others when a request ends or begins. Our own questions move none of them, and what we had computed is taken out.
+fn mark_of(slots: &[Slot], page: Option<&str>, own: &Own) -> Option<u64> {
+    const COUNTERS: [&str; 4] = [DECODED, COMPUTED, REUSED, PREDICTED];
+    let counters = page.map(|page| COUNTERS.map(|name| own.sum(page, name).map(f64::to_bits)));
     let told = counters.is_some_and(|c| c.iter().any(Option::is_some)) || !slots.is_empty();
     told.then(|| {
         let mut hasher = DefaultHasher::new();
@@ -393,8 +409,8 @@ mod tests {
         let slots = [slot(0, true, Some(1)), slot(1, false, None)];
         assert_eq!(in_flight(&slots, None), Some(1));
         assert_eq!(in_flight(&[], None), None);
-        assert_eq!(mark_of(&[], None), None);
-        assert_eq!(mark_of(&[], Some("something_else 1\n")), None);
+        assert_eq!(mark_of(&[], None, &Own::default()), None);
+        assert_eq!(mark_of(&[], Some("something_else 1\n"), &Own::default()), None);
     }
 
     #[test]
@@ -402,7 +418,7 @@ mod tests {
         let page = "llamacpp:n_decode_total 5\nllamacpp:predicted_tokens_seconds 7.5\n";
         let other_rate = "llamacpp:n_decode_total 5\nllamacpp:predicted_tokens_seconds 1.5\n";
         let decoded = "llamacpp:n_decode_total 6\nllamacpp:predicted_tokens_seconds 7.5\n";
-        let mark = |page, task| mark_of(&[slot(0, false, task)], Some(page));
+        let mark = |page, task| mark_of(&[slot(0, false, task)], Some(page), &Own::default());
         assert_eq!(mark(page, Some(3)), mark(other_rate, Some(3)));
         assert_ne!(mark(page, Some(3)), mark(decoded, Some(3)));
         assert_ne!(mark(page, Some(3)), mark(page, Some(4)));

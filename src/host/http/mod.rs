@@ -6,6 +6,7 @@
 
 mod llama;
 mod prometheus;
+mod replay;
 mod vllm;
 mod wire;
 
@@ -63,6 +64,8 @@ struct Known {
     mark: Option<u64>,
     /// It said that it cannot save slots, in these words.
     cannot_save: Option<String>,
+    /// What was not people's doing.
+    own: replay::Own,
 }
 
 /// `GET /v1/models`, as both engines answer it.
@@ -114,6 +117,7 @@ impl Probe {
             known.identity = None;
             known.mark = None;
             known.cannot_save = None;
+            known.own = replay::Own::default();
         }
         http
     }

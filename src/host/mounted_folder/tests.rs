@@ -149,6 +149,15 @@ async fn only_regular_files_with_our_kind_of_name_are_listed_and_removed_ones_ma
 }
 
 #[tokio::test]
+async fn the_first_words_of_a_file_are_read_and_no_half_ones() {
+    let share = Share::new("words", LONG);
+    let slot = share.write("a.slot", b"qsgg\x04\0\0\0\0\x01\0\0\x07");
+    assert_eq!(share.folder.words(&slot, 2).await, Ok(vec![0x6767_7371, 4]));
+    assert_eq!(share.folder.words(&slot, 9).await, Ok(vec![0x6767_7371, 4, 256]));
+    assert!(refusal(share.folder.words(&file("b.slot"), 1).await).contains("b.slot is gone"));
+}
+
+#[tokio::test]
 async fn a_folder_that_others_may_look_into_is_told() {
     let share = Share::new("open", LONG);
     for (mode, open) in [(0o2770, false), (0o755, true), (0o701, true)] {
@@ -211,14 +220,14 @@ fn what_a_share_refuses_is_said_in_words() {
 #[tokio::test]
 async fn a_share_that_hangs_is_a_deadline_and_holds_one_thread() {
     let share = Share::new("hangs", LONG);
-    let (release, hung) = mpsc::channel::<()>();
-    let (begin, begun) = tokio::sync::oneshot::channel();
+    let (release, held) = mpsc::channel::<()>();
+    let (tell, begun) = tokio::sync::oneshot::channel();
     let patient = share.folder.clone();
     let stuck = tokio::spawn(async move {
         let deadline = patient.deadline();
         let hang = move |_: &Path, _: &Wanted| {
-            let _ = begin.send(());
-            let _ = hung.recv();
+            let _ = tell.send(());
+            let _ = held.recv();
             Ok(())
         };
         patient.work(deadline, hang).await
@@ -231,7 +240,7 @@ async fn a_share_that_hangs_is_a_deadline_and_holds_one_thread() {
     let hasty = MountedFolder { within: SHORT, ..share.folder.clone() };
     let unfinished = share.write("a.part", b"qsgg");
     let Err(SlotFilesError::Unreachable(why)) = hasty.list("").await else { panic!("it hangs") };
-    assert!(why.contains("does not answer within 100ms"), "{why}");
+    assert!(why.contains("has not answered in time"), "{why}");
     assert!(matches!(hasty.keep(&unfinished, &file("a.slot"), 4, SHORT).await, Err(SlotFilesError::Unreachable(_))));
     drop(release);
     assert_eq!(stuck.await.expect("no panic"), Ok(()));

@@ -35,6 +35,29 @@ pub fn check(head: &[u8], file_bytes: u64, tokens: u64) -> Result<u32, String> {
     Ok(version)
 }
 
+/// So many words before the tokens of a record that says its own length.
+pub(super) const BEFORE_TOKENS: usize = 6;
+
+/// The tokens of a file of which the first words are given, if there are `count` of them and nothing else: what was no text
+/// (images) has no token to name it by.
+pub(super) fn tokens(words: &[u32], count: usize) -> Option<Vec<u32>> {
+    /// Ids are not negative.
+    const MOST: u32 = u32::MAX >> 1;
+    let [MAGIC, _, length, record @ ..] = words else { return None };
+    let length = usize::try_from(*length).ok()?;
+    let tokens = match record {
+        [PACKED, 1, told, rest @ ..] if usize::try_from(*told) == Ok(count) => {
+            // What follows them counts the rest.
+            let rest = rest.get(..length.checked_sub(3)?)?;
+            let (tokens, others) = rest.split_at_checked(count)?;
+            others.iter().all(|others| *others == 0).then_some(tokens)?
+        }
+        [PACKED, ..] => return None,
+        plain => plain.get(..length).filter(|plain| plain.len() == count)?,
+    };
+    tokens.iter().all(|token| *token <= MOST).then(|| tokens.to_vec())
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -66,10 +89,34 @@ pub(super) mod tests {
         assert!(check(&head(909), 100, 909).is_err(), "truncated");
     }
 
+    #[test]
+    fn tokens_are_read_from_either_kind_of_record() {
+        assert_eq!(tokens(&[MAGIC, 4, 7, PACKED, 1, 3, 11, 12, 13, 0, 1, 3], 3), Some(vec![11, 12, 13]));
+        assert_eq!(tokens(&[MAGIC, 4, 6, PACKED, 1, 3, 11, 12, 13, 1], 3), Some(vec![11, 12, 13]));
+        assert_eq!(tokens(&[MAGIC, 2, 3, 11, 12, 13, 1], 3), Some(vec![11, 12, 13]));
+    }
+
+    #[test]
+    fn half_a_record_another_number_and_what_is_no_text_give_no_tokens() {
+        let whole = [MAGIC, 4, 7, PACKED, 1, 3, 11, 12, 13, 0];
+        assert_eq!(tokens(&whole[..9], 3), None, "cut off");
+        assert_eq!(tokens(&whole, 2), None);
+        assert_eq!(tokens(&[MAGIC, 4, 7, PACKED, 1, 3, 11, u32::MAX, 13, 0], 3), None, "a part of an image");
+        assert_eq!(tokens(&[MAGIC, 4, 7, PACKED, 1, 3, 11, 12, 13, 1], 3), None, "an image follows");
+        assert_eq!(tokens(&[MAGIC, 4, 7, PACKED, 2, 3, 11, 12, 13, 0], 3), None, "another layout");
+        assert_eq!(tokens(&[], 0), None);
+    }
+
     proptest::proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, size: u64, tokens: u64) {
             let _ = check(&bytes, size, tokens);
+        }
+
+        #[test]
+        fn no_words_make_it_panic(rest: Vec<u32>, length in 0..9_u32, packed: bool, count in 0..9_usize) {
+            let begin = [MAGIC, 4, length, if packed { PACKED } else { 5 }, 1, 3];
+            let _ = tokens(&[&begin, rest.as_slice()].concat(), count);
         }
     }
 }

@@ -122,7 +122,7 @@ impl Reason {
     /// Good news, said for people to read; nothing went wrong.
     #[must_use]
     pub const fn is_news(self) -> bool {
-        matches!(self, Self::Saved | Self::Restored)
+        matches!(self, Self::Saved | Self::Restored | Self::RestoreEffective)
     }
 
     /// Not done, but nothing failed: there was nothing to do, or it may not be.

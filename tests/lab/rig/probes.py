@@ -379,6 +379,30 @@ def a_restored_slot(start):
 
 
 @probe
+def the_saved_tokens_are_sent_back(start):
+    server, saved = _saved(start)
+    content = (server.slots / "a.bin").read_bytes()
+    count = saved["n_saved"]
+    words = [int.from_bytes(content[at:at + 4], "little") for at in range(0, 4 * (count + 9), 4)]
+    wanted = {"prompt": words[6:6 + count], "n_predict": 0, "id_slot": 0, "cache_prompt": True}
+    server.action(0, "restore")
+    decodes = server.metric("n_decode_total")
+    status, answer = server.post("/completion", wanted | {"response_fields": ["timings"]})
+    timings = answer["timings"]
+    return {
+        "status": status, "fields": sorted(answer), "predicted": timings["predicted_n"],
+        "all but one": (timings["cache_n"] - count, timings["prompt_n"]),
+        "decodes": server.metric("n_decode_total") - decodes,
+        "counted": (server.metric("prompt_tokens_cached_total") - timings["cache_n"],
+                    server.metric("tokens_predicted_total") - timings["predicted_n"]),
+        "held": server.json("/slots")[0]["n_prompt_tokens"] - count,
+        "after the tokens": words[6 + count:3 + words[2]],
+        "one inside another": sorted(server.post("/completion", wanted | {"response_fields": ["timings/cache_n"]})[1]),
+        "no such token": error(server.post("/completion", wanted | {"prompt": [99999]})),
+    }
+
+
+@probe
 def files_that_are_not_as_saved(start):
     server, saved = _saved(start)
     good = (server.slots / "a.bin").read_bytes()

@@ -54,6 +54,8 @@ struct Job {
     cache: bool,
     slot: Option<u64>,
     usage: bool,
+    /// Fields of the answer; empty: all of them.
+    fields: Vec<String>,
 }
 
 /// What came out.
@@ -103,7 +105,7 @@ impl Llama {
             return json_answer(400, told);
         }
         let guard = self.life.inference();
-        let (form, wanted) = (job.form, job.wanted);
+        let (form, wanted, fields) = (job.form, job.wanted, job.fields.clone());
         if wanted.stream {
             let (tell, mut told) = mpsc::channel(MOST_CHUNKS);
             self.life.spawn(Arc::clone(&self).work(job, Sink::Stream(tell), guard));
@@ -123,7 +125,7 @@ impl Llama {
         let (tell, told) = oneshot::channel();
         self.life.spawn(Arc::clone(&self).work(job, Sink::Whole(tell), guard));
         match told.await {
-            Ok(done) => json_answer(200, self.whole(form, wanted, &done)),
+            Ok(done) => json_answer(200, only(&fields, self.whole(form, wanted, &done))),
             Err(_) => std::future::pending().await,
         }
     }
@@ -367,6 +369,10 @@ impl Job {
             },
             cache: flag("cache_prompt").unwrap_or(true),
             slot: whole("id_slot").and_then(|id| u64::try_from(id).ok()),
+            fields: asked
+                .get("response_fields")
+                .and_then(Value::as_array)
+                .map_or_else(Vec::new, |fields| fields.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
             usage: asked.pointer("/stream_options/include_usage").and_then(Value::as_bool).unwrap_or(false),
         })
     }
@@ -433,6 +439,15 @@ impl Done {
             "predicted_n": self.text.len(), "predicted_ms": self.time.as_secs_f64() * 1e3,
         })
     }
+}
+
+/// Of an answer the fields that are wanted, each under the name it was wanted by: `timings/cache_n` is one inside another.
+fn only(fields: &[String], answer: Value) -> Value {
+    if fields.is_empty() {
+        return answer;
+    }
+    let inside = |field: &String| Some((field.clone(), answer.pointer(&format!("/{field}"))?.clone()));
+    Value::Object(fields.iter().filter_map(inside).collect())
 }
 
 fn native(model: &str, wanted: Wanted, done: &Done, text: &str) -> Value {
