@@ -2,6 +2,7 @@
 //!
 //! A fault seen in production becomes a test by copying its journal into `tests/journals/`.
 
+mod journals;
 mod spec;
 
 use std::{
@@ -35,7 +36,7 @@ fn demo() -> String {
 #[test]
 fn every_journal_in_the_folder_replays_and_keeps_every_law() {
     for path in journals() {
-        let summary = spec::journal::check(&*fs::read(&path).expect("a journal"));
+        let summary = journals::check(&*fs::read(&path).expect("a journal"));
         let summary = summary.unwrap_or_else(|why| panic!("{}: {why}", path.display()));
         assert!(summary.steps > 0 && summary.gaps == 0, "{}: {summary:?}", path.display());
     }
@@ -66,7 +67,7 @@ fn what_the_daemons_of_the_demo_do_is_done_again() {
     let told = BufReader::new(demo.stdout.take().expect("its output"));
     let stays = told.lines().any(|line| line.expect("a line").contains("until you press Ctrl-C"));
     let folder = fs::read_dir(&place).expect("the place").flatten().next().expect("the demo's folder").path();
-    let summary = spec::journal::check(&*fs::read(folder.join("state/steps.jsonl")).expect("a journal"));
+    let summary = journals::check(&*fs::read(folder.join("state/steps.jsonl")).expect("a journal"));
     let sent = Command::new("sh").args(["-c", &format!("kill -INT {}", demo.id())]).status();
     assert!(stays && sent.expect("a shell").success() && demo.wait().is_ok());
     let summary = summary.unwrap_or_else(|why| panic!("{why}"));

@@ -5,37 +5,42 @@ mod spec;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    ops::ControlFlow,
 };
 
 use spec::{
-    explore::{Alphabet, Edge, explore},
+    explore::{Edge, WORLDS, explore},
     laws::LAWS,
-    sample,
+    matrix::word_of,
 };
-use wechsler::machine::{Answer, Effect, Failure, Ignored, Kind, Refusal, Region, Verb};
+use wechsler::machine::{Answer, Effect, Failure, Ignored, Kind, Refusal, Region};
 
 /// What an event comes to in a leaf.
-type Cells = BTreeMap<(Kind, String), BTreeSet<String>>;
+type Cells = BTreeMap<(Kind, &'static str), BTreeSet<String>>;
 
 struct Seen {
-    arrows: BTreeMap<(Kind, Kind), BTreeSet<String>>,
+    arrows: BTreeMap<(Kind, Kind), BTreeSet<&'static str>>,
     cells: Cells,
-    letters: Vec<String>,
+    letters: Vec<&'static str>,
 }
 
 fn look_at_the_machine() -> Seen {
     let mut seen = Seen { arrows: BTreeMap::new(), cells: BTreeMap::new(), letters: vec![] };
-    let explored = [sample::quiet(), sample::eager()].into_iter().flat_map(|p| Alphabet::ALL.map(|a| (p.clone(), a)));
-    for (policy, acts) in explored {
-        explore(&policy, acts, |e: &Edge| {
+    for world in WORLDS {
+        explore(world, |e: &Edge| {
             let (from, to) = (e.before.place().kind, e.after.place().kind);
-            if !seen.letters.iter().any(|l| l == e.act) {
-                seen.letters.push(e.act.to_owned());
+            if !seen.letters.contains(&e.act) {
+                seen.letters.push(e.act);
             }
             if from != to {
-                seen.arrows.entry((from, to)).or_default().insert(class(e.act).to_owned());
+                seen.arrows.entry((from, to)).or_default().insert(class(e.act));
             }
-            seen.cells.entry((from, e.act.to_owned())).or_default().insert(cell(e));
+            let cells = seen.cells.entry((from, e.act)).or_default();
+            let cell = cell(e);
+            if !cells.contains(&cell) {
+                cells.insert(cell);
+            }
+            ControlFlow::Continue(())
         });
     }
     seen
@@ -43,11 +48,14 @@ fn look_at_the_machine() -> Seen {
 
 /// The kind of thing that happened, for the chart: who moved it.
 fn class(act: &str) -> &'static str {
-    if act.starts_with("sees") || act.starts_with("cannot") {
+    if ["sees", "cannot", "hears", "another session"].iter().any(|by| act.starts_with(by)) {
         "look"
-    } else if act == "deadline" {
+    } else if matches!(act, "deadline" | "long after") {
         "deadline"
-    } else if act.starts_with("order") || act.starts_with("restore is") || act.starts_with("older") {
+    } else if ["order", "older", "lost answer", "save finds", "restore is", "restore kills"]
+        .iter()
+        .any(|by| act.starts_with(by))
+    {
         "answer"
     } else {
         "command"
@@ -72,7 +80,7 @@ fn cell(e: &Edge) -> String {
     let orders: Vec<String> = e
         .effects
         .iter()
-        .filter_map(|f| if let Effect::Do { what, .. } = f { Some(verb_name(*what).to_owned()) } else { None })
+        .filter_map(|f| if let Effect::Do { what, .. } = f { Some(word_of(*what).to_owned()) } else { None })
         .collect();
     if !orders.is_empty() {
         return orders.join(", ");
@@ -83,23 +91,11 @@ fn cell(e: &Edge) -> String {
     "stays".into()
 }
 
-const fn verb_name(verb: Verb) -> &'static str {
-    match verb {
-        Verb::Wake => "wakes",
-        Verb::StartUnit(_) => "starts",
-        Verb::StopUnit(_) => "stops",
-        Verb::KillUnit(_) => "kills",
-        Verb::SaveSlots(_) => "saves",
-        Verb::RestoreSlots(_) => "restores",
-        Verb::PowerOff => "powers off",
-    }
-}
-
 fn diagram(seen: &Seen) -> String {
     let mut out = String::from("```mermaid\nstateDiagram-v2\n    [*] --> Unknown\n");
     nest(&mut out, Region::Top, 1);
     for ((from, to), by) in &seen.arrows {
-        let by: Vec<&str> = by.iter().map(String::as_str).collect();
+        let by: Vec<&str> = by.iter().copied().collect();
         let _ = writeln!(out, "    {from} --> {to}: {}", by.join(" / "));
     }
     out + "```\n"
@@ -122,7 +118,7 @@ fn table(seen: &Seen) -> String {
     for kind in Kind::ALL {
         let _ = writeln!(out, "#### In {kind}\n\n| when | then |\n| --- | --- |");
         for letter in &seen.letters {
-            if let Some(cells) = seen.cells.get(&(kind, letter.clone())) {
+            if let Some(cells) = seen.cells.get(&(kind, *letter)) {
                 let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
                 let _ = writeln!(out, "| {letter} | {} |", cells.join(" · "));
             }
@@ -133,8 +129,8 @@ fn table(seen: &Seen) -> String {
 }
 
 fn laws() -> String {
-    LAWS.iter().enumerate().fold(String::new(), |mut out, (i, (name, _))| {
-        let _ = writeln!(out, "{}. {name}", i + 1);
+    LAWS.iter().enumerate().fold(String::new(), |mut out, (i, law)| {
+        let _ = writeln!(out, "{}. {}", i + 1, law.name);
         out
     })
 }

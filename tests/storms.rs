@@ -308,14 +308,15 @@ impl Storm {
     }
 
     /// One step, all laws.
-    fn step(&mut self, act: &str, event: Event) -> Result<(), String> {
-        let before = self.machine.clone();
+    fn step(&mut self, act: &'static str, event: Event) -> Result<(), String> {
+        let (before, was) = (self.machine.clone(), self.machine.view());
         let effects = self.machine.step(self.now, event.clone());
-        let edge = Edge { before: &before, now: self.now, act, event: &event, effects: &effects, after: &self.machine };
-        for (name, law) in LAWS {
-            law(&edge).map_err(|why| {
+        let edge = Edge::new((&before, &was), (act, self.now, &event), (&effects, &self.machine));
+        for law in LAWS {
+            (law.holds)(&edge).map_err(|why| {
                 format!(
-                    "{name}: {why}\n at {} in {:?} by {event:?}\n effects {effects:?}\n to {:?}",
+                    "{}: {why}\n at {} in {:?} by {event:?}\n effects {effects:?}\n to {:?}",
+                    law.name,
                     self.now,
                     before.place(),
                     self.machine.place()

@@ -231,7 +231,7 @@ fn what_does_not_end_is_stuck_and_what_is_down_but_not_gone_has_not_freed_the_gp
 
 #[test]
 fn an_idle_stop_gives_up_also_for_a_request_that_was_over_between_two_looks() {
-    let mut line = Line::on(sample::eager(), Seen::Running, Seen::Stopped);
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
     line.now = line.machine.deadline().expect("the idle stop");
     line.tick();
     assert_eq!(line.kind(), Kind::Draining);
@@ -294,7 +294,7 @@ fn a_lost_answer_is_not_cleared_up_by_a_unit_that_cannot_be_read() {
 
 #[test]
 fn an_idle_stop_gives_up_when_a_request_came_during_the_save() {
-    let mut line = Line::on(sample::eager(), Seen::Running, Seen::Stopped);
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
     line.now = line.machine.deadline().expect("the idle stop");
     let mut effects = line.sees(Seen::Running, Seen::Stopped);
     effects.extend(line.drains());
@@ -496,7 +496,7 @@ fn silence(line: &mut Line) -> Vec<Effect> {
 
 #[test]
 fn a_suspended_server_that_resumes_is_not_stopped_at_once_for_its_idle_time_of_before() {
-    let policy = Policy { idle_power_off_after: None, ..sample::eager() };
+    let policy = Policy { idle_power_off_after: None, ..without_checkpoints() };
     let mut line = Line::on(policy, Seen::Running, Seen::Stopped);
     for after in [600, 40, 3600] {
         line.after(after);
@@ -555,6 +555,13 @@ fn a_server_that_still_refuses_while_it_goes_down_is_not_off_yet() {
     }
     line.after(6);
     assert_eq!(order(&silence(&mut line)).1, Verb::Wake);
+}
+
+/// Everything that can happen by itself does, but nothing is saved before a stop.
+fn without_checkpoints() -> Policy {
+    let mut policy = sample::eager();
+    policy.backends[0].checkpoint_quiet = None;
+    policy
 }
 
 /// llama.cpp has been used up to now, holds so many tokens, and is idle.

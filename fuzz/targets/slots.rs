@@ -1,7 +1,8 @@
 //! Saved slots: heads of their files, notes about them, and what the server says of the folder they lie in.
 
 use wechsler::host::{
-    slot_folder::{parse_kept, parse_list, parse_survey},
+    slot_files::FileName,
+    slot_folder::{parse_digest, parse_kept, parse_list, parse_survey},
     slots::{check_head, read_note},
 };
 
@@ -20,4 +21,9 @@ pub fn run(data: &[u8]) {
     }
     let _ = parse_kept(&text);
     let _ = parse_list(&text);
+    if let Some(name) = FileName::new("localbot.slot")
+        && let Ok(Some(digest)) = parse_digest(&text, &name)
+    {
+        assert_eq!(digest.len(), 64);
+    }
 }

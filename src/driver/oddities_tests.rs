@@ -151,6 +151,7 @@ fn saved() -> SavedSlot {
         generation: 1,
         last_restore: None,
         useless: None,
+        named: false,
     }
 }
 

@@ -132,6 +132,7 @@ fn saved(name: &str, put_aside: Option<&str>) -> SavedSlot {
         generation: 7,
         last_restore: None,
         useless: None,
+        named: false,
     }
 }
 

@@ -125,7 +125,9 @@ impl MountedFolder {
         match timeout_at(deadline, done).await {
             Ok(done) => done.map_err(|error| self.refused(&error)),
             Err(_) => {
-                let (dir, within) = (self.dir.display(), deadline - begun);
+                // As it was meant, without the moment in which nobody had begun to wait.
+                let within = Duration::from_secs_f64(((deadline - begun).as_secs_f64() * 10.0).round() / 10.0);
+                let dir = self.dir.display();
                 Err(SlotFilesError::Unreachable(format!("the share at {dir} does not answer within {within:?}")))
             }
         }

@@ -119,8 +119,11 @@ pub fn parse_kept(answer: &str) -> Result<Option<Found>, SlotFilesError> {
     }
 }
 
-/// The line of `sha256sum`: the digits, two spaces, the name.
-fn parse_digest(answer: &str, name: &FileName) -> Result<Option<String>, SlotFilesError> {
+/// The line of `sha256sum`: the digits, two spaces, the name; `None` if the file is not there.
+///
+/// # Errors
+/// Of an answer that is not whole, or a refusal.
+pub fn parse_digest(answer: &str, name: &FileName) -> Result<Option<String>, SlotFilesError> {
     /// Exit status of `timeout` when the time was up.
     const TIME_IS_UP: &str = "status 124";
     let parts = whole(answer)?;

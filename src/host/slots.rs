@@ -13,11 +13,12 @@
 //! * Nothing is asked of a server that sleeps: that would load its model.
 //! * A file is restored only by the same model, build, flags and layout (the file itself knows none of them), with exactly the noted
 //!   size (a truncated file aborts the server), into a slot never used since the start.
+//! * A file whose whole was read once in calm, for its digest, is read again while the backend loads: a flipped bit would be
+//!   restored like any other.
 //! * Before a restore is sent, its note says so, and then the slot is looked at once more; a file whose restore failed, or never
 //!   ended, is put aside and never sent again.
-//!
-//! What a restore cannot promise is reuse: models with a sliding window or recurrent state take the file and may still compute
-//! the prompt anew. Only the answer to a real request tells (`cache_n`).
+//! * What a restore was worth only a request tells. Where it was nothing twice in a row, none is sent by itself any more.
+//! * Slot files are transcripts of conversations: what is kept, for how long, and how much, is configured, and forgotten is gone.
 
 mod digest;
 mod head;
@@ -131,8 +132,6 @@ impl SlotStore {
     pub async fn saved(&self) -> Vec<SavedSlot> {
         let notes = self.shelf.read_again().await;
         self.report(&notes);
-        let useless =
-            |note: &Note| name::slot_of(&self.slots.name, &note.name).and_then(|_| notes.useless.why(&note.fit));
         let surplus = self.surplus(&notes.notes);
         let stays = |note: &&Note| !surplus.iter().any(|gone| gone.file == note.file);
         notes
@@ -144,8 +143,9 @@ impl SlotStore {
                 if note.put_aside.is_none() && self.seen().is_unfinished(&note) {
                     note.put_aside = Some(UNFINISHED.into());
                 }
-                let useless = useless(&note);
-                SavedSlot { useless, ..note.shown() }
+                let named = name::slot_of(&self.slots.name, &note.name).is_none();
+                let useless = if named { None } else { notes.useless.why(&note.fit) };
+                SavedSlot { useless, named, ..note.shown() }
             })
             .collect()
     }

@@ -1,5 +1,7 @@
 //! What the machine remembers beside its leaf: the newest look, the operation, the order under way, the holds.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -33,7 +35,7 @@ impl Step {
 /// The shared storage of the statechart: what outlives a leaf.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Core {
-    pub(super) policy: Policy,
+    pub(super) policy: Arc<Policy>,
     pub(super) now: Instant,
     pub(super) look: Look,
     /// When that look came.
@@ -111,38 +113,50 @@ pub(super) enum WorryKind {
     WakeUnarmed,
 }
 
-/// What is remembered of one backend.
+/// What is remembered of one backend: of its newest run, until another is seen, and when it was used last.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Memory {
     /// The end of its last use; starts when it became ready, or at the first look.
     pub(super) last_use: Option<Instant>,
+    /// The run that all below is about; kept while it cannot be read.
+    pub(super) run: Option<Invocation>,
     /// Different answers in a row that said idle, with nothing used in between.
     pub(super) calm: u32,
-    /// The run a restore was ordered for.
-    pub(super) restored: Option<Invocation>,
-    /// Looks in a row in which the running backend did not answer.
+    /// Looks in a row in which it did not answer although it was healthy before.
     pub(super) unwell: u32,
-    /// The run seen healthy.
-    pub(super) ready: Option<Invocation>,
-    /// The run in which a restore went wrong: what it holds is worth nothing, and it may answer nonsense.
-    pub(super) spoilt: Option<Invocation>,
+    /// It was seen healthy.
+    pub(super) ready: bool,
+    /// A restore was ordered for it, or is not wanted any more.
+    pub(super) restored: bool,
+    /// A restore went wrong in it: what it holds is worth nothing, and it may answer nonsense.
+    pub(super) spoilt: bool,
     /// What it held when its slots were last saved.
     pub(super) saved: Option<Saved>,
 }
 
 /// A save that was done.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Saved {
-    /// Of this run.
-    pub(super) run: Invocation,
-    /// When its counters said this.
+    /// Its counters said this.
     pub(super) mark: u64,
-    /// And it held so many tokens.
+    /// It held so many tokens.
     pub(super) tokens: u64,
 }
 
+impl Memory {
+    /// Nothing is known of any run.
+    fn forget_run(&mut self) {
+        *self = Self { last_use: self.last_use, ..Self::default() };
+    }
+
+    /// The run, if that is so of it.
+    pub(super) fn run_if(&self, so: bool) -> Option<Invocation> {
+        self.run.filter(|_| so)
+    }
+}
+
 impl Core {
-    pub(super) fn new(policy: Policy, holds: Vec<Hold>) -> Self {
+    pub(super) fn new(policy: Arc<Policy>, holds: Vec<Hold>) -> Self {
         let backends = policy.backends.len();
         let next_hold = holds.iter().map(|h| h.id.0).max().unwrap_or(0) + 1;
         Self {
@@ -189,6 +203,11 @@ impl Core {
         self.silence.filter(|s| s.misses >= self.policy.misses).map(|s| s.since + self.policy.silence)
     }
 
+    /// When what is up beside each other will have been so for long enough to be a conflict.
+    pub(super) fn conflict_at(&self) -> Option<Instant> {
+        self.crowded_since.map(|since| since + self.policy.conflict_after)
+    }
+
     pub(super) fn seen(&self, id: BackendId) -> Seen {
         self.look.backend(id).seen
     }
@@ -229,14 +248,23 @@ impl Core {
 
     /// This run has been healthy: requests may be in flight and slots may hold something, whatever it says just now.
     pub(super) fn has_served(&self, id: BackendId) -> bool {
-        let run = self.look.backend(id).invocation;
-        run.is_some() && run == self.memory(id).ready
+        self.memory(id).ready && self.is_of_this_run(id)
     }
 
     /// A restore has gone wrong in this run.
     pub(super) fn is_spoilt(&self, id: BackendId) -> bool {
+        self.memory(id).spoilt && self.is_of_this_run(id)
+    }
+
+    /// A restore was never ordered for this run. One without a name is never sure of that.
+    pub(super) fn may_be_restored(&self, id: BackendId) -> bool {
+        !self.memory(id).restored && self.is_of_this_run(id)
+    }
+
+    /// What is remembered of the backend is of the run that the newest look shows.
+    fn is_of_this_run(&self, id: BackendId) -> bool {
         let run = self.look.backend(id).invocation;
-        run.is_some() && run == self.memory(id).spoilt
+        run.is_some() && run == self.memory(id).run
     }
 
     // ---- what is told -------------------------------------------------------------------------------------------
@@ -259,7 +287,9 @@ impl Core {
             }
             Server::On { boot, .. } => {
                 self.silence = None;
-                self.boot = Some(boot);
+                if self.boot.replace(boot).is_some_and(|before| before != boot) {
+                    self.backends.iter_mut().for_each(Memory::forget_run);
+                }
             }
             Server::Uncontrolled => self.silence = None,
         }
@@ -271,11 +301,15 @@ impl Core {
             if other_run || used {
                 memory.calm = 0;
             }
+            if after.invocation.is_some_and(|run| memory.run != Some(run)) {
+                memory.forget_run();
+                memory.run = after.invocation;
+            }
             match after.seen {
                 Seen::Running => {
                     memory.unwell = 0;
-                    let first = memory.ready != after.invocation || memory.last_use.is_none();
-                    memory.ready = after.invocation;
+                    let first = memory.run_if(memory.ready) != after.invocation || memory.last_use.is_none();
+                    memory.ready = after.invocation.is_some();
                     if first || used {
                         memory.last_use = Some(now);
                     }
@@ -283,17 +317,26 @@ impl Core {
                 Seen::Loading | Seen::Sick => {
                     memory.unwell = memory.unwell.saturating_add(u32::from(newer)).min(misses);
                 }
-                Seen::Stopped | Seen::Missing | Seen::CrashLoop => {
-                    memory.ready = None;
+                Seen::Stopped | Seen::Missing => memory.forget_run(),
+                Seen::CrashLoop => {
+                    memory.ready = false;
                     memory.unwell = 0;
                 }
                 Seen::Unknown | Seen::Lingering | Seen::Stranger => {}
             }
-            if after.use_ == Use::Idle && (other_run || used || memory.calm == 0 || after.use_at > before.use_at) {
+            if after.seen.is_up()
+                && after.use_ == Use::Idle
+                && (other_run || used || memory.calm == 0 || after.use_at > before.use_at)
+            {
                 memory.calm = memory.calm.saturating_add(1).min(2);
             }
         }
         self.look = look.clone();
+        if let Some(work) = &mut self.work {
+            work.leaving.take_if(|leaving| look.backend(leaving.backend).seen.is_stopped());
+            // Something came up meanwhile: when it is gone, the last look begins anew.
+            work.last_look.take_if(|_| look.backends.iter().any(|backend| backend.seen.is_up()));
+        }
         if self.is_off() {
             // Nobody saw how long it was used meanwhile: should the same run come back (a suspended server resumes), its
             // idle time begins anew.
@@ -351,7 +394,7 @@ impl Core {
             };
             found.push((WorryKind::Failure(failure), Some(id)));
         }
-        if self.crowded_since.is_some_and(|s| self.now.since(s) >= self.policy.conflict_after) {
+        if self.conflict_at().is_some_and(|at| at <= self.now) {
             found.push((WorryKind::Failure(Failure::Conflict), None));
         }
         if self.look.wake_armed == Some(false) && self.policy.wake_check != super::WakeCheck::Off {

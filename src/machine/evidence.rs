@@ -282,7 +282,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// A saved slot is on record that was not put aside, and is not of another model than the one that answers.
+    /// A saved slot is on record that comes back by itself, was not put aside, and is not of another model than the one that answers.
     fn is_restorable(&self) -> bool {
         let model = match self.http {
             Some(Http::Ready(identity)) => identity.model.as_deref(),
@@ -290,7 +290,7 @@ impl<'a> View<'a> {
         };
         let saved = self.reading.saved.iter().flat_map(|saved| &saved.value);
         saved
-            .filter(|slot| slot.put_aside.is_none() && slot.useless.is_none() && slot.tokens > 0)
+            .filter(|slot| slot.put_aside.is_none() && slot.useless.is_none() && !slot.named && slot.tokens > 0)
             .any(|slot| model.is_none_or(|model| model == slot.model))
     }
 }

@@ -1,31 +1,84 @@
 //! What a machine's behaviour depends on, with absolute time and names taken out: two machines with the same key are one
 //! state of the exploration.
 //!
-//! The abstraction: moments in the future count by their order, moments in the past only as past (what their age has come
-//! to is kept beside: whether the silence has lasted, whether a crowd is a conflict); runs, boots and sessions count by
-//! which of them are the same; counters that name things do not count.
+//! **Time.** A moment that is waited for counts by its place among the deadlines, one that is over only as over. An age
+//! that matters (of the newest look, of what was asked of GPU and people) counts by how many deadlines will pass before it
+//! is too old. How far two moments lie apart does not count.
+//!
+//! **Names.** Operations, orders, requests, holds and SSH sessions count by what they still stand for, runs and boots by
+//! which of them are the same. A run that another has followed never comes back.
+//!
+//! **What cannot matter any more** does not count: how a backend that is proven stopped was used, how far a drain had come
+//! whose save has ended, an order's progress that belongs to another goal, whatever of the look its server or unit decides
+//! alone. Nor does what only people read.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 
 use super::{
-    Instant, Machine, Server,
-    core::{Core, Memory},
+    BackendId, BackendLook, Goal, Instant, Machine, Policy, Seen, Server,
+    core::{Core, FRESH, Memory},
     rules::State,
     work::{Leaving, Work},
 };
 
-/// Renames things by the order in which they are met.
+/// A quick hasher: keys are made a million times in an exploration.
 #[derive(Default)]
-struct Names(Vec<u128>);
+struct Mix(u64);
 
-impl Names {
-    fn of(&mut self, raw: Option<u128>) -> usize {
-        let Some(raw) = raw else { return 0 };
-        let at = self.0.iter().position(|known| *known == raw).unwrap_or_else(|| {
-            self.0.push(raw);
-            self.0.len() - 1
-        });
-        at + 1
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        let wide = u128::from(self.0 ^ n ^ 0x9e37_79b9_7f4a_7c15) * 0xd129_0d3e_5f6b_9ac3;
+        #[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
+        let (low, high) = (wide as u64, (wide >> 64) as u64);
+        self.0 = low ^ high;
+    }
+
+    fn write_u8(&mut self, n: u8) {
+        self.write_u64(u64::from(n));
+    }
+
+    fn write_isize(&mut self, n: isize) {
+        #[expect(clippy::cast_sign_loss, reason = "only its bits count")]
+        self.write_u64(n as u64);
+    }
+}
+
+/// A moment, as it counts.
+#[derive(Clone, Copy, Hash)]
+enum Moment {
+    Over,
+    /// After so many deadlines.
+    After(usize),
+}
+
+/// How one run stands to another.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Run {
+    None,
+    /// The one that is shown.
+    Shown,
+    /// None is shown, but there was one.
+    Hidden,
+    /// Another is shown.
+    Gone,
+}
+
+fn run(of: Option<super::Invocation>, shown: Option<super::Invocation>) -> Run {
+    match (of, shown) {
+        (None, _) => Run::None,
+        (Some(_), None) => Run::Hidden,
+        (Some(of), Some(shown)) if of == shown => Run::Shown,
+        (Some(_), Some(_)) => Run::Gone,
     }
 }
 
@@ -33,16 +86,23 @@ impl Machine {
     /// The key of this machine, see the module.
     #[must_use]
     pub fn key(&self) -> u64 {
+        let mut key = Mix::default();
+        self.distinctions(|_, value| key.write_u64(value));
+        key.finish()
+    }
+
+    /// What the key is made of, by name: shows what tells two machines apart.
+    pub fn distinctions(&self, mut tell: impl FnMut(&'static str, u64)) {
         // Every field by name: a new one must be decided here.
         let Core {
-            policy: _,
+            policy,
             now,
-            looked: _,
+            looked,
             look,
             boot,
             silence,
             backends,
-            crowded_since,
+            crowded_since: _,
             vacant_since,
             work,
             order,
@@ -56,60 +116,80 @@ impl Machine {
             backoff,
             attention: _,
         } = &*self.chart;
+        let core: &Core = &self.chart;
         let leaf = *self.chart.state();
-        let mut future: Vec<Instant> = [leaf.deadline(), work.as_ref().map(|w| w.op.until), order.map(|o| o.until)]
-            .into_iter()
-            .flatten()
-            .chain(backoff.map(|b| b.until))
-            .chain(holds.iter().filter_map(|h| h.until))
-            .filter(|at| at > now)
-            .collect();
-        future.sort_unstable();
-        future.dedup();
-        let rank = |at: Instant| future.iter().position(|f| *f == at);
-        let mut runs = Names::default();
-        let mut boots = Names::default();
-        let h = &mut DefaultHasher::new();
-
-        leaf.place().hash(h);
-        leaf.deadline().map(rank).hash(h);
-        matches!(leaf, State::Stopping { killed: true, .. }).hash(h);
-        let going_down = if let State::PoweringOff { boot, .. } = leaf { Some(boot.0) } else { None };
-        boots.of(going_down).hash(h);
-        matches!(leaf, State::Stopping { until: Some(_), .. }).hash(h);
-
-        match look.server {
-            Server::On { boot, session: _ } => (1, boots.of(Some(boot.0))).hash(h),
-            other => (0, other).hash(h),
+        let mut due: Vec<Instant> = self.deadlines().collect();
+        due.sort_unstable();
+        due.dedup();
+        let before = |at: Instant| due.iter().take_while(|due| **due < at).count();
+        let moment = |at: Instant| if at > *now { Moment::After(before(at)) } else { Moment::Over };
+        let young = |at: Instant| if at + FRESH >= *now { Moment::After(before(at + FRESH)) } else { Moment::Over };
+        let mut tell = |name, value: &dyn Fn(&mut Mix)| {
+            let mut mix = Mix::default();
+            value(&mut mix);
+            tell(name, mix.finish());
+        };
+        macro_rules! tell {
+            ($name:literal, $value:expr) => {
+                tell($name, &|mix: &mut Mix| $value.hash(mix))
+            };
         }
-        boots.of(boot.map(|b| b.0)).hash(h);
-        for (b, Memory { last_use: _, calm, restored, unwell, ready, spoilt, saved }) in
-            look.backends.iter().zip(backends)
-        {
-            (b.seen, b.use_, b.mark, b.holds_tokens, b.tokens, b.unused, b.restorable, b.sleeping, b.restarts).hash(h);
-            runs.of(b.invocation.map(|i| i.0)).hash(h);
-            (calm, unwell).hash(h);
-            runs.of(restored.map(|i| i.0)).hash(h);
-            runs.of(ready.map(|i| i.0)).hash(h);
-            runs.of(spoilt.map(|i| i.0)).hash(h);
-            // Which of two amounts is larger, by how much, counts as the tokens of the look do.
-            saved
-                .map(|s| (Some(s.mark) == b.mark, Some(s.run) == b.invocation, b.tokens.saturating_sub(s.tokens)))
-                .hash(h);
+
+        // Where it is.
+        tell!("leaf", leaf.place());
+        tell!("deadlines of the leaf", leaf.deadlines().map(|at| at.map(moment)));
+        tell!("killed", matches!(leaf, State::Stopping { killed: true, .. }));
+        let going_down = if let State::PoweringOff { boot, .. } = leaf { Some(boot) } else { None };
+        tell!("boot told to go down", going_down.map(|b| (look.boot().map(|now| now == b), *boot == Some(b))));
+
+        // What is seen.
+        tell!(
+            "server",
+            match look.server {
+                Server::On { .. } => Server::On { boot: super::BootId(0), session: 0 },
+                other => other,
+            }
+        );
+        tell!("a boot was seen", boot.is_some());
+        tell!("silence", (core.is_off(), silence.map(|s| s.misses), core.silence_proves_at().map(moment)));
+        tell!("conflict", core.conflict_at().map(moment));
+        if core.is_on() {
+            tell!("others", (look.foreign_gpu, look.gpu_late, look.people, look.wake_armed));
         }
-        (look.foreign_gpu, look.gpu_late, look.people, look.wake_armed).hash(h);
-        (self.chart.is_off(), silence.map(|s| s.misses)).hash(h);
-        (crowded_since.is_some(), vacant_since.is_some()).hash(h);
-        (
-            self.chart.is_settled(),
-            order.map(|o| (o.what, rank(o.until), work.as_ref().is_some_and(|w| w.op.id == o.op))),
-        )
-            .hash(h);
-        doubt.map(|d| (d.session.is_some(), d.backend)).hash(h);
+        if core.is_on() && policy.ids().all(|id| core.seen(id).is_stopped()) {
+            let fresh = (*looked + FRESH).min(look.at + FRESH + policy.command_timeout);
+            tell!("fresh", if fresh >= *now { Moment::After(before(fresh)) } else { Moment::Over });
+            let started = work.as_ref().map_or(*now, |w| w.op.started);
+            let asked_for = work.as_ref().and_then(|w| w.last_look).map(|l| l.since);
+            for at in [look.gpu_at, look.people_at, look.wake_armed_at] {
+                let on_purpose = asked_for.is_some_and(|since| at >= since);
+                tell!("asked", (at > Instant::START, young(at), at >= started, on_purpose));
+            }
+            let vacant = policy.idle_power_off_after.and_then(|after| vacant_since.map(|since| since + after));
+            tell!("vacant", vacant.map(moment));
+        }
+        for ((id, look), memory) in policy.ids().zip(&look.backends).zip(backends) {
+            let idle_at = policy.idle_stop_after.and_then(|after| memory.last_use.map(|since| since + after));
+            let quiet = policy.backend(id).checkpoint_quiet;
+            let quiet_at = quiet.and_then(|quiet| memory.last_use.map(|since| since + quiet));
+            let in_use = work
+                .as_ref()
+                .is_some_and(|w| w.op.cause.is_policy() && memory.last_use.is_some_and(|at| at > w.op.started));
+            tell!("backend", look.seen);
+            if look.seen.is_up() {
+                tell!("last use", (idle_at.map(moment), quiet_at.map(moment), in_use));
+            }
+            backend_distinctions(policy, id, look, memory, leaf, &mut |name, value| tell(name, value));
+        }
+
+        // What is under way.
+        tell!("settled", core.is_settled());
+        tell!("order", order.map(|o| (o.what, moment(o.until), work.as_ref().is_some_and(|w| w.op.id == o.op))));
+        tell!("doubt", doubt.map(|d| (d.session.is_some(), d.backend)));
         for hold in holds {
-            (hold.what, hold.until.map(rank)).hash(h);
+            tell!("hold", (hold.what, hold.until.map(moment)));
         }
-        backoff.map(|b| rank(b.until)).hash(h);
+        tell!("backoff", backoff.map(|b| moment(b.until)).filter(|m| !matches!(m, Moment::Over)));
         if let Some(w) = work {
             let Work {
                 op,
@@ -125,17 +205,88 @@ impl Machine {
                 slots_done,
                 warnings: _,
             } = w;
-            (op.goal, op.cause.is_policy(), rank(op.until)).hash(h);
-            (no_drain, launched, no_restore, failing, slots_done).hash(h);
-            runs.of(rid_of.map(|i| i.0)).hash(h);
-            (runs.of(launch.map(|l| l.0.0)), launch.map(|l| l.1)).hash(h);
-            if let Some(Leaving { backend, invocation, drained, saved, drain_until, stops }) = leaving {
-                (backend, drained, saved, drain_until.map(|at| at > *now), stops, runs.of(invocation.map(|i| i.0)))
-                    .hash(h);
+            tell!("goal", (op.goal, op.cause.is_policy(), moment(op.until)));
+            tell!("last look", last_look.map(|l| moment(l.until)));
+            tell!("unread", unread_until.map(moment));
+            match op.goal {
+                Goal::Run(_) | Goal::Restart(_) if failing.is_some() => tell!("failing", failing),
+                Goal::Run(b) | Goal::Restart(b) => {
+                    let shown = look.backend(b);
+                    let again = launch.is_some_and(|(_, restarts)| shown.restarts > restarts);
+                    tell!("launch", (launched, run(launch.map(|l| l.0), shown.invocation), again));
+                    let rid_of = match (run(*rid_of, shown.invocation), op.goal) {
+                        (Run::Gone, Goal::Run(_)) => Run::None,
+                        (rid_of, _) => rid_of,
+                    };
+                    tell!("rid of", rid_of);
+                    tell!("no restore", no_restore);
+                }
+                Goal::Save(..) | Goal::Restore(..) => tell!("slots done", slots_done),
+                Goal::Stop | Goal::Off | Goal::Awake => {}
             }
-            last_look.map(|l| l.until > *now).hash(h);
-            unread_until.map(|at| at > *now).hash(h);
+            tell!("no drain", no_drain);
+            if let Some(Leaving { backend, invocation, drained, saved, drain_until, stops }) = *leaving {
+                tell!("leaving", backend);
+                let of = run(invocation, look.backend(backend).invocation);
+                if of != Run::Gone {
+                    tell!("stops", (of, stops));
+                    let slots = policy.backend(backend).slots;
+                    let saved = saved && slots;
+                    if failing.is_none() {
+                        // In the drain itself it is the leaf's; after it only a save that found a request asks for it.
+                        let asks = if drained {
+                            slots && !saved && !no_drain
+                        } else {
+                            !matches!(leaf, State::Draining { .. })
+                        };
+                        let until = drain_until.filter(|_| asks).map(moment);
+                        tell!("how far", (drained || saved, saved, until));
+                    }
+                }
+            }
         }
-        h.finish()
+    }
+}
+
+fn backend_distinctions(
+    policy: &Policy,
+    id: BackendId,
+    look: &BackendLook,
+    memory: &Memory,
+    leaf: State,
+    tell: &mut dyn FnMut(&'static str, &dyn Fn(&mut Mix)),
+) {
+    let BackendLook {
+        seen,
+        invocation,
+        restarts: _,
+        use_,
+        use_at: _,
+        mark,
+        holds_tokens,
+        tokens,
+        unused,
+        restorable,
+        sleeping,
+    } = look;
+    let Memory { last_use: _, run: known, calm, unwell, ready, restored, spoilt, saved } = memory;
+    let slots = policy.backend(id).slots;
+    let served = *ready && *known == *invocation;
+    let in_service = *seen == Seen::Running || (served && seen.is_up() && *seen != Seen::CrashLoop);
+    let (restored, spoilt) = (slots && *restored, slots && *spoilt);
+    tell("a run is shown", &|mix| invocation.is_some().hash(mix));
+    tell("what is known of the run", &|mix| (*ready, restored, spoilt).hash(mix));
+    if in_service {
+        tell("use", &|mix| (use_, mark.is_some(), calm, sleeping).hash(mix));
+    }
+    if *seen == Seen::Running && slots {
+        tell("slots", &|mix| (holds_tokens, unused, restorable).hash(mix));
+        if policy.backend(id).has_checkpoints() {
+            let on_record = saved.map(|s| (Some(s.mark) == *mark, tokens.saturating_sub(s.tokens)));
+            tell("checkpoint", &|mix| on_record.hash(mix));
+        }
+    }
+    if served && (leaf == State::Running { backend: id }) {
+        tell("unwell", &|mix| unwell.hash(mix));
     }
 }

@@ -27,10 +27,6 @@ const MOST_STOPS: u8 = 2;
 /// Brings every backend but `keep` down; `None` when all are proven stopped.
 pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, step: &mut Step) -> Option<Pursued> {
     let others = |id: &BackendId| Some(*id) != keep;
-    let left = core.work.as_ref().and_then(|w| w.leaving).is_some_and(|l| core.seen(l.backend).is_stopped());
-    if let (true, Some(work)) = (left, &mut core.work) {
-        work.leaving = None;
-    }
     // One that is being left already goes first, so that leaving never alternates.
     let current = core.work.as_ref().and_then(|w| w.leaving).map(|l| l.backend);
     let up = core.up().filter(others).min_by_key(|id| (Some(*id) != current, *id));
@@ -168,7 +164,7 @@ pub(super) fn stop(core: &mut Core, leaf: State, backend: BackendId) -> Pursued 
     if under_way && (!is_up || *stops >= MOST_STOPS) {
         return STAY;
     }
-    *stops = stops.saturating_add(1);
+    *stops = stops.saturating_add(1).min(MOST_STOPS);
     let policy = core.policy.backend(backend);
     let until = Some(core.now + core.policy.command_timeout + policy.stop_timeout);
     let order = Some(core.order(Verb::StopUnit(backend)));

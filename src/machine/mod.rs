@@ -31,6 +31,8 @@ pub mod time;
 pub mod view;
 mod work;
 
+use std::sync::Arc;
+
 use statig::blocking::{InitializedStateMachine, IntoStateMachineExt};
 
 pub use effect::{Answer, Cause, Effect, End, Failure, Goal, Operation, Refusal, Verb, Warning};
@@ -63,9 +65,10 @@ pub struct Machine {
 impl Machine {
     /// A machine that knows nothing yet but what people asked to last: the holds in force.
     #[must_use]
-    pub fn new(policy: Policy, holds: Vec<Hold>) -> Self {
-        let chart =
-            Core::new(policy, holds).uninitialized_state_machine().init_with_context(&mut Step::at(Instant::START));
+    pub fn new(policy: impl Into<Arc<Policy>>, holds: Vec<Hold>) -> Self {
+        let chart = Core::new(policy.into(), holds)
+            .uninitialized_state_machine()
+            .init_with_context(&mut Step::at(Instant::START));
         Self { chart, since: Instant::START, ignored: None }
     }
 
@@ -103,28 +106,65 @@ impl Machine {
         self.chart.state().place()
     }
 
+    /// The operation under way.
+    #[must_use]
+    pub fn operation(&self) -> Option<&Operation> {
+        self.chart.work.as_ref().map(|w| &w.op)
+    }
+
+    /// The order under way and its name; wake packets are not one.
+    #[must_use]
+    pub fn order(&self) -> Option<(VerbId, Verb)> {
+        self.chart.order.map(|o| (o.verb, o.what))
+    }
+
+    /// The order whose answer was lost: nobody knows yet what became of it.
+    #[must_use]
+    pub fn doubt(&self) -> Option<VerbId> {
+        self.chart.doubt.map(|d| d.verb)
+    }
+
+    /// The newest look.
+    #[must_use]
+    pub fn look(&self) -> &Look {
+        &self.chart.look
+    }
+
+    /// The holds in force.
+    #[must_use]
+    pub fn holds(&self) -> &[Hold] {
+        &self.chart.holds
+    }
+
     /// When [`Event::Tick`] is due; always later than the last step. `None`: nothing is waited for.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
+        self.deadlines().min()
+    }
+
+    /// All that is waited for.
+    fn deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
         let core: &Core = &self.chart;
         let leaf = *self.chart.state();
-        let crowd = (leaf != State::Conflict).then_some(core.crowded_since).flatten();
+        let work = core.work.as_ref();
+        let [one, other] = leaf.deadlines();
+        let crowd = (leaf != State::Conflict).then(|| core.conflict_at()).flatten();
         [
-            leaf.deadline(),
-            core.work.as_ref().map(|w| w.op.until),
-            core.work.as_ref().and_then(|w| w.last_look).map(|l| l.until),
-            core.work.as_ref().and_then(|w| w.unread_until),
+            one,
+            other,
+            work.map(|w| w.op.until),
+            work.and_then(|w| w.last_look).map(|l| l.until),
+            work.and_then(|w| w.unread_until),
             core.order.map(|o| o.until),
-            core.holds.iter().filter_map(|h| h.until).min(),
-            crowd.map(|since| since + core.policy.conflict_after),
+            crowd,
             core.silence_proves_at(),
             observed::next_policy(core, leaf).map(|(_, _, at)| at),
         ]
         .into_iter()
         .flatten()
+        .chain(core.holds.iter().filter_map(|h| h.until))
         // What is overdue waits for something else, which has a deadline of its own or is a look.
         .filter(|at| *at > core.now)
-        .min()
     }
 
     /// What the machine shows of itself.
@@ -153,19 +193,21 @@ impl Machine {
             now: core.now,
             place,
             since: self.since,
-            operation: core.work.as_ref().map(|w| w.op.clone()),
-            order: core.order.map(|o| (o.verb, o.what)),
+            operation: self.operation().cloned(),
+            order: self.order(),
+            doubt: self.doubt(),
             order_op: core.order.map(|o| o.op),
             save_ended: core.work.as_ref().and_then(|w| w.leaving).is_some_and(|l| l.saved),
-            restored: core.backends.iter().map(|m| m.restored).collect(),
+            restored: core.backends.iter().map(|m| m.run_if(m.restored)).collect(),
             look: core.look.clone(),
             boot: core.boot,
             is_off: core.is_off(),
             last_use: core.backends.iter().map(|m| m.last_use).collect(),
             holds: core.holds.clone(),
             last_look: core.work.as_ref().and_then(|w| w.last_look).map(|l| l.since),
-            ready: core.backends.iter().map(|m| m.ready).collect(),
-            spoilt: core.backends.iter().map(|m| m.spoilt).collect(),
+            runs: core.backends.iter().map(|m| m.run).collect(),
+            ready: core.backends.iter().map(|m| m.run_if(m.ready)).collect(),
+            spoilt: core.backends.iter().map(|m| m.run_if(m.spoilt)).collect(),
             next_action: observed::next_policy(core, leaf).map(|(goal, cause, at)| NextAction { goal, cause, at }),
             attention: core
                 .attention

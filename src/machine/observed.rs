@@ -25,7 +25,7 @@ pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
     let (first, second) = (up.next(), up.next());
     match (first, second) {
         (Some(_), Some(_)) => {
-            let lasted = core.crowded_since.is_some_and(|s| core.now.since(s) >= core.policy.conflict_after);
+            let lasted = core.conflict_at().is_some_and(|at| at <= core.now);
             match leaf {
                 State::Conflict => Some(State::Conflict),
                 _ if lasted => Some(State::Conflict),
@@ -72,7 +72,7 @@ pub(super) fn refuses_while_going_down(core: &Core, leaf: State) -> bool {
 fn by_itself(core: &Core, backend: BackendId, leaf: State) -> State {
     let running = State::Running { backend };
     let memory = core.memory(backend);
-    let same_run = memory.ready.is_some() && memory.ready == core.look.backend(backend).invocation;
+    let same_run = core.has_served(backend);
     match core.seen(backend) {
         Seen::Running => running,
         // A healthy run that does not answer now: a flap until it has lasted.
@@ -111,7 +111,7 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
                 && look.unused
                 && !look.sleeping
                 && look.seen == Seen::Running
-                && core.memory(backend).restored != look.invocation;
+                && core.may_be_restored(backend);
             if restores {
                 return Some((Goal::Restore(backend, Selection::All), Cause::AutoRestore, core.now));
             }
@@ -143,16 +143,14 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
 
 /// When what `backend` holds is to be saved while it goes on running; `since` is the end of its last use.
 fn checkpoint_due(core: &Core, backend: BackendId, since: Instant) -> Option<Instant> {
-    let (look, memory) = (core.look.backend(backend), core.memory(backend));
-    let policy = core.policy.backend(backend);
+    let (look, policy) = (core.look.backend(backend), core.policy.backend(backend));
+    let saved = core.memory(backend).saved;
     let unsaved = policy.slots && look.holds_tokens && !look.sleeping && look.mark.is_some();
-    let saved = memory.saved.filter(|saved| Some(saved.run) == look.invocation);
     if !unsaved || look.mark == saved.map(|saved| saved.mark) || core.is_spoilt(backend) {
         return None;
     }
     let new = look.tokens.saturating_sub(saved.map_or(0, |saved| saved.tokens));
-    let many = policy.checkpoint_tokens.is_some_and(|most| new >= most);
-    if many {
+    if policy.checkpoint_tokens.is_some_and(|most| new >= most) {
         // One moment of quiet is enough.
         return Some(core.now);
     }

@@ -73,6 +73,14 @@ pub struct BackendPolicy {
     pub checkpoint_quiet: Option<Duration>,
 }
 
+impl BackendPolicy {
+    /// It is saved while it goes on running.
+    #[must_use]
+    pub const fn has_checkpoints(&self) -> bool {
+        self.checkpoint_tokens.is_some() || self.checkpoint_quiet.is_some()
+    }
+}
+
 /// What program a backend is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

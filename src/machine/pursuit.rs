@@ -272,12 +272,12 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
                 && look.restorable
                 && !look.sleeping
                 && (launched || look.unused)
-                && core.memory(backend).restored != look.invocation;
+                && core.may_be_restored(backend);
             if due {
                 return Leaf(Some(restoring(core, backend)));
             }
             // Whatever came of it: this run has had its chance.
-            core.memory_mut(backend).restored = look.invocation;
+            core.memory_mut(backend).restored = true;
             core.done(step);
             Ended
         }
@@ -403,7 +403,7 @@ fn slots(core: &mut Core, leaf: State, backend: BackendId, save: bool, step: &mu
 
 /// The restore is noted before it is sent: never twice for one run.
 fn restoring(core: &mut Core, backend: BackendId) -> State {
-    core.memory_mut(backend).restored = core.look.backend(backend).invocation;
+    core.memory_mut(backend).restored = true;
     let order = core.order(Verb::RestoreSlots(backend));
     State::Restoring { backend, order }
 }

@@ -376,6 +376,9 @@ pub struct SavedSlot {
     /// Not restored by itself, and why: restores have had no effect with this model and build.
     #[serde(default)]
     pub useless: Option<String>,
+    /// Saved under a name of somebody's choice: it comes back only by that name.
+    #[serde(default)]
+    pub named: bool,
 }
 
 /// A restore that was done.

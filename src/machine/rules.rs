@@ -86,15 +86,15 @@ impl State {
     }
 
     /// When this leaf must be left or do something, computed from what it holds.
-    pub(super) fn deadline(self) -> Option<Instant> {
+    pub(super) fn deadlines(self) -> [Option<Instant>; 2] {
         match self {
-            Self::Waking { until, resend, .. } => Some(until.min(resend)),
-            Self::Starting { until, .. } | Self::Stopping { until, .. } => until,
-            Self::Draining { since, until, .. } => Some(until.min(since + leaving::UNKNOWN_USE_GRACE)),
-            Self::PoweringOff { until, .. } => Some(until),
+            Self::Waking { until, resend, .. } => [Some(resend), Some(until)],
+            Self::Starting { until, .. } | Self::Stopping { until, .. } => [until, None],
+            Self::Draining { since, until, .. } => [Some(since + leaving::UNKNOWN_USE_GRACE), Some(until)],
+            Self::PoweringOff { until, .. } => [Some(until), None],
             // Their order has a deadline of its own.
-            Self::Restoring { .. } | Self::Saving { .. } => None,
-            Self::Unknown | Self::Offline | Self::Idle | Self::Running { .. } | Self::Conflict => None,
+            Self::Restoring { .. } | Self::Saving { .. } => [None, None],
+            Self::Unknown | Self::Offline | Self::Idle | Self::Running { .. } | Self::Conflict => [None, None],
         }
     }
 }

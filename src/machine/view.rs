@@ -17,6 +17,8 @@ pub struct View {
     pub operation: Option<Operation>,
     /// The order under way and its name; wake packets are not one.
     pub order: Option<(VerbId, Verb)>,
+    /// The order whose answer was lost: nobody knows yet what became of it.
+    pub doubt: Option<VerbId>,
     /// The operation that gave it; another may have taken its place since.
     pub order_op: Option<OpId>,
     /// The backend being left has had its save, or it is recorded why not.
@@ -38,6 +40,8 @@ pub struct View {
     /// A start or a power-off waits for GPU, people and network card to be asked again; what was asked before this is too
     /// old.
     pub last_look: Option<Instant>,
+    /// The run last seen of each backend, kept while it cannot be read.
+    pub runs: Vec<Option<Invocation>>,
     /// The run of each backend that was seen healthy, while it lasts.
     pub ready: Vec<Option<Invocation>>,
     /// The run of each backend in which a restore went wrong.

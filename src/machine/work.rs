@@ -253,10 +253,9 @@ impl Core {
         if let (Outcome::Succeeded(_), Verb::SaveSlots(backend)) = (outcome, order.what) {
             // What it holds now is on record: nothing older belongs into this run.
             let look = self.look.backend(backend);
-            let (run, mark, tokens) = (look.invocation, look.mark, look.tokens);
+            let saved = look.mark.map(|mark| Saved { mark, tokens: look.tokens });
             let memory = self.memory_mut(backend);
-            memory.restored = run;
-            memory.saved = run.zip(mark).map(|(run, mark)| Saved { run, mark, tokens });
+            (memory.restored, memory.saved) = (true, saved);
         }
         if matches!(failed, Some("restore_rejected" | "restore_killed_process"))
             && let Verb::RestoreSlots(backend) = order.what
@@ -265,7 +264,10 @@ impl Core {
             let memory = self.memory_mut(backend);
             memory.spoilt = memory.restored;
         }
-        let rid_of = if let Verb::RestoreSlots(backend) = order.what { self.memory(backend).restored } else { None };
+        let rid_of = match order.what {
+            Verb::RestoreSlots(backend) => self.memory(backend).run_if(self.memory(backend).restored),
+            _ => None,
+        };
         let Some(work) = self.work.as_mut().filter(|w| w.op.id == order.op) else {
             return true;
         };
@@ -297,7 +299,8 @@ impl Core {
                     work.launched = false;
                     work.launch = None;
                     if let Goal::Restore(b, _) = work.op.goal {
-                        work.op.goal = Goal::Restart(b);
+                        // One that is gone already needs only to be started.
+                        work.op.goal = if rid_of.is_some() { Goal::Restart(b) } else { Goal::Run(b) };
                     }
                 } else if matches!(work.op.goal, Goal::Restore(..)) && (failed.is_some() || unknown) {
                     self.fail(Failure::RestoreFailed, step);

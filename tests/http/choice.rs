@@ -1,7 +1,7 @@
 //! Which slots: by name, by generation, and while the backend goes on running.
 
 use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, generation, message, named, named_in, store_with};
-use wechsler::driver::world::SlotChoice;
+use wechsler::{driver::world::SlotChoice, machine::Invocation};
 
 impl Rig {
     /// Two slots that hold so many tokens.
@@ -66,6 +66,25 @@ async fn a_name_that_cannot_be_one_or_is_the_own_name_of_another_slot_is_refused
 }
 
 #[tokio::test]
+async fn names_do_not_pile_up_until_those_of_the_slots_are_read_no_more() {
+    let mut rig = Rig::new().await;
+    rig.save_and_restart(10).await;
+    let (file, slot) = (rig.file(), rig.store.saved().await.swap_remove(0));
+    let note = std::fs::read_to_string(rig.note_path(&file)).expect("a note");
+    for number in 0..255 {
+        let other = format!("other-{number}.slot");
+        let text = note.replace(&file, &other).replace(&format!("{:?}", slot.name), &format!("\"other-{number}\""));
+        std::fs::write(rig.note_path(&other), text).expect("a note");
+    }
+    rig.next_life();
+    rig.world.use_slot(0, 20);
+    assert_eq!(codes(&rig.save_by(&named("one-more")).await), ["!too_many_saved"]);
+    assert_eq!(codes(&rig.save_by(&named("other-7")).await), ["saved"], "it is one of them already");
+    assert_eq!(codes(&rig.save().await), ["saved"]);
+    assert_eq!(rig.store.saved().await.len(), 258);
+}
+
+#[tokio::test]
 async fn a_named_slot_that_is_not_saved_is_a_failure_whatever_the_reason() {
     let rig = Rig::with_two(0, 10).await;
     assert_eq!(codes(&rig.save_by(&named("localbot")).await), ["!slot_empty"]);
@@ -85,6 +104,7 @@ async fn what_was_saved_under_a_name_of_ones_choice_comes_back_only_by_it() {
     rig.store.look_ahead(&rig.world).await;
     assert_eq!(rig.world.state().surveys, 0, "nothing will come back by itself");
     assert_eq!(codes(&rig.restore().await), ["!restore_nothing"]);
+    assert!(rig.store.saved().await[0].named);
     assert_eq!(codes(&rig.restore_by(&named("holidays")).await), ["restored"]);
     assert_eq!(rig.world.state().slots[0].restored, 909);
 }
@@ -111,6 +131,13 @@ async fn a_name_comes_back_only_where_it_surely_fits_in_beside_what_others_hold(
     for (held, code) in [(3000, "restored"), (4000, "!restore_no_room")] {
         rig.world.restart();
         rig.world.use_slot(0, held);
+        rig.save_by(&named("localbot")).await;
+        assert_eq!(codes(&rig.restore_by(&named("holidays")).await), [code]);
+        // One that was restored holds as much, and shows nothing of it until it is used.
+        let run = Invocation(u128::from(held));
+        rig.store.meets(Some(run));
+        rig.world.restart();
+        assert_eq!(codes(&rig.restore_by(&named("localbot")).await), ["restored"]);
         assert_eq!(codes(&rig.restore_by(&named("holidays")).await), [code]);
     }
 }

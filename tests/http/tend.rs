@@ -3,7 +3,7 @@
 use wechsler::{
     driver::world::{SlotTask, SlotTold},
     machine::{
-        Warning,
+        Invocation, Warning,
         reading::{LastRestore, Reuse, SavedSlot},
     },
 };
@@ -185,11 +185,15 @@ async fn a_restore_that_was_not_done_is_none() {
 async fn what_was_restored_into_an_earlier_process_is_not_judged() {
     let rig = Rig::new().await;
     rig.save_and_restart(909).await;
+    rig.store.meets(Some(Invocation(1)));
     rig.restore().await;
+    rig.store.meets(None);
     rig.world.restart();
-    rig.world.use_slot(0, 5);
-    assert_eq!(codes(&rig.restore().await), ["!restore_slot_used"]);
+    rig.store.meets(Some(Invocation(2)));
     assert_eq!(rig.proved(&[0], NONE).await, [""; 0]);
+    rig.restore().await;
+    rig.store.meets(None);
+    assert_eq!(rig.proved(&[0], NONE).await, ["localbot 1 restore_ineffective"], "which run it is cannot be told now");
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@
 //! Once as it is, kill -9 of the process on the virtual server, and once on a simulated server and paused time, where every
 //! moment can be tried.
 
+#[path = "../journals/mod.rs"]
+mod journals;
 mod points;
 #[path = "../sim/mod.rs"]
 mod sim;

@@ -29,7 +29,6 @@ use wechsler::{
 use super::{
     plan::{LLAMA, VLLM, unit},
     points::{Point, Side},
-    spec,
     stage::{LONG, Stage},
 };
 
@@ -460,7 +459,7 @@ async fn kill_everywhere(workflow: Workflow) {
     world.talk().await;
     world.stage.kill_daemon().await;
     for journal in world.stage.journals() {
-        spec::journal::check(&journal[..]).unwrap_or_else(|why| panic!("{workflow:?}: {why}"));
+        crate::journals::check(&journal[..]).unwrap_or_else(|why| panic!("{workflow:?}: {why}"));
     }
 }
 

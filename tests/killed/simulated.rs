@@ -31,7 +31,6 @@ use wechsler::{
 use super::{
     points::{Point, Side},
     sim::{self, Deed, Phase, Power, Sim, World},
-    spec,
 };
 
 const LLAMA: BackendId = BackendId(0);
@@ -193,6 +192,7 @@ fn saved(sim: &mut Sim) {
         generation: 1,
         last_restore: None,
         useless: None,
+        named: false,
     });
 }
 
@@ -372,7 +372,7 @@ async fn play(workflow: &Workflow, kill: Option<Kill>, dir: &Path) -> Undisturbe
     // What was written last is on its way to the disk.
     sleep(Duration::from_millis(1)).await;
     let journal = fs::read(dir.join("steps.jsonl")).expect("a journal");
-    spec::journal::check(&journal[..]).unwrap_or_else(|why| panic!("{why}"));
+    crate::journals::check(&journal[..]).unwrap_or_else(|why| panic!("{why}"));
     let mut effects = vec![];
     let replayed = replay(&journal[..], |told| {
         if let Told::Step(step) = told {

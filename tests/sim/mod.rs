@@ -517,6 +517,7 @@ impl Sim {
                 generation: 0,
                 last_restore: None,
                 useless: None,
+                named: false,
             };
             backend.saved.insert(0, saved);
         }

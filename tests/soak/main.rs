@@ -10,6 +10,8 @@
 
 mod calm;
 mod checker;
+#[path = "../journals/mod.rs"]
+mod journals;
 mod ledger;
 mod ops;
 mod plan;
@@ -193,7 +195,7 @@ fn replay(sofar: &[Sofar]) -> usize {
     let (mut wrong, mut steps) = (0, 0);
     for (world, one) in sofar.iter().enumerate() {
         for journal in &one.journals {
-            match spec::journal::check(&journal[..]) {
+            match journals::check(&journal[..]) {
                 Ok(summary) => steps += summary.steps,
                 Err(why) => {
                     println!("world {world}: VIOLATION: a journal: {why}");

@@ -7,47 +7,269 @@ use wechsler::machine::{
     Use, Verb, WakeCheck,
 };
 
-use super::explore::Edge;
+use super::{
+    broken::{self, Broken},
+    explore::Edge,
+};
 
 /// A law's verdict.
 pub type Verdict = Result<(), String>;
-/// What checks a law.
-pub type Law = fn(&Edge) -> Verdict;
 
-/// All laws, in the order of `states.md`: name, and what checks it.
-pub const LAWS: &[(&str, Law)] = &[
-    ("every command is answered exactly once, at once", answered_once),
-    ("every operation has one beginning and one end", ops_accounted),
-    ("an operation under way will have ended in time", op_bounded),
-    ("one order at a time", one_order),
-    ("every order names the operation that wants it", orders_have_causes),
-    ("with no operation wanted, the daemon only looks", only_looks),
-    ("nothing is started unless every other backend is proven stopped, by fresh evidence of this boot", start_is_safe),
-    ("nothing is started into memory that somebody else holds", start_has_room),
-    ("before a stop, the slots are saved or it is recorded why not", saved_before_stop),
-    ("a failed save never blocks the way", failed_save_goes_on),
-    ("a failed restore never blocks the way", failed_restore_goes_on),
-    ("no slots are restored twice into one run", restored_once),
-    ("power goes off only when every backend is proven stopped and nothing blocks", power_off_is_safe),
-    ("wake packets are sent only inside an operation that wants the server on", wake_is_wanted),
-    ("an answer to an older order changes nothing", stale_is_inert),
-    ("an early tick changes nothing", early_tick_is_inert),
-    ("every deadline lies in the future", deadline_ahead),
-    ("nothing falls through by accident", nothing_falls_through),
-    ("a stop is taken in every state but while powering off", stop_is_taken),
-    ("a cancel ends the operation and orders nothing", cancel_orders_nothing),
-    ("silence proves nothing until there is enough of it", silence_needs_patience),
-    ("a conflict moves only by resolve or a stop", conflict_waits),
-    ("a policy never stops a backend in use", policy_spares_users),
-    ("a lost answer is never believed", unknown_not_believed),
-    ("no failure is terminal: a failed operation leaves none behind", failure_is_not_terminal),
-    ("nothing is started and no power goes off by an old word of who else is there", last_look_is_taken),
-    ("an order of an operation that was replaced decides nothing for the one in its place", replaced_decides_nothing),
-    (
+/// A law: what it speaks of, what it demands, and a machine that breaks it.
+pub struct Law {
+    /// The law, a sentence.
+    pub name: &'static str,
+    /// It has something to say of this edge.
+    pub premise: fn(&Edge) -> bool,
+    /// What must be so.
+    pub holds: fn(&Edge) -> Verdict,
+    /// What a machine that breaks it would have done instead; `None` where it does as the true one.
+    pub broken: fn(&Edge) -> Option<Broken>,
+}
+
+const fn law(
+    name: &'static str,
+    premise: fn(&Edge) -> bool,
+    holds: fn(&Edge) -> Verdict,
+    broken: fn(&Edge) -> Option<Broken>,
+) -> Law {
+    Law { name, premise, holds, broken }
+}
+
+/// All laws, in the order of `states.md`: name, premise, what checks it, and the machine it catches.
+pub const LAWS: &[Law] = &[
+    law("every command is answered exactly once, at once", is_command, answered_once, broken::drops_answers),
+    law("every operation has one beginning and one end", touches_operation, ops_accounted, broken::forgets_ends),
+    law("an operation under way will have ended in time", has_operation, op_bounded, broken::outsleeps_bounds),
+    law("one order at a time", has_orders, one_order, broken::orders_twice),
+    law("every order names the operation that wants it", has_orders, orders_have_causes, broken::orders_for_nobody),
+    law("with no operation wanted, the daemon only looks", |e| is_left_alone(e), only_looks, broken::cannot_sit_still),
+    law(
+        "nothing is started unless every other backend is proven stopped, by fresh evidence of this boot",
+        starts,
+        start_is_safe,
+        broken::starts_beside,
+    ),
+    law("nothing is started into memory that somebody else holds", starts, start_has_room, broken::squeezes_in),
+    law(
+        "before a stop, the slots are saved or it is recorded why not",
+        stops_what_may_hold,
+        saved_before_stop,
+        broken::stops_unsaved,
+    ),
+    law("a failed save never blocks the way", save_failed, failed_save_goes_on, broken::despairs_of_saves),
+    law("a failed restore never blocks the way", restore_failed, failed_restore_goes_on, broken::despairs_of_restores),
+    law("no slots are restored twice into one run", restores, restored_once, broken::restores_again),
+    law(
+        "power goes off only when every backend is proven stopped and nothing blocks",
+        powers_off,
+        power_off_is_safe,
+        broken::pulls_the_plug,
+    ),
+    law(
+        "wake packets are sent only inside an operation that wants the server on",
+        wakes,
+        wake_is_wanted,
+        broken::wakes_what_sleeps,
+    ),
+    law("an answer to an older order changes nothing", is_stale, stale_is_inert, broken::believes_old_answers),
+    law("an early tick changes nothing", is_early_tick, early_tick_is_inert, broken::acts_on_every_tick),
+    law("every deadline lies in the future", has_deadline, deadline_ahead, broken::sleeps_through),
+    law("nothing falls through by accident", |_| true, nothing_falls_through, broken::swallows),
+    law("a stop is taken in every state but while powering off", is_stop, stop_is_taken, broken::is_too_busy_to_stop),
+    law(
+        "a cancel ends the operation and orders nothing",
+        is_cancel,
+        cancel_orders_nothing,
+        broken::cancels_by_stopping,
+    ),
+    law(
+        "silence proves nothing until there is enough of it",
+        goes_offline,
+        silence_needs_patience,
+        broken::believes_silence,
+    ),
+    law("a conflict moves only by resolve or a stop", is_left_in_conflict, conflict_waits, broken::settles_conflicts),
+    law("a policy never stops a backend in use", policy_stops, policy_spares_users, broken::stops_users),
+    law("a lost answer is never believed", is_lost, unknown_not_believed, broken::sends_again),
+    law(
+        "no failure is terminal: a failed operation leaves none behind",
+        has_failed,
+        failure_is_not_terminal,
+        broken::clings,
+    ),
+    law(
+        "nothing is started and no power goes off by an old word of who else is there",
+        |e| starts(e) || powers_off(e),
+        last_look_is_taken,
+        broken::trusts_old_words,
+    ),
+    law(
+        "an order of an operation that was replaced decides nothing for the one in its place",
+        is_of_replaced,
+        replaced_decides_nothing,
+        broken::blames_the_next,
+    ),
+    law(
         "a held server is not powered off, a held GPU not started on, a held-off server not woken, a held backend not stopped",
+        is_under_hold,
         holds_are_kept,
+        broken::ignores_holds,
+    ),
+    law("a kill comes once, and only after a stop has outlasted its time", kills, kill_is_last, broken::kills_first),
+    law(
+        "while nobody knows what became of an order, nothing is started, stopped, saved, restored or powered off",
+        is_in_doubt,
+        doubt_waits,
+        broken::goes_on_in_doubt,
     ),
 ];
+
+// ---- premises -------------------------------------------------------------------------------------------------------
+
+fn is_command(e: &Edge) -> bool {
+    matches!(e.event, Event::Commanded { .. })
+}
+
+fn has_operation(e: &Edge) -> bool {
+    e.after.operation().is_some()
+}
+
+fn touches_operation(e: &Edge) -> bool {
+    e.before.operation().is_some() || e.effects.iter().any(|f| matches!(f, Effect::Began(_) | Effect::Ended { .. }))
+}
+
+fn has_orders(e: &Edge) -> bool {
+    orders(e).next().is_some()
+}
+
+fn starts(e: &Edge) -> bool {
+    orders(e).any(|v| matches!(v, Verb::StartUnit(_)))
+}
+
+fn restores(e: &Edge) -> bool {
+    orders(e).any(|v| matches!(v, Verb::RestoreSlots(_)))
+}
+
+fn powers_off(e: &Edge) -> bool {
+    orders(e).any(|v| v == Verb::PowerOff)
+}
+
+fn wakes(e: &Edge) -> bool {
+    orders(e).any(|v| v == Verb::Wake)
+}
+
+fn kills(e: &Edge) -> bool {
+    orders(e).any(|v| matches!(v, Verb::KillUnit(_)))
+}
+
+/// Nothing happens by itself, nobody wants anything.
+fn is_left_alone(e: &Edge) -> bool {
+    let p = e.after.policy();
+    let policies_off = p.idle_stop_after.is_none()
+        && p.idle_power_off_after.is_none()
+        && p.backends.iter().all(|b| b.restore != wechsler::machine::RestorePolicy::Auto);
+    policies_off && e.before.operation().is_none() && !is_command(e)
+}
+
+fn stops_what_may_hold(e: &Edge) -> bool {
+    orders(e).any(|v| matches!(v, Verb::StopUnit(b) if may_hold(e, b)))
+}
+
+fn save_failed(e: &Edge) -> bool {
+    let wanted = e.before.operation().is_some_and(|o| matches!(o.goal, Goal::Save(..)));
+    failed(e, |v| matches!(v, Verb::SaveSlots(_))) && !wanted
+}
+
+fn restore_failed(e: &Edge) -> bool {
+    let wanted = e.before.operation().is_some_and(|o| matches!(o.goal, Goal::Restore(..)));
+    failed(e, |v| matches!(v, Verb::RestoreSlots(_))) && !wanted
+}
+
+fn nothing_is_due(e: &Edge) -> bool {
+    e.before.deadline().is_none_or(|due| due > e.now)
+}
+
+fn is_stale(e: &Edge) -> bool {
+    let Event::Finished { verb, .. } = e.event else {
+        return false;
+    };
+    let known = e.before.doubt() == Some(*verb) || e.before.order().is_some_and(|(v, _)| v == *verb);
+    nothing_is_due(e) && !known
+}
+
+fn is_early_tick(e: &Edge) -> bool {
+    *e.event == Event::Tick && nothing_is_due(e)
+}
+
+fn has_deadline(e: &Edge) -> bool {
+    e.after.deadline().is_some()
+}
+
+fn is_stop(e: &Edge) -> bool {
+    matches!(e.event, Event::Commanded { command: Command::Stop(_), .. }) && e.before.place().kind != Kind::PoweringOff
+}
+
+fn is_cancel(e: &Edge) -> bool {
+    matches!(e.event, Event::Commanded { command: Command::Cancel, .. })
+}
+
+fn goes_offline(e: &Edge) -> bool {
+    e.after.place().kind == Kind::Offline && e.before.place().kind != Kind::Offline
+}
+
+fn is_left_in_conflict(e: &Edge) -> bool {
+    let may = matches!(
+        e.event,
+        Event::Commanded { command: Command::Resolve(..) | Command::Stop(_) | Command::Shutdown(..), .. }
+    );
+    e.before.place().kind == Kind::Conflict && e.before.operation().is_none() && !may
+}
+
+fn policy_stops(e: &Edge) -> bool {
+    let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
+    by_policy && orders(e).any(|v| matches!(v, Verb::StopUnit(_)))
+}
+
+fn is_lost(e: &Edge) -> bool {
+    let Event::Finished { verb, outcome: Outcome::Unknown(_) } = e.event else {
+        return false;
+    };
+    e.before.order().is_some_and(|(v, what)| {
+        v == *verb && matches!(what, Verb::StartUnit(_) | Verb::StopUnit(_) | Verb::KillUnit(_))
+    })
+}
+
+fn has_failed(e: &Edge) -> bool {
+    ended(e).any(|end| matches!(end, End::Failed { .. }))
+}
+
+fn is_of_replaced(e: &Edge) -> bool {
+    let Event::Finished { verb, .. } = e.event else {
+        return false;
+    };
+    let was = e.was();
+    was.order.is_some_and(|(v, _)| v == *verb) && was.operation.as_ref().is_some_and(|o| was.order_op != Some(o.id))
+}
+
+fn is_under_hold(e: &Edge) -> bool {
+    !e.after.holds().is_empty() && (has_orders(e) || is_command(e))
+}
+
+fn is_in_doubt(e: &Edge) -> bool {
+    e.after.doubt().is_some()
+}
+
+// ---- what they demand -----------------------------------------------------------------------------------------------
+
+/// One that has been healthy in this run may hold something, whatever it says now.
+fn may_hold(e: &Edge, b: wechsler::machine::BackendId) -> bool {
+    let view = e.is();
+    let (look, run) = (view.look.backend(b), view.look.backend(b).invocation);
+    let served = run.is_some() && view.ready[usize::from(b.0)] == run && look.seen.is_up();
+    let spoilt = run.is_some() && view.spoilt[usize::from(b.0)] == run;
+    e.after.policy().backend(b).slots && (served || look.seen == Seen::Running) && !spoilt
+}
 
 fn orders<'a>(e: &'a Edge) -> impl Iterator<Item = Verb> + 'a {
     e.effects.iter().filter_map(|f| match f {
@@ -78,26 +300,26 @@ fn answered_once(e: &Edge) -> Verdict {
 }
 
 fn ops_accounted(e: &Edge) -> Verdict {
-    let mut open: Vec<u64> = e.before.view().operation.iter().map(|o| o.id.0).collect();
+    let mut open = e.before.operation().map(|o| o.id);
     for effect in e.effects {
         match effect {
             Effect::Began(op) => {
-                ensure(!open.contains(&op.id.0), || format!("operation {} begins twice", op.id))?;
-                open.push(op.id.0);
+                ensure(open.is_none(), || format!("operation {} begins beside {open:?}", op.id))?;
+                open = Some(op.id);
             }
             Effect::Ended { op, .. } => {
-                ensure(open.contains(&op.0), || format!("operation {op} ends, but is not under way"))?;
-                open.retain(|o| o != &op.0);
+                ensure(open == Some(*op), || format!("operation {op} ends, but is not under way"))?;
+                open = None;
             }
             _ => {}
         }
     }
-    let after: Vec<u64> = e.after.view().operation.iter().map(|o| o.id.0).collect();
+    let after = e.after.operation().map(|o| o.id);
     ensure(open == after, || format!("open by its words {open:?}, by its state {after:?}"))
 }
 
 fn op_bounded(e: &Edge) -> Verdict {
-    match e.after.view().operation {
+    match e.after.operation() {
         Some(op) => ensure(op.until > e.now, || format!("operation {} outlives its bound", op.id)),
         None => Ok(()),
     }
@@ -106,7 +328,7 @@ fn op_bounded(e: &Edge) -> Verdict {
 fn one_order(e: &Edge) -> Verdict {
     let mutating = orders(e).filter(|v| *v != Verb::Wake).count();
     ensure(mutating <= 1, || format!("{mutating} orders in one step"))?;
-    let still = match (e.before.view().order, e.event) {
+    let still = match (e.before.order(), e.event) {
         (Some((verb, _)), Event::Finished { verb: done, .. }) => verb != *done,
         // An overdue order counts as lost at its deadline.
         (Some(_), _) => e.before.deadline().is_none_or(|d| d > e.now),
@@ -118,7 +340,7 @@ fn one_order(e: &Edge) -> Verdict {
 fn orders_have_causes(e: &Edge) -> Verdict {
     for effect in e.effects {
         if let Effect::Do { op, .. } = effect {
-            let known = e.after.view().operation.is_some_and(|o| o.id == *op);
+            let known = e.after.operation().is_some_and(|o| o.id == *op);
             ensure(known, || format!("an order names operation {op}, which is not under way"))?;
         }
     }
@@ -126,18 +348,13 @@ fn orders_have_causes(e: &Edge) -> Verdict {
 }
 
 fn only_looks(e: &Edge) -> Verdict {
-    let p = e.after.policy();
-    let policies_off = p.idle_stop_after.is_none()
-        && p.idle_power_off_after.is_none()
-        && p.backends.iter().all(|b| b.restore != wechsler::machine::RestorePolicy::Auto);
-    let wanted = e.before.view().operation.is_some() || matches!(e.event, Event::Commanded { .. });
-    ensure(wanted || !policies_off || orders(e).next().is_none(), || "an order out of nothing".into())
+    ensure(!is_left_alone(e) || !has_orders(e), || "an order out of nothing".into())
 }
 
 fn start_is_safe(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StartUnit(b) = verb else { continue };
-        let look = e.after.view().look;
+        let look = &e.after.look();
         ensure(matches!(look.server, Server::On { .. }), || "started on a server that does not answer".into())?;
         // A look that took long is older than five seconds when it comes, but none is younger.
         let young = Duration::from_secs(5) + e.after.policy().command_timeout;
@@ -152,19 +369,13 @@ fn start_is_safe(e: &Edge) -> Verdict {
 
 fn start_has_room(e: &Edge) -> Verdict {
     let starts = orders(e).any(|v| matches!(v, Verb::StartUnit(_)));
-    ensure(!(starts && e.after.view().look.foreign_gpu), || "started beside a foreign process".into())
+    ensure(!(starts && e.after.look().foreign_gpu), || "started beside a foreign process".into())
 }
 
 fn saved_before_stop(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
-        let view = e.after.view();
-        let (look, run) = (view.look.backend(b), view.look.backend(b).invocation);
-        // One that has been healthy in this run may hold something, whatever it says now.
-        let served = run.is_some() && view.ready[usize::from(b.0)] == run && look.seen.is_up();
-        let spoilt = run.is_some() && view.spoilt[usize::from(b.0)] == run;
-        let saves = e.after.policy().backend(b).slots && (served || look.seen == Seen::Running) && !spoilt;
-        ensure(!saves || view.save_ended, || "stopped without an ended save or a reason".into())?;
+        ensure(!may_hold(e, b) || e.is().save_ended, || "stopped without an ended save or a reason".into())?;
     }
     Ok(())
 }
@@ -173,8 +384,8 @@ fn failed(e: &Edge, of: fn(&Verb) -> bool) -> bool {
     let Event::Finished { verb, outcome: Outcome::Failed(_) | Outcome::Unknown(_) } = e.event else {
         return false;
     };
-    let view = e.before.view();
-    let own = view.operation.is_some_and(|o| view.order_op == Some(o.id));
+    let view = e.was();
+    let own = view.operation.as_ref().is_some_and(|o| view.order_op == Some(o.id));
     own && view.order.is_some_and(|(v, what)| v == *verb && of(&what))
 }
 
@@ -184,17 +395,11 @@ fn ended_by_slots(end: &End) -> bool {
 }
 
 fn failed_save_goes_on(e: &Edge) -> Verdict {
-    let wanted = e.before.view().operation.is_some_and(|o| matches!(o.goal, Goal::Save(..)));
-    let blocked = ended(e).any(ended_by_slots);
-    ensure(!failed(e, |v| matches!(v, Verb::SaveSlots(_))) || wanted || !blocked, || "a failed save ended it".into())
+    ensure(!save_failed(e) || !ended(e).any(ended_by_slots), || "a failed save ended it".into())
 }
 
 fn failed_restore_goes_on(e: &Edge) -> Verdict {
-    let wanted = e.before.view().operation.is_some_and(|o| matches!(o.goal, Goal::Restore(..)));
-    let blocked = ended(e).any(ended_by_slots);
-    ensure(!failed(e, |v| matches!(v, Verb::RestoreSlots(_))) || wanted || !blocked, || {
-        "a failed restore ended it".into()
-    })
+    ensure(!restore_failed(e) || !ended(e).any(ended_by_slots), || "a failed restore ended it".into())
 }
 
 fn restored_once(e: &Edge) -> Verdict {
@@ -202,10 +407,9 @@ fn restored_once(e: &Edge) -> Verdict {
         let Verb::RestoreSlots(b) = verb else {
             continue;
         };
-        let run = e.after.view().look.backend(b).invocation;
-        let before = e.before.view().restored[usize::from(b.0)];
-        let by_hand =
-            e.after.view().operation.is_some_and(|o| matches!(o.goal, Goal::Restore(..)) && !o.cause.is_policy());
+        let run = e.after.look().backend(b).invocation;
+        let before = e.was().restored[usize::from(b.0)];
+        let by_hand = e.after.operation().is_some_and(|o| matches!(o.goal, Goal::Restore(..)) && !o.cause.is_policy());
         ensure(by_hand || run.is_none() || before != run, || "restored twice into one run".into())?;
     }
     Ok(())
@@ -215,11 +419,11 @@ fn power_off_is_safe(e: &Edge) -> Verdict {
     if !orders(e).any(|v| v == Verb::PowerOff) {
         return Ok(());
     }
-    let (view, policy) = (e.after.view(), e.after.policy());
+    let (view, policy) = (e.is(), e.after.policy());
     let stopped = policy.ids().all(|b| view.look.backend(b).seen.is_stopped());
     ensure(stopped, || "powered off under a backend".into())?;
     ensure(!view.look.foreign_gpu && view.look.people != Some(true), || "powered off under somebody".into())?;
-    let by_policy = view.operation.is_some_and(|o| o.cause.is_policy());
+    let by_policy = view.operation.as_ref().is_some_and(|o| o.cause.is_policy());
     ensure(!by_policy || view.look.people.is_some(), || "a policy powered off without knowing who is there".into())?;
     let armed = match policy.wake_check {
         WakeCheck::Require => view.look.wake_armed == Some(true),
@@ -233,23 +437,17 @@ fn wake_is_wanted(e: &Edge) -> Verdict {
     if !orders(e).any(|v| v == Verb::Wake) {
         return Ok(());
     }
-    let goal = e.after.view().operation.map(|o| o.goal);
+    let goal = e.after.operation().map(|o| o.goal);
     let wanted = matches!(goal, Some(Goal::Run(_) | Goal::Restart(_) | Goal::Awake));
     ensure(wanted && e.after.place().kind == Kind::Waking, || format!("packets for {goal:?}"))
 }
 
 fn stale_is_inert(e: &Edge) -> Verdict {
-    let Event::Finished { verb, .. } = e.event else {
-        return Ok(());
-    };
-    let nothing_due = e.before.deadline().is_none_or(|d| d > e.now);
-    let stale = nothing_due && e.before.view().order.is_none_or(|(v, _)| v != *verb);
-    ensure(!stale || (e.effects.is_empty() && e.before.place() == e.after.place()), || "it moved".into())
+    ensure(!is_stale(e) || (e.effects.is_empty() && e.before.place() == e.after.place()), || "it moved".into())
 }
 
 fn early_tick_is_inert(e: &Edge) -> Verdict {
-    let early = *e.event == Event::Tick && e.before.deadline().is_none_or(|d| d > e.now);
-    ensure(!early || (e.effects.is_empty() && e.before.place() == e.after.place()), || "it moved".into())
+    ensure(!is_early_tick(e) || (e.effects.is_empty() && e.before.place() == e.after.place()), || "it moved".into())
 }
 
 fn deadline_ahead(e: &Edge) -> Verdict {
@@ -262,14 +460,12 @@ fn nothing_falls_through(e: &Edge) -> Verdict {
 }
 
 fn stop_is_taken(e: &Edge) -> Verdict {
-    let Event::Commanded { command: Command::Stop(_), .. } = e.event else {
+    if !is_stop(e) {
         return Ok(());
-    };
-    let kind = e.before.place().kind;
+    }
     for answer in answers(e) {
         if let Answer::Refused(why) = answer {
-            let may = kind == Kind::PoweringOff || why == Refusal::ControlUnreachable;
-            ensure(may, || format!("refused: {why}"))?;
+            ensure(why == Refusal::ControlUnreachable, || format!("refused: {why}"))?;
         }
     }
     Ok(())
@@ -280,31 +476,30 @@ fn cancel_orders_nothing(e: &Edge) -> Verdict {
         return Ok(());
     };
     let cancelled = ended(e).any(|end| *end == End::Cancelled);
-    let had = e.before.view().operation.is_some() && e.before.place().kind != Kind::PoweringOff;
+    let had = e.before.operation().is_some() && e.before.place().kind != Kind::PoweringOff;
     ensure(cancelled == had, || "a cancel must end what is under way".into())?;
-    let by_policy = e.after.view().operation.is_some_and(|o| o.cause.is_policy());
+    let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
     ensure(by_policy || orders(e).next().is_none(), || "a cancel ordered something".into())
 }
 
 fn silence_needs_patience(e: &Edge) -> Verdict {
-    let newly = e.after.place().kind == Kind::Offline && e.before.place().kind != Kind::Offline;
-    ensure(!newly || e.after.view().is_off, || "offline without proof".into())
+    let (was, policy) = (e.was(), e.before.policy());
+    let silent = |server| matches!(server, Server::Silent | Server::Booting(_));
+    // Out of a leaf that speaks of a server that was up: it was silent before this look already.
+    let first = policy.misses > 1 && was.boot.is_some() && !silent(was.look.server);
+    ensure(!goes_offline(e) || (e.is().is_off && !first), || "offline without proof".into())
 }
 
 fn conflict_waits(e: &Edge) -> Verdict {
-    let waits = e.before.place().kind == Kind::Conflict && e.before.view().operation.is_none();
-    let may = matches!(
-        e.event,
-        Event::Commanded { command: Command::Resolve(..) | Command::Stop(_) | Command::Shutdown(..), .. }
-    );
-    ensure(!waits || may || e.after.place().kind != Kind::Conflict || orders(e).next().is_none(), || "it moved".into())
+    let still = e.after.place().kind == Kind::Conflict;
+    ensure(!is_left_in_conflict(e) || !still || !has_orders(e), || "it moved".into())
 }
 
 fn policy_spares_users(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
-        let view = e.after.view();
-        let by_policy = view.operation.is_some_and(|o| o.cause.is_policy() && o.cause != Cause::AutoRestore);
+        let view = e.is();
+        let by_policy = view.operation.as_ref().is_some_and(|o| o.cause.is_policy() && o.cause != Cause::AutoRestore);
         let busy = view.look.backend(b).use_ == Use::Busy && view.look.backend(b).seen.is_up();
         // A stop that was lost is repeated.
         ensure(!by_policy || !busy || e.before.place().kind == Kind::Stopping, || "stopped in use".into())?;
@@ -313,39 +508,33 @@ fn policy_spares_users(e: &Edge) -> Verdict {
 }
 
 fn unknown_not_believed(e: &Edge) -> Verdict {
-    let Event::Finished { verb, outcome: Outcome::Unknown(_) } = e.event else {
-        return Ok(());
-    };
-    let unit = e.before.view().order.is_some_and(|(v, what)| {
-        v == *verb && matches!(what, Verb::StartUnit(_) | Verb::StopUnit(_) | Verb::KillUnit(_))
-    });
     let sent = orders(e).any(|v| !matches!(v, Verb::KillUnit(_) | Verb::Wake));
-    ensure(!unit || !sent, || "ordered on after a lost answer".into())
+    ensure(!is_lost(e) || !sent, || "ordered on after a lost answer".into())
 }
 
 fn failure_is_not_terminal(e: &Edge) -> Verdict {
     let failed = ended(e).any(|end| matches!(end, End::Failed { failure, .. } if *failure != Failure::Conflict));
-    let policy = e.after.view().operation.is_some_and(|o| o.cause.is_policy());
-    ensure(!failed || policy || e.after.view().operation.is_none(), || "a failed operation goes on".into())
+    let policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
+    ensure(!failed || policy || e.after.operation().is_none(), || "a failed operation goes on".into())
 }
 
 fn last_look_is_taken(e: &Edge) -> Verdict {
-    let view = e.after.view();
-    let since = e.before.view().last_look;
+    let look = e.after.look();
+    let since = e.was().last_look;
     let patience = |verb| match verb {
-        Verb::StartUnit(_) if view.look.gpu_late => 30,
+        Verb::StartUnit(_) if look.gpu_late => 30,
         _ => 15,
     };
     let waited = |verb| since.is_some_and(|since| e.now.since(since) >= Duration::from_secs(patience(verb)));
     let young = |at: Instant| at > Instant::START && e.now.since(at) <= Duration::from_secs(5);
     for verb in orders(e) {
-        let began = view.operation.as_ref().map_or(Instant::START, |o| o.started);
+        let began = e.after.operation().map_or(Instant::START, |o| o.started);
         let (asked, than) = match verb {
-            Verb::StartUnit(_) => (view.look.gpu_at, began),
-            Verb::PowerOff => (view.look.gpu_at.min(view.look.people_at), Instant::START),
+            Verb::StartUnit(_) => (look.gpu_at, began),
+            Verb::PowerOff => (look.gpu_at.min(look.people_at), Instant::START),
             _ => continue,
         };
-        let late = view.look.gpu_late && matches!(verb, Verb::StartUnit(_));
+        let late = look.gpu_late && matches!(verb, Verb::StartUnit(_));
         let on_purpose = since.is_some_and(|since| asked >= since);
         let told = ((young(asked) && asked >= than) || on_purpose) && !late;
         ensure(told || waited(verb), || format!("{verb:?} by a word of {asked}"))?;
@@ -354,16 +543,16 @@ fn last_look_is_taken(e: &Edge) -> Verdict {
 }
 
 fn replaced_decides_nothing(e: &Edge) -> Verdict {
-    let (Event::Finished { .. }, Some(op)) = (e.event, e.before.view().operation) else {
+    let (Event::Finished { .. }, Some(op)) = (e.event, e.before.operation()) else {
         return Ok(());
     };
-    let of_another = e.before.view().order_op.is_some_and(|by| by != op.id);
+    let of_another = e.was().order_op.is_some_and(|by| by != op.id);
     let by_order = ended(e).any(|end| match end {
         End::Done { .. } => matches!(op.goal, Goal::Save(..) | Goal::Restore(..)),
         End::Failed { failure, .. } => match (failure, op.goal) {
             // What is not there any more can be neither saved nor restored, whoever gave the order.
             (Failure::SaveFailed | Failure::RestoreFailed, Goal::Save(b, _) | Goal::Restore(b, _)) => {
-                e.after.view().look.backend(b).seen == Seen::Running
+                e.after.look().backend(b).seen == Seen::Running
             }
             (failure, _) => matches!(failure, Failure::StartFailed | Failure::NotPermitted),
         },
@@ -373,9 +562,9 @@ fn replaced_decides_nothing(e: &Edge) -> Verdict {
 }
 
 fn holds_are_kept(e: &Edge) -> Verdict {
-    let (after, goal) = (e.after.view(), e.after.view().operation.map(|o| (o.goal, o.cause.is_policy())));
+    let goal = e.after.operation().map(|o| (o.goal, o.cause.is_policy()));
     for verb in orders(e) {
-        let held = |what| after.holds.iter().any(|h| h.what == what);
+        let held = |what| e.after.holds().iter().any(|h| h.what == what);
         let broken = match verb {
             Verb::Wake => held(Held::Off),
             Verb::StartUnit(_) => held(Held::Gpu),
@@ -393,7 +582,7 @@ fn holds_are_kept(e: &Edge) -> Verdict {
     let Event::Commanded { command, .. } = e.event else {
         return Ok(());
     };
-    let view = e.before.view();
+    let view = e.was();
     let held = |what| view.holds.iter().any(|h| h.what == what);
     let accepted = answers(e).iter().any(|a| matches!(a, Answer::Accepted { joined: false, .. }));
     let broken = match command {
@@ -402,4 +591,19 @@ fn holds_are_kept(e: &Edge) -> Verdict {
         _ => false,
     };
     ensure(!accepted || !broken, || "taken against a hold".into())
+}
+
+fn kill_is_last(e: &Edge) -> Verdict {
+    for verb in orders(e) {
+        let Verb::KillUnit(b) = verb else { continue };
+        let was = e.before.place();
+        ensure(was.kind == Kind::Stopping && was.backend == Some(b), || "killed without a stop".into())?;
+        ensure(e.after.look().backend(b).seen == Seen::Lingering, || "killed what is not on its way down".into())?;
+    }
+    Ok(())
+}
+
+fn doubt_waits(e: &Edge) -> Verdict {
+    let sent = orders(e).any(|v| !matches!(v, Verb::KillUnit(_) | Verb::Wake));
+    ensure(!is_in_doubt(e) || !sent, || "ordered while an answer is in doubt".into())
 }

@@ -1,4 +1,4 @@
-//! A sample server for the specification: two backends, short round times.
+//! Sample servers for the specification: one to three backends, short round times.
 
 use std::time::Duration;
 
@@ -66,25 +66,49 @@ pub fn eager() -> Policy {
     policy.idle_stop_after = Some(s(1200));
     policy.idle_power_off_after = Some(s(600));
     policy.backends[0].restore = RestorePolicy::Auto;
+    policy.backends[0].checkpoint_quiet = Some(s(300));
     policy.backends[1].on_start_timeout = OnStartTimeout::Stop;
+    policy
+}
+
+/// The same server with llama.cpp alone.
+pub fn alone(mut policy: Policy) -> Policy {
+    policy.backends.truncate(1);
+    policy
+}
+
+/// ... without slots to save.
+pub fn slotless(mut policy: Policy) -> Policy {
+    policy.backends[0].slots = false;
+    policy
+}
+
+/// ... with a third backend.
+pub fn three(mut policy: Policy) -> Policy {
+    policy.backends.push(backend("whisper", BackendKind::Generic, false));
     policy
 }
 
 /// A look at a server that is on (first boot, first session), nobody else there, armed for the next wake.
 pub fn on(now: Instant, llama: Seen, vllm: Seen) -> Look {
-    let mut look = Look::nothing(2);
+    shows(now, &[llama, vllm])
+}
+
+/// ... with any number of backends.
+pub fn shows(now: Instant, backends: &[Seen]) -> Look {
+    let mut look = Look::nothing(backends.len());
     look.at = now;
     look.server = Server::On { boot: BootId(1), session: 1 };
     look.people = Some(false);
     look.wake_armed = Some(true);
     (look.gpu_at, look.people_at, look.wake_armed_at) = (now, now, now);
-    for (i, seen) in [llama, vllm].into_iter().enumerate() {
+    for (i, seen) in backends.iter().enumerate() {
         let b = &mut look.backends[i];
-        b.seen = seen;
+        b.seen = *seen;
         b.use_at = now;
         let has_run = !matches!(seen, Seen::Stopped | Seen::Missing | Seen::Stranger | Seen::Unknown);
         b.invocation = has_run.then_some(Invocation(i as u128 + 1));
-        if seen == Seen::Running {
+        if *seen == Seen::Running {
             b.use_ = Use::Idle;
             b.mark = Some(0);
             b.holds_tokens = i == 0;

@@ -24,8 +24,10 @@ use crate::{
     },
 };
 
-/// More notes than this are not read; pruning keeps a handful.
+/// More notes than this are not read; pruning keeps a handful of each name.
 const MOST_NOTES: usize = 512;
+/// With so many no new name is taken, so that those of the slots themselves are always read.
+pub(super) const MANY_NOTES: usize = MOST_NOTES / 2;
 /// A longer note is damaged.
 const MOST_NOTE_BYTES: u64 = 64 * 1024;
 const SUFFIX: &str = ".json";
@@ -158,6 +160,7 @@ impl Note {
             generation: self.round,
             last_restore: self.last_restore,
             useless: None,
+            named: false,
         }
     }
 }

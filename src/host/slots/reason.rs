@@ -44,6 +44,8 @@ reasons! {
     SlotAmbiguous = "slot_ambiguous";
     /// It cannot be a name, or it is the own name of another slot.
     NameInvalid = "name_invalid";
+    /// So much is on record that a new name finds no room.
+    TooManySaved = "too_many_saved";
     /// Nothing is saved under that name, or the server has no slot of that number.
     NoSuchSlot = "no_such_slot";
     /// Of that name there is no such generation.

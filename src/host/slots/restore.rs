@@ -106,11 +106,6 @@ impl SlotStore {
         deadline: Instant,
         said: &mut Vec<Said>,
     ) {
-        let by_name = matches!(choice, SlotChoice::Named(_));
-        if !by_name {
-            // What was restored into another process is nobody's any more.
-            self.seen().unproven.clear();
-        }
         let ahead = self.seen().checked.take().filter(|checked| checked.at.elapsed() < CHECKED_FOR);
         let notes = self.notes().await;
         for note in notes.notes.iter().filter(|n| n.restoring) {
@@ -138,20 +133,19 @@ impl SlotStore {
                 return;
             }
         };
+        let only = match choice {
+            SlotChoice::Named(named) => Some(named.slot.unwrap_or(newest.slot)),
+            SlotChoice::All | SlotChoice::Checkpoint => None,
+        };
         // By the slot it goes into.
         let mut goals: BTreeMap<u32, Vec<&Note>> = BTreeMap::new();
         for note in good {
-            let goal = match choice {
-                SlotChoice::Named(named) => named.slot.unwrap_or(newest.slot),
-                SlotChoice::All | SlotChoice::Checkpoint => note.slot,
-            };
-            goals.entry(goal).or_default().push(note);
+            goals.entry(only.unwrap_or(note.slot)).or_default().push(note);
         }
         // Slots of one save fitted in beside each other then and do now; what else comes must fit in beside them even if all
         // slots share one cache.
-        let fitted = |note: &Note| !by_name && note.round == newest.round;
-        let held = |slot: &SlotReading| slot.tokens.unwrap_or(0);
-        let mut held: u64 = if by_name { awake.slots.iter().map(held).sum() } else { 0 };
+        let fitted = |note: &Note| only.is_none() && note.round == newest.round;
+        let mut held = only.map_or(0, |goal| self.held_beside(&awake, goal));
         // Newest first.
         let mut order: Vec<(&SlotReading, Vec<&Note>)> = Vec::new();
         for (id, notes) in goals {
@@ -182,7 +176,9 @@ impl SlotStore {
         let useless = &notes.useless;
         for (slot, notes) in order {
             let now = awake.fit(slot.n_ctx, checked.model, checked.flags.as_ref());
-            if !by_name && let Some(why) = useless.why(&now) {
+            if only.is_none()
+                && let Some(why) = useless.why(&now)
+            {
                 said.push(Reason::RestoreUseless.say(format!("{}: {why}", notes[0].name)));
                 continue;
             }
@@ -251,6 +247,15 @@ impl SlotStore {
         None
     }
 
+    /// Tokens that all slots but one hold. What was restored and not used since is not shown.
+    fn held_beside(&self, awake: &Awake, goal: u32) -> u64 {
+        let mut seen = self.seen();
+        seen.forget_earlier_runs();
+        let restored = |id| seen.unproven.get(&id).map_or(0, |restore| restore.tokens);
+        let others = awake.slots.iter().filter(|slot| slot.id != goal);
+        others.map(|slot| slot.tokens.unwrap_or_else(|| restored(slot.id))).fold(0, u64::saturating_add)
+    }
+
     /// A mark was found, and no restore is under way.
     async fn clear_up(&self, note: &Note) {
         let survived = self.seen().survived(note);
@@ -285,8 +290,9 @@ impl SlotStore {
         let said = match said {
             Ok((tokens, said)) => {
                 note.last_restore = Some(LastRestore { at: now(), tokens, reuse: None });
-                let unproven = Unproven { file: note.file.clone(), fit: note.fit.clone() };
-                self.seen().unproven.insert(slot.id, unproven);
+                let mut seen = self.seen();
+                let (file, fit, run) = (note.file.clone(), note.fit.clone(), seen.run);
+                seen.unproven.insert(slot.id, Unproven { file, fit, tokens, run });
                 said
             }
             Err(said) => said,

@@ -11,6 +11,7 @@ use super::{
     Awake, FileStat, Fit, LaunchFlags, NamedSlot, Note, Notes, Probe, Reason, Said, SlotChoice, SlotError, SlotFiles,
     SlotReading, SlotStore, Survey, left, look_in,
     name::{self, Names},
+    note::MANY_NOTES,
     now, remove, whole,
 };
 
@@ -64,6 +65,15 @@ impl SlotStore {
             return;
         }
         let notes = self.notes().await;
+        if let SlotChoice::Named(NamedSlot { name, .. }) = choice
+            && notes.notes.len() >= MANY_NOTES
+            && name::slot_of(&self.slots.name, name).is_none()
+            && notes.notes.iter().all(|note| note.name != *name)
+        {
+            let why = format!("{} generations are on record: forget what is not needed any more", notes.notes.len());
+            said.push(Reason::TooManySaved.say(why));
+            return;
+        }
         let newest = notes.notes.first();
         // Most likely the model is the one of last time; what it is, the server tells at the same time.
         let guess = newest.and_then(|note| note.fit.model.path.as_deref());

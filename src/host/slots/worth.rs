@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fit, Reason, Said, SlotStore, now};
-use crate::machine::reading::Reuse;
+use super::{Fit, Reason, Said, Seen, SlotStore, now};
+use crate::machine::{Invocation, reading::Reuse};
 
 /// After so many restores in a row that had no effect, the next one is not tried by itself.
 const IN_A_ROW: u32 = 2;
@@ -35,6 +35,18 @@ struct Verdict {
 pub(super) struct Unproven {
     pub(super) file: String,
     pub(super) fit: Fit,
+    /// Came back.
+    pub(super) tokens: u64,
+    /// Into this run of the server, where it was known.
+    pub(super) run: Option<Invocation>,
+}
+
+impl Seen {
+    /// Forgets what was restored into an earlier run of the server: it is gone with it.
+    pub(super) fn forget_earlier_runs(&mut self) {
+        let now = self.run;
+        self.unproven.retain(|_, restore| restore.run.is_none() || now.is_none() || restore.run == now);
+    }
 }
 
 impl Useless {
@@ -71,6 +83,7 @@ impl SlotStore {
     pub(super) async fn prove(&self, slots: &[u32], reuse: Reuse) -> Vec<(Unproven, Said)> {
         let proven: Vec<Unproven> = {
             let mut seen = self.seen();
+            seen.forget_earlier_runs();
             let slots: BTreeSet<u32> = slots.iter().copied().collect();
             slots.into_iter().filter_map(|slot| seen.unproven.remove(&slot)).collect()
         };

@@ -80,7 +80,7 @@ fn a_backend_that_loads_for_the_first_time_has_no_requests() {
 }
 
 #[test]
-fn what_was_saved_may_be_restored_unless_put_aside_empty_or_of_another_model() {
+fn what_was_saved_may_be_restored_unless_put_aside_empty_useless_under_a_free_name_or_of_another_model() {
     let saved = |model: &str, tokens, put_aside: Option<&str>| SavedSlot {
         name: "localbot".into(),
         file: "f".into(),
@@ -94,6 +94,7 @@ fn what_was_saved_may_be_restored_unless_put_aside_empty_or_of_another_model() {
         generation: 1,
         last_restore: None,
         useless: None,
+        named: false,
     };
     let named = Http::Ready(Identity { model: Some("a".into()), ..Identity::default() });
     for (kind, http, slots, expected) in [
@@ -103,6 +104,8 @@ fn what_was_saved_may_be_restored_unless_put_aside_empty_or_of_another_model() {
         (BackendKind::LlamaCpp, &named, vec![saved("a", 0, None)], false),
         (BackendKind::LlamaCpp, &named, vec![saved("a", 9, Some("rejected"))], false),
         (BackendKind::LlamaCpp, &Http::Refused, vec![saved("b", 9, None)], true),
+        (BackendKind::LlamaCpp, &named, vec![SavedSlot { named: true, ..saved("a", 9, None) }], false),
+        (BackendKind::LlamaCpp, &named, vec![SavedSlot { useless: Some("why".into()), ..saved("a", 9, None) }], false),
         (BackendKind::LlamaCpp, &named, vec![], false),
         (BackendKind::Vllm, &named, vec![saved("a", 9, None)], false),
     ] {

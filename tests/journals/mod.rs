@@ -4,20 +4,21 @@ use std::io::BufRead;
 
 use wechsler::driver::replay::{Summary, Told, replay};
 
-use super::{explore::Edge, laws::LAWS};
+use crate::spec::{explore::Edge, laws::LAWS};
 
 /// Replays a journal; the first difference, damage or broken law is the error.
 pub fn check(journal: impl BufRead) -> Result<Summary, String> {
     let mut broken = None;
     let summary = replay(journal, |told| {
         let Told::Step(step) = told else { return };
-        let (act, now) = (step.event.kind(), step.at);
-        let edge = Edge { before: step.before, now, act, event: step.event, effects: step.effects, after: step.after };
-        for (name, law) in LAWS {
-            if let (Err(why), None) = (law(&edge), &broken) {
+        let was = step.before.view();
+        let happened = (step.event.kind(), step.at, step.event);
+        let edge = Edge::new((step.before, &was), happened, (step.effects, step.after));
+        for law in LAWS {
+            if let (Err(why), None) = ((law.holds)(&edge), &broken) {
                 broken = Some(format!(
-                    "line {}: {name}: {why}\n  by {:?}\n  effects {:?}",
-                    step.line, edge.event, edge.effects
+                    "line {}: {}: {why}\n  by {:?}\n  effects {:?}",
+                    step.line, law.name, edge.event, edge.effects
                 ));
             }
         }

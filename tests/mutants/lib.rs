@@ -1,0 +1,2 @@
+//! The machine without the daemon around it.
+pub mod machine;

@@ -1,0 +1,268 @@
+//! The matrix: for every leaf and every kind of event, everything that can come of it, as explored. It is committed, so
+//! that no change of it passes unseen.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fmt::Write as _,
+};
+
+use wechsler::machine::{
+    Answer, BootPhase, Command, Effect, End, Event, Ignored, Kind, Outcome, PowerChoice, Server, Verb,
+};
+
+use super::explore::Edge;
+
+/// Every kind of event. `wechsler`'s journal of steps tells events, and from an event follows its kind.
+pub const EVENTS: &[&str] = &[
+    "look: silence",
+    "look: booting",
+    "look: waits for a passphrase",
+    "look: wrong host key",
+    "look: login refused",
+    "look: on, no backend up",
+    "look: on, one up",
+    "look: on, several up",
+    "look: no SSH, but a backend answers",
+    "answer: succeeded",
+    "answer: failed",
+    "answer: lost",
+    "command: start",
+    "command: switch",
+    "command: stop",
+    "command: restart",
+    "command: wake",
+    "command: shutdown --power-off",
+    "command: shutdown --keep-on",
+    "command: resolve",
+    "command: cancel",
+    "command: hold",
+    "command: release",
+    "command: slots save",
+    "command: slots restore",
+    "tick",
+];
+
+/// The kind of `event`, one of [`EVENTS`]; `None` for a look that asked nothing.
+pub fn kind_of(event: &Event) -> Option<&'static str> {
+    Some(match event {
+        Event::Looked(look) => match look.server {
+            Server::NotLooked => return None,
+            Server::Silent => "look: silence",
+            Server::Booting(BootPhase::Booting) => "look: booting",
+            Server::Booting(BootPhase::Preboot) => "look: waits for a passphrase",
+            Server::Booting(BootPhase::WrongHostKey) => "look: wrong host key",
+            Server::Booting(BootPhase::AuthRefused) => "look: login refused",
+            Server::Uncontrolled => "look: no SSH, but a backend answers",
+            Server::On { .. } => match look.backends.iter().filter(|b| b.seen.is_up()).count() {
+                0 => "look: on, no backend up",
+                1 => "look: on, one up",
+                _ => "look: on, several up",
+            },
+        },
+        Event::Finished { outcome, .. } => match outcome {
+            Outcome::Succeeded(_) => "answer: succeeded",
+            Outcome::Failed(_) => "answer: failed",
+            Outcome::Unknown(_) => "answer: lost",
+        },
+        Event::Commanded { command, .. } => match command {
+            Command::Start(..) => "command: start",
+            Command::Switch(..) => "command: switch",
+            Command::Stop(_) => "command: stop",
+            Command::Restart(..) => "command: restart",
+            Command::Wake(_) => "command: wake",
+            Command::Shutdown(PowerChoice::PowerOff, _) => "command: shutdown --power-off",
+            Command::Shutdown(PowerChoice::KeepOn, _) => "command: shutdown --keep-on",
+            Command::Resolve(..) => "command: resolve",
+            Command::Cancel => "command: cancel",
+            Command::Hold(_) => "command: hold",
+            Command::Release(_) => "command: release",
+            Command::SaveSlots(..) => "command: slots save",
+            Command::RestoreSlots(..) => "command: slots restore",
+        },
+        Event::Tick => "tick",
+    })
+}
+
+/// One thing that comes of an event: what is asked for, in this order, and the leaf then.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cell {
+    leaf: Kind,
+    event: &'static str,
+    effects: [Option<Deed>; MOST_EFFECTS],
+    to: Kind,
+    ignored: Option<Ignored>,
+}
+
+/// Effects of one step at most.
+const MOST_EFFECTS: usize = 6;
+
+/// An effect by its kind.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Deed {
+    Accepts { joined: bool },
+    AlreadySo,
+    Done,
+    Refuses(wechsler::machine::Refusal),
+    Orders(&'static str),
+    Begins(&'static str, bool),
+    Succeeds,
+    Fails(wechsler::machine::Failure),
+    Cancelled,
+    Replaced,
+    HoldsChange,
+}
+
+impl Cell {
+    /// What the edge shows; `None` if its event is of no kind.
+    pub fn of(e: &Edge) -> Option<Self> {
+        let event = kind_of(e.event)?;
+        assert!(e.effects.len() <= MOST_EFFECTS, "{:?}", e.effects);
+        let mut effects = [None; MOST_EFFECTS];
+        for (place, effect) in effects.iter_mut().zip(e.effects) {
+            *place = Some(Deed::of(effect));
+        }
+        Some(Self { leaf: e.before.place().kind, event, effects, to: e.after.place().kind, ignored: e.after.ignored() })
+    }
+
+    /// As it stands in the file.
+    fn line(&self) -> String {
+        let mut words: Vec<String> = self.effects.iter().flatten().map(Deed::word).collect();
+        if let Some(why) = self.ignored {
+            words.push(format!("ignored({why:?})"));
+        }
+        let to = if self.to == self.leaf { String::new() } else { format!("→ {}", self.to) };
+        if words.is_empty() { to } else { format!("{} {to}", words.join(", ")).trim_end().to_owned() }
+    }
+}
+
+impl Deed {
+    fn of(effect: &Effect) -> Self {
+        match effect {
+            Effect::Answer { answer: Answer::Accepted { joined, .. }, .. } => Self::Accepts { joined: *joined },
+            Effect::Answer { answer: Answer::AlreadySo, .. } => Self::AlreadySo,
+            Effect::Answer { answer: Answer::Done { .. }, .. } => Self::Done,
+            Effect::Answer { answer: Answer::Refused(why), .. } => Self::Refuses(*why),
+            Effect::Do { what, .. } => Self::Orders(word_of(*what)),
+            Effect::Began(op) => Self::Begins(op.goal.kind(), op.cause.is_policy()),
+            Effect::Ended { end: End::Done { .. }, .. } => Self::Succeeds,
+            Effect::Ended { end: End::Failed { failure, .. }, .. } => Self::Fails(*failure),
+            Effect::Ended { end: End::Cancelled, .. } => Self::Cancelled,
+            Effect::Ended { end: End::Replaced { .. }, .. } => Self::Replaced,
+            Effect::HoldsChanged => Self::HoldsChange,
+        }
+    }
+
+    fn word(&self) -> String {
+        match self {
+            Self::Accepts { joined: false } => "accepted".into(),
+            Self::Accepts { joined: true } => "joined".into(),
+            Self::AlreadySo => "already so".into(),
+            Self::Done => "done at once".into(),
+            Self::Refuses(why) => format!("refused({why})"),
+            Self::Orders(what) => (*what).into(),
+            Self::Begins(goal, false) => format!("begins {goal}"),
+            Self::Begins(goal, true) => format!("begins {goal} by policy"),
+            Self::Succeeds => "ends it done".into(),
+            Self::Fails(why) => format!("ends it failed({why})"),
+            Self::Cancelled => "ends it cancelled".into(),
+            Self::Replaced => "ends it replaced".into(),
+            Self::HoldsChange => "holds change".into(),
+        }
+    }
+}
+
+/// What an order is called.
+pub const fn word_of(verb: Verb) -> &'static str {
+    match verb {
+        Verb::Wake => "wakes",
+        Verb::StartUnit(_) => "starts",
+        Verb::StopUnit(_) => "stops",
+        Verb::KillUnit(_) => "kills",
+        Verb::SaveSlots(_) => "saves",
+        Verb::RestoreSlots(_) => "restores",
+        Verb::PowerOff => "powers off",
+    }
+}
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/spec/matrix.txt");
+const NOT_REACHED: &str = "not reached";
+
+/// Writes the file anew instead of comparing.
+pub fn is_updated() -> bool {
+    std::env::var_os("UPDATE_MATRIX").is_some()
+}
+
+/// The matrix as it is committed: each line with the leaf and the event it stands under.
+pub struct Committed {
+    text: String,
+    lines: HashSet<(String, String, String)>,
+}
+
+impl Committed {
+    /// Reads it.
+    pub fn read() -> Self {
+        let text = std::fs::read_to_string(FILE).unwrap_or_default();
+        let (mut leaf, mut event, mut lines) = (String::new(), String::new(), HashSet::new());
+        for line in text.lines() {
+            if let Some(name) = line.strip_prefix("== ") {
+                name.clone_into(&mut leaf);
+            } else if let Some(outcome) = line.strip_prefix("    ") {
+                lines.insert((leaf.clone(), event.clone(), outcome.to_owned()));
+            } else {
+                line.clone_into(&mut event);
+            }
+        }
+        Self { text, lines }
+    }
+
+    /// It has this cell.
+    pub fn has(&self, cell: &Cell) -> bool {
+        self.lines.contains(&(cell.leaf.to_string(), cell.event.to_owned(), cell.line()))
+    }
+
+    /// Whether some explored edge leads out of this leaf by an event of this kind: what a journal of steps is held against.
+    pub fn is_explored(&self, leaf: Kind, event: &Event) -> bool {
+        kind_of(event)
+            .is_none_or(|kind| !self.lines.contains(&(leaf.to_string(), kind.to_owned(), NOT_REACHED.to_owned())))
+    }
+
+    /// Compares it with what was explored, or writes that.
+    pub fn settle(&self, figures: &str, cells: &HashSet<Cell>) {
+        let new = text(figures, cells);
+        if is_updated() {
+            std::fs::write(FILE, new).expect("the matrix can be written");
+        } else {
+            let gone: Vec<&str> = self.text.lines().filter(|line| !new.contains(line)).take(9).collect();
+            assert!(
+                self.text == new,
+                "tests/spec/matrix.txt is stale: run `UPDATE_MATRIX=1 cargo test --test laws` and read the diff; {gone:?}"
+            );
+        }
+    }
+}
+
+fn text(figures: &str, cells: &HashSet<Cell>) -> String {
+    let mut by_pair: BTreeMap<(Kind, &str), BTreeSet<String>> = BTreeMap::new();
+    for cell in cells {
+        by_pair.entry((cell.leaf, cell.event)).or_default().insert(cell.line());
+    }
+    let mut out = format!(
+        "Everything that can come of an event, by leaf: answers and what else is asked for, in this order, and the leaf then\n\
+         if it is another. Generated: `UPDATE_MATRIX=1 cargo test --test laws`.\n\n{figures}"
+    );
+    for leaf in Kind::ALL {
+        let _ = write!(out, "\n== {leaf}\n");
+        for event in EVENTS {
+            let _ = writeln!(out, "{event}");
+            match by_pair.get(&(leaf, *event)) {
+                Some(lines) => lines.iter().for_each(|line| {
+                    let _ = writeln!(out, "    {line}");
+                }),
+                None => {
+                    let _ = writeln!(out, "    {NOT_REACHED}");
+                }
+            }
+        }
+    }
+    out
+}
