@@ -85,7 +85,7 @@ def whenever_the_power_is_cut_what_counts_as_saved_is_whole(server, disk_of, new
         began = time.time()
         client = wechsler.begin("slots", "save")
         cuts = []
-        for moment in sorted(chance.uniform(0, 1.2 * usual) for _ in range(3)):
+        for moment in sorted(chance.uniform(0, 1.05 * usual) for _ in range(4)):
             time.sleep(max(0.0, began + moment - time.time()))
             cuts.append(Cut(disk, wechsler, len(cuts)))
         out, err = client.communicate(timeout=30)
