@@ -17,7 +17,7 @@ use tokio::{
 use wechsler::{
     driver::replay::{Told, replay},
     front::{
-        client::Client,
+        client::{Client, ClientError},
         protocol::{CommandRequest, CommandWord, HoldRequest},
     },
     virtual_server::{
@@ -181,6 +181,7 @@ impl World {
             }
             sleep(Duration::from_millis(100)).await;
         }
+        self.is_restored().await;
         let answer = self.stage.asks(LLAMA, &self.prompt, 20).await.expect("llama.cpp answers");
         let reused = answer["timings"]["cache_n"].as_u64().unwrap_or(0);
         assert!(reused >= self.known, "the conversation is lost: {reused} of {} tokens are there", self.known);
@@ -190,6 +191,20 @@ impl World {
         self.prompt += " And then";
         if self.prompt.len() > 2000 {
             (self.prompt, self.known) = ("And they lived happily.".into(), 0);
+        }
+    }
+
+    /// A daemon that finds llama.cpp up and unused gives it its conversation back by itself; whoever asks before loses it.
+    async fn is_restored(&mut self) {
+        let until = Instant::now() + LONG;
+        while self.known > 0 {
+            let truth = self.stage.server.truth();
+            let slots = truth.units.into_iter().filter(|u| u.name == unit(LLAMA)).filter_map(|u| u.inside);
+            if slots.flat_map(|inside| inside.slots).flatten().any(|tokens| tokens > 0) {
+                return;
+            }
+            assert!(Instant::now() < until, "the conversation does not come back: {:#?}", self.stage.status().await);
+            self.stage.wait(Duration::from_millis(20)).await;
         }
     }
 
@@ -254,7 +269,15 @@ impl World {
         let client = self.stage.client.clone();
         let sent = tokio::spawn(async move {
             match workflow.request() {
-                Some(request) => format!("{:?}", client.command(&request).await),
+                Some(request) => loop {
+                    match client.command(&request).await {
+                        // A machine under test may be slow to answer over SSH.
+                        Err(ClientError::Problem(problem)) if &*problem.code == "control_unreachable" => {
+                            sleep(Duration::from_millis(200)).await;
+                        }
+                        answer => break format!("{answer:?}"),
+                    }
+                },
                 None => {
                     let hold = HoldRequest { what: "awake".into(), lasts: None, reason: None };
                     format!("{:?}", client.hold(&hold).await)
