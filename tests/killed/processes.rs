@@ -142,12 +142,11 @@ struct World {
 }
 
 impl World {
-    async fn build(number: u64) -> Self {
+    async fn build(number: u64, patient: bool) -> Self {
         let mut stage = Stage::build(number, false).await;
         // Laws that only hold while nobody meddles are left to the soak.
         stage.calm = false;
-        // Nothing here goes wrong but the daemon.
-        stage.slots_within = "20s";
+        stage.patient = patient;
         stage.start_daemon(false).await;
         Self { stage, prompt: "Once upon a time there was a server.".into(), known: 0, fired: 0 }
     }
@@ -473,7 +472,7 @@ fn listen(client: &Client) -> (Arc<Heard>, JoinHandle<()>) {
 
 /// Every effect of a workflow, before and after, in a world of its own.
 async fn kill_everywhere(workflow: Workflow) {
-    let mut world = World::build(100 + workflow as u64).await;
+    let mut world = World::build(100 + workflow as u64, !matches!(workflow, Workflow::StopThatHangs)).await;
     let points = world.play(workflow, None).await;
     assert_eq!(points, workflow.points().iter().copied().collect(), "{workflow:?} has other effects");
     for kill in points.iter().flat_map(|point| Side::BOTH.map(|side| (*point, side))) {
