@@ -94,8 +94,8 @@ pub struct Stage {
     pub slow: bool,
     /// The daemon has policies of its own.
     pub policies: bool,
-    /// How long saves and restores may take.
-    pub slots_within: &'static str,
+    /// Nothing hangs here, and a slow machine shall not be taken for one that does.
+    pub patient: bool,
 }
 
 impl Stage {
@@ -136,7 +136,7 @@ impl Stage {
             calm: true,
             slow: false,
             policies: false,
-            slots_within: "2s",
+            patient: false,
             folder,
         };
         if wires {
@@ -181,16 +181,21 @@ impl Stage {
         };
         // Deadlines as short as the server's times allow, so that what hangs does not take the whole round.
         let text = self.server.config_toml(&places);
-        let within = self.slots_within;
-        let slots = format!("name = \"localbot\"\nsave_timeout = \"{within}\"\nrestore_timeout = \"{within}\"\n");
-        let text = [
-            ("name = \"localbot\"\n", slots.as_str()),
-            ("command_timeout = \"2s\"", "command_timeout = \"1s\""),
-            ("stop_timeout = \"10s\"", "stop_timeout = \"2s\""),
-            ("kill_timeout = \"5s\"", "kill_timeout = \"2s\""),
-        ]
-        .iter()
-        .fold(text, |text, (usual, short)| text.replace(usual, short));
+        let changes: &[(&str, &str)] = if self.patient {
+            &[
+                ("connect_timeout = \"900ms\"", "connect_timeout = \"2s\""),
+                ("command_timeout = \"2s\"", "command_timeout = \"4s\""),
+                ("keepalive = \"2s\"", "keepalive = \"5s\""),
+            ]
+        } else {
+            &[
+                ("name = \"localbot\"\n", "name = \"localbot\"\nsave_timeout = \"2s\"\nrestore_timeout = \"2s\"\n"),
+                ("command_timeout = \"2s\"", "command_timeout = \"1s\""),
+                ("stop_timeout = \"10s\"", "stop_timeout = \"2s\""),
+                ("kill_timeout = \"5s\"", "kill_timeout = \"2s\""),
+            ]
+        };
+        let text = changes.iter().fold(text, |text, (usual, short)| text.replace(usual, short));
         // Instead of the server itself the daemon is given the wires.
         let text = self.wires.iter().fold(text, |text, (server, wire)| {
             let (server, wire) = (server.port(), wire.address().port());

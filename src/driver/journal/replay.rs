@@ -232,18 +232,18 @@ pub fn replay(mut journal: impl BufRead, mut told: impl FnMut(Told<'_>)) -> Resu
 
 /// The steps up to number `step` are the next of this life. If not, the life is given up, and that is told.
 fn follows(
-    life: &mut Option<Life>,
+    alive: &mut Option<Life>,
     step: u64,
     steps: u64,
     line: u64,
     summary: &mut Summary,
     told: &mut impl FnMut(Told<'_>),
 ) -> bool {
-    if life.as_ref().is_some_and(|life| life.steps.checked_add(steps) == Some(step)) {
+    if alive.as_ref().is_some_and(|life| life.steps.checked_add(steps) == Some(step)) {
         return true;
     }
     // A file that begins in the middle of a life has a gap before its first line.
-    if life.take().is_some() || summary.passed_over == 0 && summary.steps == 0 {
+    if alive.take().is_some() || summary.passed_over == 0 && summary.steps == 0 {
         summary.gaps += 1;
         told(Told::Gap { line });
     }
