@@ -36,7 +36,8 @@ struct Explored {
 static EXPLORED: LazyLock<Vec<Explored>> = LazyLock::new(|| {
     let (committed, enough) = (Committed::read(), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let worlds: Vec<_> = WORLDS.iter().map(|world| scope.spawn(|| go_through(world, &committed, &enough))).collect();
+        let worlds: Vec<_> =
+            WORLDS.iter().map(|world| scope.spawn(|| go_through(world, &committed, &enough))).collect();
         worlds.into_iter().map(|world| world.join().expect("a world ends")).collect()
     })
 });
@@ -95,9 +96,9 @@ fn explored() -> &'static [Explored] {
 
 #[test]
 fn every_law_holds_on_every_edge() {
-    let (states, edges) = explored().iter().fold((0, 0), |(states, edges), world| {
-        (states + world.graph.states.len(), edges + world.graph.edges)
-    });
+    let (states, edges) = explored()
+        .iter()
+        .fold((0, 0), |(states, edges), world| (states + world.graph.states.len(), edges + world.graph.edges));
     println!("{} worlds, {states} states, {edges} edges, {} laws", WORLDS.len(), LAWS.len());
 }
 

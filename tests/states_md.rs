@@ -52,7 +52,10 @@ fn class(act: &str) -> &'static str {
         "look"
     } else if matches!(act, "deadline" | "long after") {
         "deadline"
-    } else if ["order", "older", "lost answer", "save finds", "restore is", "restore kills"].iter().any(|by| act.starts_with(by)) {
+    } else if ["order", "older", "lost answer", "save finds", "restore is", "restore kills"]
+        .iter()
+        .any(|by| act.starts_with(by))
+    {
         "answer"
     } else {
         "command"

@@ -22,10 +22,10 @@ use spec::{
     matrix::{Committed, kind_of},
 };
 use wechsler::machine::{
-    Answer, BackendId, Command, Effect, Event, Held, HoldId, HoldSpec, Instant, Kind, Machine, OpId, Options, Outcome, Pace, Policy,
-    PowerChoice, RequestId, Verb, VerbId, Warning,
+    Answer, BackendId, Command, Effect, Event, Held, HoldId, HoldSpec, Instant, Kind, Machine, OpId, Options, Outcome,
+    Pace, Policy, PowerChoice, RequestId, Verb, VerbId, Warning,
     evidence::judge,
-    reading::{Ask, GpuProcess, Reading},
+    reading::{Ask, GpuProcess, Reading, SavedSlot},
 };
 
 const LLAMA: BackendId = BackendId(0);
@@ -139,7 +139,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => Just(Act::Press),
         1 => backend().prop_map(Act::ByHand),
         2 => backend().prop_map(Act::Converse),
-        1 => (backend(), 0..3_u32).prop_map(|(b, n)| Act::Busy(b, n)),
+        3 => (backend(), 0..3_u32).prop_map(|(b, n)| Act::Busy(b, n)),
         1 => any::<bool>().prop_map(Act::Login),
         1 => any::<bool>().prop_map(Act::Foreign),
     ]
@@ -416,6 +416,20 @@ impl Storm {
     }
 }
 
+fn saved() -> SavedSlot {
+    SavedSlot {
+        name: "localbot".into(),
+        file: "localbot-0.bin".into(),
+        slot: 0,
+        bytes: 300_000,
+        tokens: 300,
+        saved_at: 1_700_000_000,
+        model: "model".into(),
+        n_ctx: 4096,
+        put_aside: None,
+    }
+}
+
 /// What happened, and in which leaf.
 type Met = BTreeSet<(Kind, &'static str)>;
 
@@ -423,7 +437,8 @@ type Met = BTreeSet<(Kind, &'static str)>;
 fn weather(acts: &[(u64, Act)], on: bool) -> Result<Met, String> {
     let policy = sim::policy();
     let mut sim = if on { Sim::on(&policy) } else { Sim::new(&policy) };
-    // Long enough to be met by something else.
+    // Something to restore, and all of it long enough to be met by something else.
+    sim.backend_mut(LLAMA).saved = vec![saved()];
     (sim.times.save, sim.times.restore) = (Duration::from_secs(5), Duration::from_secs(5));
     let mut storm = Storm::new(sim, policy);
     for (seconds, act) in acts {

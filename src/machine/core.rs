@@ -311,7 +311,10 @@ impl Core {
                 }
                 Seen::Unknown | Seen::Lingering | Seen::Stranger => {}
             }
-            if after.seen.is_up() && after.use_ == Use::Idle && (other_run || used || memory.calm == 0 || after.use_at > before.use_at) {
+            if after.seen.is_up()
+                && after.use_ == Use::Idle
+                && (other_run || used || memory.calm == 0 || after.use_at > before.use_at)
+            {
                 memory.calm = memory.calm.saturating_add(1).min(2);
             }
         }

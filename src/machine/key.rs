@@ -54,7 +54,6 @@ impl Hasher for Mix {
     }
 }
 
-
 /// The name under which [`Machine::distinctions`] tells where a moment stands among the deadlines.
 pub const ORDER_OF_MOMENTS: &str = "order of moments";
 
@@ -159,7 +158,9 @@ impl Machine {
         }
         for ((id, look), memory) in policy.ids().zip(&look.backends).zip(backends) {
             let idle_at = policy.idle_stop_after.and_then(|after| memory.last_use.map(|since| since + after));
-            let in_use = work.as_ref().is_some_and(|w| w.op.cause.is_policy() && memory.last_use.is_some_and(|at| at > w.op.started));
+            let in_use = work
+                .as_ref()
+                .is_some_and(|w| w.op.cause.is_policy() && memory.last_use.is_some_and(|at| at > w.op.started));
             tell!("backend", (look.seen, in_use));
             // One that has not served yet is used first when it does.
             when!("idle for long enough", idle_at.filter(|_| memory.ready));
@@ -168,10 +169,7 @@ impl Machine {
 
         // What is under way.
         tell!("the look is newer than the order", look.at >= *order_ended);
-        tell!(
-            "order",
-            order.map(|o| (o.what, work.as_ref().is_some_and(|w| w.op.id == o.op)))
-        );
+        tell!("order", order.map(|o| (o.what, work.as_ref().is_some_and(|w| w.op.id == o.op))));
         when!("order is overdue", order.map(|o| o.until));
         let session = if let Server::On { session, .. } = look.server { Some(session) } else { None };
         tell!("doubt", doubt.map(|d| (d.session.map(|s| session.is_some_and(|now| now > s)), d.backend)));

@@ -64,8 +64,9 @@ impl Machine {
     /// A machine that knows nothing yet but what people asked to last: the holds in force.
     #[must_use]
     pub fn new(policy: impl Into<Arc<Policy>>, holds: Vec<Hold>) -> Self {
-        let chart =
-            Core::new(policy.into(), holds).uninitialized_state_machine().init_with_context(&mut Step::at(Instant::START));
+        let chart = Core::new(policy.into(), holds)
+            .uninitialized_state_machine()
+            .init_with_context(&mut Step::at(Instant::START));
         Self { chart, since: Instant::START, ignored: None }
     }
 

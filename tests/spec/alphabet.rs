@@ -193,9 +193,7 @@ fn commands(view: &View, has: impl Fn(Topic) -> bool) -> Vec<(&'static str, Comm
         commands.push(("slots restore --replace", Command::RestoreSlots(replace)));
     }
     if has(Topic::Holds) {
-        let hold = |what, lasts| {
-            Command::Hold(HoldSpec { what, lasts, reason: String::new(), by: String::new() })
-        };
+        let hold = |what, lasts| Command::Hold(HoldSpec { what, lasts, reason: String::new(), by: String::new() });
         if let Some(held) = view.holds.first() {
             commands.push(("release", Command::Release(held.id)));
         } else {
@@ -397,7 +395,9 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push(("sees the card unarmed", eye.with(&[], |l| l.wake_armed = Some(false))));
         looks.push((
             "sees all stopped, the rest long ago",
-            eye.with(&[], |l| (l.gpu_at, l.people_at, l.wake_armed_at) = (Instant::START, Instant::START, Instant::START)),
+            eye.with(&[], |l| {
+                (l.gpu_at, l.people_at, l.wake_armed_at) = (Instant::START, Instant::START, Instant::START)
+            }),
         ));
     }
     if has(Topic::Oddities) {

@@ -43,7 +43,7 @@ pub const LAWS: &[Law] = &[
     law("an operation under way will have ended in time", has_operation, op_bounded, broken::outsleeps_bounds),
     law("one order at a time", has_orders, one_order, broken::orders_twice),
     law("every order names the operation that wants it", has_orders, orders_have_causes, broken::orders_for_nobody),
-    law("with no operation wanted, the daemon only looks", |e| is_left_alone(e), only_looks, broken::cannot_sit_still),
+    law("with no operation wanted, the daemon only looks", is_left_alone, only_looks, broken::cannot_sit_still),
     law(
         "nothing is started unless every other backend is proven stopped, by fresh evidence of this boot",
         starts,
@@ -77,7 +77,12 @@ pub const LAWS: &[Law] = &[
     law("every deadline lies in the future", has_deadline, deadline_ahead, broken::sleeps_through),
     law("nothing falls through by accident", |_| true, nothing_falls_through, broken::swallows),
     law("a stop is taken in every state but while powering off", is_stop, stop_is_taken, broken::is_too_busy_to_stop),
-    law("a cancel ends the operation and orders nothing", is_cancel, cancel_orders_nothing, broken::cancels_by_stopping),
+    law(
+        "a cancel ends the operation and orders nothing",
+        is_cancel,
+        cancel_orders_nothing,
+        broken::cancels_by_stopping,
+    ),
     law(
         "silence proves nothing until there is enough of it",
         goes_offline,
@@ -404,8 +409,7 @@ fn restored_once(e: &Edge) -> Verdict {
         };
         let run = e.after.look().backend(b).invocation;
         let before = e.was().restored[usize::from(b.0)];
-        let by_hand =
-            e.after.operation().is_some_and(|o| matches!(o.goal, Goal::Restore(_)) && !o.cause.is_policy());
+        let by_hand = e.after.operation().is_some_and(|o| matches!(o.goal, Goal::Restore(_)) && !o.cause.is_policy());
         ensure(by_hand || run.is_none() || before != run, || "restored twice into one run".into())?;
     }
     Ok(())

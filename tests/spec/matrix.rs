@@ -122,13 +122,7 @@ impl Cell {
         for (place, effect) in effects.iter_mut().zip(e.effects) {
             *place = Some(Deed::of(effect));
         }
-        Some(Self {
-            leaf: e.before.place().kind,
-            event,
-            effects,
-            to: e.after.place().kind,
-            ignored: e.after.ignored(),
-        })
+        Some(Self { leaf: e.before.place().kind, event, effects, to: e.after.place().kind, ignored: e.after.ignored() })
     }
 
     /// As it stands in the file.
@@ -246,9 +240,8 @@ impl Committed {
 
     /// Whether some explored edge leads out of this leaf by an event of this kind: what a journal of steps is held against.
     pub fn is_explored(&self, leaf: Kind, event: &Event) -> bool {
-        kind_of(event).is_none_or(|kind| {
-            !self.lines.contains(&(leaf.to_string(), kind.to_owned(), NOT_REACHED.to_owned()))
-        })
+        kind_of(event)
+            .is_none_or(|kind| !self.lines.contains(&(leaf.to_string(), kind.to_owned(), NOT_REACHED.to_owned())))
     }
 
     /// Every leaf with every kind of event that some explored edge leads out of it by.
@@ -258,7 +251,6 @@ impl Committed {
             !self.lines.contains(&(leaf.to_string(), (*event).to_owned(), NOT_REACHED.to_owned()))
         })
     }
-
 }
 
 /// Compares the committed matrix with what was explored, or writes that.
