@@ -396,7 +396,7 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push((
             "sees all stopped, the rest long ago",
             eye.with(&[], |l| {
-                (l.gpu_at, l.people_at, l.wake_armed_at) = (Instant::START, Instant::START, Instant::START)
+                (l.gpu_at, l.people_at, l.wake_armed_at) = (Instant::START, Instant::START, Instant::START);
             }),
         ));
     }
