@@ -404,6 +404,8 @@ impl Storm {
         for (at, deed) in &self.sim.deeds[self.deeds..] {
             if let Deed::Stopped(id) = deed
                 && self.unsaved.contains(id)
+                // A run that a restore has spoilt is stopped as it is: what was said in it is worth nothing.
+                && self.machine.view().spoilt[usize::from(id.0)].is_none()
             {
                 return Err(format!("{id} was stopped at {at} with a conversation that nobody tried to save"));
             }
@@ -508,7 +510,7 @@ proptest! {
 }
 
 /// So many reach what can be reached.
-const STORMS: usize = 1500;
+const STORMS: usize = 8000;
 
 /// Cells of the matrix that no storm can reach, and why.
 const CALM: &[(Kind, &str, &str)] = &[];
@@ -554,6 +556,7 @@ fn lifecycle(policy: &Policy) -> Result<usize, String> {
 /// `cargo test --release --test storms -- --ignored --nocapture lifecycles`
 #[test]
 #[ignore = "a measurement"]
+#[expect(clippy::disallowed_methods, reason = "it measures real time")]
 fn lifecycles_simulated_in_a_second() {
     let policy = Policy {
         idle_stop_after: Some(Duration::from_mins(20)),
