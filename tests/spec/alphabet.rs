@@ -18,15 +18,17 @@ use super::sample::{self, LLAMA, VLLM};
 pub enum Topic {
     /// Nothing answers; packets are sent.
     Silence,
-    /// A server that is not up, or not ours: boot phases, other keys, logins refused.
+    /// A server that is not up, not ours, or out of control: boot phases, other keys, logins refused, SSH that is gone.
     Doors,
-    /// Other boots and what came up with them; SSH that is gone while a backend answers.
+    /// Other boots and what came up with them.
     Boots,
     /// How a backend comes and goes: it loads, and lingers when it is stopped.
     Passage,
     /// ... crashes, restarts, other runs, runs without a name.
     Runs,
-    /// Several backends beside each other, and what ends a conflict.
+    /// Two that run beside each other.
+    Both,
+    /// Several beside each other in every way, and what ends a conflict.
     Crowds,
     /// Requests in flight, and what cannot be told of them.
     Use,
@@ -40,16 +42,19 @@ pub enum Topic {
     Obstacles,
     /// Units that are missing, sick, not ours or cannot be read.
     Oddities,
+    /// One command of every kind.
+    Commands,
 }
 
 impl Topic {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Silence,
         Self::Doors,
         Self::Boots,
         Self::Passage,
         Self::Runs,
+        Self::Both,
         Self::Crowds,
         Self::Use,
         Self::Slots,
@@ -57,6 +62,7 @@ impl Topic {
         Self::Holds,
         Self::Obstacles,
         Self::Oddities,
+        Self::Commands,
     ];
 }
 
@@ -118,7 +124,13 @@ fn answers(view: &View, topics: &[Topic], add: &mut impl FnMut(&'static str, Eve
         }
     }
     if has(Topic::Losses) {
-        add("older order ends", Event::Finished { verb: VerbId(0), outcome: Outcome::Succeeded(vec![]) });
+        for (name, outcome) in [
+            ("older order ends", Outcome::Succeeded(vec![])),
+            ("older order fails", fails("verb_failed")),
+            ("older order is lost", lost()),
+        ] {
+            add(name, Event::Finished { verb: VerbId(0), outcome });
+        }
         if let Some(verb) = view.doubt {
             add("lost answer comes late", Event::Finished { verb, outcome: Outcome::Succeeded(vec![]) });
             add("lost answer comes late, a failure", Event::Finished { verb, outcome: fails("verb_failed") });
@@ -158,6 +170,18 @@ fn commands(view: &View, has: impl Fn(Topic) -> bool) -> Vec<(&'static str, Comm
     if has(Topic::Boots) {
         commands.push(("shutdown --power-off --replace", Command::Shutdown(PowerChoice::PowerOff, replace)));
         commands.push(("shutdown --keep-on", Command::Shutdown(PowerChoice::KeepOn, plain)));
+    }
+    if has(Topic::Commands) {
+        commands.push(("restart", Command::Restart(None, plain)));
+        commands.push(("wake", Command::Wake(plain)));
+        commands.push(("shutdown --keep-on", Command::Shutdown(PowerChoice::KeepOn, plain)));
+        commands.push(("switch llama-cpp", Command::Switch(LLAMA, plain)));
+        commands.push(("resolve --keep llama-cpp", Command::Resolve(LLAMA, plain)));
+        let spec = HoldSpec { what: Held::Gpu, lasts: None, reason: String::new(), by: String::new() };
+        commands.push(match view.holds.first() {
+            Some(held) => ("release", Command::Release(held.id)),
+            None => ("hold gpu", Command::Hold(spec)),
+        });
     }
     if has(Topic::Use) {
         let no_drain = Options { replace: true, no_drain: true };
@@ -307,6 +331,8 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push(("sees another boot", eye.another_boot(&[])));
         looks.push(("sees another boot, llama-cpp loading", eye.another_boot(&[Loading])));
         looks.push(("sees another boot, llama-cpp running", eye.another_boot(&[Running])));
+    }
+    if has(Topic::Doors) {
         let mut uncontrolled = eye.on(&[Running]);
         uncontrolled.server = Server::Uncontrolled;
         uncontrolled.backends.iter_mut().skip(1).for_each(|b| b.seen = Unknown);
@@ -320,10 +346,12 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push(("sees llama-cpp restarted", eye.with(&[Loading], |l| l.backends[0].restarts += 1)));
         looks.push(("sees llama-cpp load without a name", eye.with(&[Loading], |l| l.backends[0].invocation = None)));
     }
+    if has(Topic::Both) || has(Topic::Crowds) {
+        looks.push(("sees both run", eye.on(&[Running, Running])));
+    }
     if has(Topic::Crowds) {
         looks.push(("sees vllm linger", eye.on(&[Stopped, Lingering])));
         looks.push(("sees both load", eye.on(&[Loading, Loading])));
-        looks.push(("sees both run", eye.on(&[Running, Running])));
         looks.push(("sees llama-cpp run, vllm linger", eye.on(&[Running, Lingering])));
         if view.look.backends.len() > 2 {
             looks.push(("sees whisper run", eye.on(&[Stopped, Stopped, Running])));
@@ -368,7 +396,7 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push((
             "sees all stopped, the rest long ago",
             eye.with(&[], |l| {
-                (l.gpu_at, l.people_at, l.wake_armed_at) = (Instant::START, Instant::START, Instant::START)
+                (l.gpu_at, l.people_at, l.wake_armed_at) = (Instant::START, Instant::START, Instant::START);
             }),
         ));
     }

@@ -68,8 +68,8 @@ pub struct World {
     pub topics: &'static [Topic],
 }
 
-/// The worlds. What is varied together is what has to do with each other: the product of everything would be far larger and
-/// tell no more (some of it is explored in [`DEEP`]).
+/// The worlds. What is varied together is what has to do with each other: the product of everything would be far larger.
+/// Beyond that, storms and fuzzing mix everything with everything.
 pub const WORLDS: &[World] = {
     use Topic::*;
     &[
@@ -89,6 +89,14 @@ pub const WORLDS: &[World] = {
         World { name: "policies and holds", policy: bare_eager, topics: &[Holds] },
         World { name: "two backends", policy: pair, topics: &[Passage] },
         World { name: "two and holds", policy: pair, topics: &[Holds] },
+        World { name: "slots and doors", policy: || sample::alone(quiet()), topics: &[Slots, Silence, Doors] },
+        World { name: "slots and losses", policy: || sample::alone(quiet()), topics: &[Slots, Losses] },
+        World { name: "slots and commands", policy: || sample::alone(quiet()), topics: &[Slots, Commands] },
+        World { name: "both and doors", policy: pair, topics: &[Both, Silence, Doors] },
+        World { name: "both and commands", policy: pair, topics: &[Both, Commands] },
+        World { name: "both and losses", policy: pair, topics: &[Both, Losses] },
+        World { name: "both and slots", policy: quiet, topics: &[Both, Slots] },
+        World { name: "two in silence", policy: pair, topics: &[Both, Silence, Commands] },
         World { name: "two and oddities", policy: pair, topics: &[Oddities] },
         World { name: "crowds", policy: pair, topics: &[Crowds] },
         World { name: "three backends", policy: || sample::slotless(sample::three(quiet())), topics: &[] },

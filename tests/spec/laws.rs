@@ -43,7 +43,7 @@ pub const LAWS: &[Law] = &[
     law("an operation under way will have ended in time", has_operation, op_bounded, broken::outsleeps_bounds),
     law("one order at a time", has_orders, one_order, broken::orders_twice),
     law("every order names the operation that wants it", has_orders, orders_have_causes, broken::orders_for_nobody),
-    law("with no operation wanted, the daemon only looks", |e| is_left_alone(e), only_looks, broken::cannot_sit_still),
+    law("with no operation wanted, the daemon only looks", is_left_alone, only_looks, broken::cannot_sit_still),
     law(
         "nothing is started unless every other backend is proven stopped, by fresh evidence of this boot",
         starts,

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fmt::Write as _,
+    path::{Path, PathBuf},
 };
 
 use wechsler::machine::{
@@ -184,7 +185,7 @@ pub const fn word_of(verb: Verb) -> &'static str {
     }
 }
 
-const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/spec/matrix.txt");
+const FILE: &str = "matrix.txt";
 const NOT_REACHED: &str = "not reached";
 
 /// Writes the file anew instead of comparing.
@@ -192,16 +193,33 @@ pub fn is_updated() -> bool {
     std::env::var_os("UPDATE_MATRIX").is_some()
 }
 
+fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/spec").join(file)
+}
+
+/// Compares a generated file with what it should be, or writes it.
+pub fn settle(file: &str, new: &str) {
+    if is_updated() {
+        std::fs::write(path(file), new).expect("it can be written");
+        return;
+    }
+    let old = std::fs::read_to_string(path(file)).unwrap_or_default();
+    let gone: Vec<&str> = old.lines().filter(|line| !new.lines().any(|new| new == *line)).take(9).collect();
+    assert!(
+        old == new,
+        "tests/spec/{file} is stale: run `UPDATE_MATRIX=1 cargo test --test laws` and read the diff; gone: {gone:?}"
+    );
+}
+
 /// The matrix as it is committed: each line with the leaf and the event it stands under.
 pub struct Committed {
-    text: String,
     lines: HashSet<(String, String, String)>,
 }
 
 impl Committed {
     /// Reads it.
     pub fn read() -> Self {
-        let text = std::fs::read_to_string(FILE).unwrap_or_default();
+        let text = std::fs::read_to_string(path(FILE)).unwrap_or_default();
         let (mut leaf, mut event, mut lines) = (String::new(), String::new(), HashSet::new());
         for line in text.lines() {
             if let Some(name) = line.strip_prefix("== ") {
@@ -212,7 +230,7 @@ impl Committed {
                 line.clone_into(&mut event);
             }
         }
-        Self { text, lines }
+        Self { lines }
     }
 
     /// It has this cell.
@@ -233,20 +251,11 @@ impl Committed {
             !self.lines.contains(&(leaf.to_string(), (*event).to_owned(), NOT_REACHED.to_owned()))
         })
     }
+}
 
-    /// Compares it with what was explored, or writes that.
-    pub fn settle(&self, figures: &str, cells: &HashSet<Cell>) {
-        let new = text(figures, cells);
-        if is_updated() {
-            std::fs::write(FILE, new).expect("the matrix can be written");
-        } else {
-            let gone: Vec<&str> = self.text.lines().filter(|line| !new.contains(line)).take(9).collect();
-            assert!(
-                self.text == new,
-                "tests/spec/matrix.txt is stale: run `UPDATE_MATRIX=1 cargo test --test laws` and read the diff; {gone:?}"
-            );
-        }
-    }
+/// Compares the committed matrix with what was explored, or writes that.
+pub fn settle_matrix(figures: &str, cells: &HashSet<Cell>) {
+    settle(FILE, &text(figures, cells));
 }
 
 fn text(figures: &str, cells: &HashSet<Cell>) -> String {
