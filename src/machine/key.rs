@@ -257,7 +257,9 @@ fn backend_distinctions(
     let slots = policy.backend(id).slots;
     let served = *ready && *known == *invocation;
     let in_service = *seen == Seen::Running || (served && seen.is_up() && *seen != Seen::CrashLoop);
-    let (restored, spoilt) = (slots && *restored, slots && *spoilt);
+    // Of no run nothing is known.
+    let counts = slots && known.is_some();
+    let (restored, spoilt) = (counts && *restored, counts && *spoilt);
     tell("a run is shown", &|mix| invocation.is_some().hash(mix));
     tell("what is known of the run", &|mix| (*ready, restored, spoilt).hash(mix));
     if in_service {
