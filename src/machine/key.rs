@@ -261,7 +261,7 @@ fn backend_distinctions(
     let counts = slots && known.is_some();
     let (restored, spoilt) = (counts && *restored, counts && *spoilt);
     tell("a run is shown", &|mix| invocation.is_some().hash(mix));
-    tell("what is known of the run", &|mix| (*ready, restored, spoilt).hash(mix));
+    tell("what is known of the run", &|mix| (*ready, restored, spoilt, counts).hash(mix));
     if in_service {
         tell("use", &|mix| (use_, mark.is_some(), calm, sleeping).hash(mix));
     }
