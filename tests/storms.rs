@@ -17,13 +17,14 @@ use proptest::{
 };
 use sim::{Deed, Power, Sim};
 use spec::{
+    calm::CALM,
     explore::Edge,
     laws::LAWS,
     matrix::{Committed, kind_of},
 };
 use wechsler::machine::{
     Answer, BackendId, Command, Effect, Event, Held, HoldId, HoldSpec, Instant, Kind, Machine, OpId, Options, Outcome,
-    Pace, Policy, PowerChoice, RequestId, Selection, Verb, VerbId, Warning,
+    Pace, Place, Policy, PowerChoice, RequestId, Selection, Verb, VerbId, Warning,
     evidence::judge,
     reading::{Ask, GpuProcess, Reading, SavedSlot},
 };
@@ -248,8 +249,10 @@ impl Storm {
             Act::Converse(id) => {
                 self.sim.converse(*id, 300);
                 // What comes while a save is under way may be too late for it.
-                let saving = self.machine.view().order.is_some_and(|(_, what)| what == Verb::SaveSlots(*id));
-                if !saving && self.sim.backend(*id).slots.iter().flatten().any(|tokens| *tokens > 0) {
+                let saving = self.machine.place() == Place { kind: Kind::Saving, backend: Some(*id) };
+                // Nobody knows of one that was never seen healthy.
+                let known = self.machine.view().ready[usize::from(id.0)].is_some();
+                if known && !saving && self.sim.backend(*id).slots.iter().flatten().any(|tokens| *tokens > 0) {
                     self.unsaved.insert(*id);
                 }
             }
@@ -516,19 +519,20 @@ proptest! {
 /// So many reach what can be reached.
 const STORMS: usize = 8000;
 
-/// Cells of the matrix that no storm can reach, and why.
-const CALM: &[(Kind, &str, &str)] = &[];
-
 #[test]
-fn storms_reach_every_cell_of_the_matrix_but_those_that_cannot_be() {
+fn storms_reach_every_cell_of_the_matrix_but_those_listed() {
     let mut runner = TestRunner::deterministic();
     let (committed, mut met) = (Committed::read(), Met::new());
     for _ in 0..STORMS {
         let tree = storm().new_tree(&mut runner).expect("a storm");
         let (acts, on) = tree.current();
-        met.extend(weather(&acts, on).expect("every law holds in it"));
+        match weather(&acts, on) {
+            Ok(more) => met.extend(more),
+            // Whether the laws hold is the other test's business; here a storm only has to be told.
+            Err(why) => println!("{why}\nin {acts:?}, on: {on}"),
+        }
     }
-    let calm: BTreeSet<_> = CALM.iter().map(|(leaf, event, _)| (*leaf, *event)).collect();
+    let calm: BTreeSet<_> = CALM.iter().flat_map(|(_, cells)| cells.iter().copied()).collect();
     let unexplored: Vec<_> = met.iter().filter(|pair| !committed.pairs().any(|known| known == **pair)).collect();
     assert!(unexplored.is_empty(), "storms reach what the exploration does not: {unexplored:?}");
     let missed: Vec<_> = committed.pairs().filter(|pair| !met.contains(pair) && !calm.contains(pair)).collect();

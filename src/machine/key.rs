@@ -261,9 +261,11 @@ fn backend_distinctions(
     let checkpoints = slots && policy.backend(id).has_checkpoints();
     let served = *ready && *known == *invocation;
     let in_service = *seen == Seen::Running || (served && seen.is_up() && *seen != Seen::CrashLoop);
-    let (restored, spoilt) = (slots && *restored, slots && *spoilt);
+    // Of no run nothing is known.
+    let counts = slots && known.is_some();
+    let (restored, spoilt) = (counts && *restored, counts && *spoilt);
     tell("a run is shown", &|mix| invocation.is_some().hash(mix));
-    tell("what is known of the run", &|mix| (*ready, restored, spoilt).hash(mix));
+    tell("what is known of the run", &|mix| (*ready, restored, spoilt, counts).hash(mix));
     if checkpoints {
         tell("what was saved", &|mix| saved.hash(mix));
     }

@@ -10,10 +10,10 @@ use wechsler::machine::{
 use super::{
     broken::{self, Broken},
     explore::Edge,
+    words::{answers, ended, ensure, orders},
 };
 
-/// A law's verdict.
-pub type Verdict = Result<(), String>;
+pub use super::words::Verdict;
 
 /// A law: what it speaks of, what it demands, and a machine that breaks it.
 pub struct Law {
@@ -269,28 +269,6 @@ fn may_hold(e: &Edge, b: wechsler::machine::BackendId) -> bool {
     let served = run.is_some() && view.ready[usize::from(b.0)] == run && look.seen.is_up();
     let spoilt = run.is_some() && view.spoilt[usize::from(b.0)] == run;
     e.after.policy().backend(b).slots && (served || look.seen == Seen::Running) && !spoilt
-}
-
-fn orders<'a>(e: &'a Edge) -> impl Iterator<Item = Verb> + 'a {
-    e.effects.iter().filter_map(|f| match f {
-        Effect::Do { what, .. } => Some(*what),
-        _ => None,
-    })
-}
-
-fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
-    if holds { Ok(()) } else { Err(otherwise()) }
-}
-
-fn answers(e: &Edge) -> Vec<Answer> {
-    e.effects
-        .iter()
-        .filter_map(|f| if let Effect::Answer { answer, .. } = f { Some(answer.clone()) } else { None })
-        .collect()
-}
-
-fn ended<'a>(e: &'a Edge) -> impl Iterator<Item = &'a End> + 'a {
-    e.effects.iter().filter_map(|f| if let Effect::Ended { end, .. } = f { Some(end) } else { None })
 }
 
 fn answered_once(e: &Edge) -> Verdict {
