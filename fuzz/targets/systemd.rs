@@ -11,8 +11,7 @@ use wechsler::{
 pub fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let (stdout, stderr) = text.split_once("@@stderr").unwrap_or((&text, ""));
-    let units: Vec<_> =
-        ["llama-cpp.service", "vllm.service"].into_iter().filter_map(|name| UnitName::new(name)).collect();
+    let units: Vec<_> = ["llama-cpp.service", "vllm.service"].into_iter().filter_map(UnitName::new).collect();
     let mut known = vec![None; units.len()];
     if let Ok(answer) = parse_units(stdout, stderr, &units) {
         assert_eq!(answer.units.len(), units.len(), "one answer for each unit");

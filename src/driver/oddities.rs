@@ -74,8 +74,8 @@ impl Oddities {
                     "if it does not recover, `wechsler restart --no-drain` it",
                 );
             }
-            let saved = backend.saved.iter().flat_map(|saved| &saved.value);
-            if let (Some(why), Some(_)) = (saved.filter_map(|slot| slot.useless.as_deref()).next(), &memory.ready) {
+            let mut saved = backend.saved.iter().flat_map(|saved| &saved.value);
+            if let (Some(why), Some(_)) = (saved.find_map(|slot| slot.useless.as_deref()), &memory.ready) {
                 odd(
                     "restore_ineffective",
                     &format!("its saved slots are not restored any more: {why}"),

@@ -266,19 +266,17 @@ impl World {
         let (told, listener) = listen(&self.stage.client);
         let client = self.stage.client.clone();
         let sent = tokio::spawn(async move {
-            match workflow.request() {
-                Some(request) => loop {
-                    match client.command(&request).await {
-                        // A machine under test may be slow to answer over SSH.
-                        Err(ClientError::Problem(problem)) if &*problem.code == "control_unreachable" => {
-                            sleep(Duration::from_millis(200)).await;
-                        }
-                        answer => break format!("{answer:?}"),
+            let Some(request) = workflow.request() else {
+                let hold = HoldRequest { what: "awake".into(), lasts: None, reason: None };
+                return format!("{:?}", client.hold(&hold).await);
+            };
+            loop {
+                match client.command(&request).await {
+                    // A machine under test may be slow to answer over SSH.
+                    Err(ClientError::Problem(problem)) if &*problem.code == "control_unreachable" => {
+                        sleep(Duration::from_millis(200)).await;
                     }
-                },
-                None => {
-                    let hold = HoldRequest { what: "awake".into(), lasts: None, reason: None };
-                    format!("{:?}", client.hold(&hold).await)
+                    answer => return format!("{answer:?}"),
                 }
             }
         });

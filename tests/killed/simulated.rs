@@ -279,9 +279,8 @@ impl Driver {
 
     async fn until(&self, what: &str, world: &World, so: impl Fn(&driver::status::Status) -> bool) {
         let mut status = self.handle.status.clone();
-        if timeout(LONG, status.wait_for(|status| so(status))).await.is_err() {
-            panic!("never {what}: {:#?}\n{:#?}", self.handle.status.borrow(), *world.sim());
-        }
+        let came = timeout(LONG, status.wait_for(|status| so(status))).await.is_ok();
+        assert!(came, "never {what}: {:#?}\n{:#?}", self.handle.status.borrow(), *world.sim());
     }
 
     fn gives(&self, command: Command) -> oneshot::Receiver<Answer> {

@@ -71,7 +71,9 @@ pub struct World {
 /// The worlds. What is varied together is what has to do with each other: the product of everything would be far larger.
 /// Beyond that, storms and fuzzing mix everything with everything.
 pub const WORLDS: &[World] = {
-    use Topic::*;
+    use Topic::{
+        Boots, Both, Commands, Crowds, Doors, Holds, Losses, Obstacles, Oddities, Passage, Runs, Silence, Slots, Use,
+    };
     &[
         World { name: "doors", policy: bare, topics: &[Silence, Doors] },
         World { name: "boots", policy: bare, topics: &[Silence, Boots] },
