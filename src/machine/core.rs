@@ -130,17 +130,10 @@ pub(super) struct Memory {
     pub(super) restored: bool,
     /// A restore went wrong in it: what it holds is worth nothing, and it may answer nonsense.
     pub(super) spoilt: bool,
-    /// What it held when its slots were last saved.
-    pub(super) saved: Option<Saved>,
-}
-
-/// A save that was done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) struct Saved {
-    /// Its counters said this.
-    pub(super) mark: u64,
-    /// It held so many tokens.
-    pub(super) tokens: u64,
+    /// What it holds is saved: nothing was used since.
+    pub(super) on_record: bool,
+    /// Tokens it held when it was saved last.
+    pub(super) saved_tokens: u64,
 }
 
 impl Memory {
@@ -299,7 +292,7 @@ impl Core {
             let other_run = before.invocation != after.invocation;
             let used = after.use_ == Use::Busy || (!other_run && before.mark.is_some() && after.mark != before.mark);
             if other_run || used {
-                memory.calm = 0;
+                (memory.calm, memory.on_record) = (0, false);
             }
             if after.invocation.is_some_and(|run| memory.run != Some(run)) {
                 memory.forget_run();

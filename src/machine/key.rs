@@ -256,7 +256,7 @@ fn backend_distinctions(
         restorable,
         sleeping,
     } = look;
-    let Memory { last_use: _, run: known, calm, unwell, ready, restored, spoilt, saved } = memory;
+    let Memory { last_use: _, run: known, calm, unwell, ready, restored, spoilt, on_record, saved_tokens } = memory;
     let slots = policy.backend(id).slots;
     let checkpoints = slots && policy.backend(id).has_checkpoints();
     let served = *ready && *known == *invocation;
@@ -267,16 +267,16 @@ fn backend_distinctions(
     tell("a run is shown", &|mix| invocation.is_some().hash(mix));
     tell("what is known of the run", &|mix| (*ready, restored, spoilt, counts).hash(mix));
     if checkpoints {
-        tell("what was saved", &|mix| saved.hash(mix));
+        tell("on record", &|mix| on_record.hash(mix));
+    }
+    if policy.backend(id).checkpoint_tokens.is_some() {
+        tell("saved tokens", &|mix| (tokens, saved_tokens).hash(mix));
     }
     if in_service {
         tell("use", &|mix| (use_, mark.is_some(), calm, sleeping).hash(mix));
     }
     if *seen == Seen::Running && slots {
         tell("slots", &|mix| (holds_tokens, unused, restorable).hash(mix));
-        if checkpoints {
-            tell("what a save would save", &|mix| (mark, tokens).hash(mix));
-        }
     }
     if *ready && leaf == (State::Running { backend: id }) {
         tell("unwell", &|mix| unwell.hash(mix));

@@ -144,12 +144,12 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
 /// When what `backend` holds is to be saved while it goes on running; `since` is the end of its last use.
 fn checkpoint_due(core: &Core, backend: BackendId, since: Instant) -> Option<Instant> {
     let (look, policy) = (core.look.backend(backend), core.policy.backend(backend));
-    let saved = core.memory(backend).saved;
+    let memory = core.memory(backend);
     let unsaved = policy.slots && look.holds_tokens && !look.sleeping && look.mark.is_some();
-    if !unsaved || look.mark == saved.map(|saved| saved.mark) || core.is_spoilt(backend) {
+    if !unsaved || memory.on_record || core.is_spoilt(backend) {
         return None;
     }
-    let new = look.tokens.saturating_sub(saved.map_or(0, |saved| saved.tokens));
+    let new = look.tokens.saturating_sub(memory.saved_tokens);
     if policy.checkpoint_tokens.is_some_and(|most| new >= most) {
         // One moment of quiet is enough.
         return Some(core.now);

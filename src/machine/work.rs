@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BackendId, Cause, Effect, End, Failure, Goal, Instant, Invocation, OpId, Operation, Outcome, Server, Verb, VerbId,
-    Warning,
-    core::{Backoff, Core, Doubt, Order, Saved, Step},
+    BackendId, Cause, Effect, End, Failure, Goal, Instant, Invocation, OpId, Operation, Outcome, Selection, Server,
+    Verb, VerbId, Warning,
+    core::{Backoff, Core, Doubt, Order, Step},
 };
 
 /// Warnings kept for one operation.
@@ -246,12 +246,16 @@ impl Core {
             };
             self.doubt = Some(Doubt { verb, session, boot: self.boot, backend });
         }
-        if let (Outcome::Succeeded(_), Verb::SaveSlots(backend)) = (outcome, order.what) {
+        // A copy under a name of its own is not what is restored.
+        let by_name = self
+            .work
+            .as_ref()
+            .is_some_and(|w| w.op.id == order.op && matches!(w.op.goal, Goal::Save(_, Selection::Named(_))));
+        if let (Outcome::Succeeded(_), Verb::SaveSlots(backend), false) = (outcome, order.what, by_name) {
             // What it holds now is on record: nothing older belongs into this run.
-            let look = self.look.backend(backend);
-            let saved = look.mark.map(|mark| Saved { mark, tokens: look.tokens });
+            let tokens = self.look.backend(backend).tokens;
             let memory = self.memory_mut(backend);
-            (memory.restored, memory.saved) = (true, saved);
+            (memory.restored, memory.on_record, memory.saved_tokens) = (true, true, tokens);
         }
         if matches!(failed, Some("restore_rejected" | "restore_killed_process"))
             && let Verb::RestoreSlots(backend) = order.what
