@@ -120,12 +120,13 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
             }
             let since = core.memory(backend).last_use?;
             let stop = core.policy.idle_stop_after.filter(|_| !core.is_held(Held::Backend(backend)));
-            let stop = stop.map(|after| (Goal::Stop, Cause::IdleStop, (since + after).max(not_before)));
+            let stop = stop.map(|after| (Goal::Stop, Cause::IdleStop, since + after));
             let save = checkpoint_due(core, backend, since);
             let goal = Goal::Save(backend, Selection::Checkpoint);
-            let save = save.map(|at| (goal, Cause::Checkpoint, at.max(not_before)));
+            let save = save.map(|at| (goal, Cause::Checkpoint, at));
             // A stop saves anyway.
-            [stop, save].into_iter().flatten().min_by_key(|(.., at)| *at)
+            let first = [stop, save].into_iter().flatten().min_by_key(|(.., at)| *at);
+            first.map(|(goal, cause, at)| (goal, cause, at.max(not_before)))
         }
         State::Idle => {
             let after = core.policy.idle_power_off_after?;
