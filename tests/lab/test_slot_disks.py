@@ -120,6 +120,15 @@ def whenever_the_power_is_cut_what_counts_as_saved_is_whole(server, disk_of, new
         server.tap.seen.clear()
 
 
+def _copy_notes(source: pathlib.Path, target: pathlib.Path) -> None:
+    """The notes that are there now: others come and go meanwhile."""
+    target.mkdir()
+    for note in source.iterdir():
+        if note.suffix != ".tmp":
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy2(note, target / note.name)
+
+
 class Cut:
     """The disk as a power cut leaves it, and the notes that were there before."""
 
@@ -127,7 +136,7 @@ class Cut:
         self.image = disk.carrier / f"cut{number}"
         self.notes = wechsler.folder / f"notes{number}"
         shutil.rmtree(self.notes, ignore_errors=True)
-        shutil.copytree(slots.notes_dir(wechsler), self.notes, ignore=shutil.ignore_patterns("*.tmp"))
+        _copy_notes(slots.notes_dir(wechsler), self.notes)
         noted = sorted((json.loads(path.read_text()) for path in self.notes.glob("*.slot.json")),
                        key=lambda note: note["round"], reverse=True)
         # Open files stay what they are, also where pruning removes their names.
