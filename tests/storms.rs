@@ -26,7 +26,7 @@ use wechsler::machine::{
     Answer, BackendId, Command, Effect, Event, Held, HoldId, HoldSpec, Instant, Kind, Machine, OpId, Options, Outcome,
     Pace, Place, Policy, PowerChoice, RequestId, Selection, Verb, VerbId, Warning,
     evidence::judge,
-    reading::{Ask, GpuProcess, Reading, SavedSlot},
+    reading::{Ask, GpuProcess, Reading},
 };
 
 const LLAMA: BackendId = BackendId(0);
@@ -421,24 +421,6 @@ impl Storm {
     }
 }
 
-fn saved() -> SavedSlot {
-    SavedSlot {
-        name: "localbot".into(),
-        file: "localbot-0.bin".into(),
-        slot: 0,
-        bytes: 300_000,
-        tokens: 300,
-        saved_at: 1_700_000_000,
-        model: "model".into(),
-        n_ctx: 4096,
-        put_aside: None,
-        generation: 1,
-        last_restore: None,
-        useless: None,
-        named: false,
-    }
-}
-
 /// What happened, and in which leaf.
 type Met = BTreeSet<(Kind, &'static str)>;
 
@@ -447,7 +429,7 @@ fn weather(acts: &[(u64, Act)], on: bool) -> Result<Met, String> {
     let policy = sim::policy();
     let mut sim = if on { Sim::on(&policy) } else { Sim::new(&policy) };
     // Something to restore, and all of it long enough to be met by something else.
-    sim.backend_mut(LLAMA).saved = vec![saved()];
+    sim.backend_mut(LLAMA).saved = vec![sim::saved_slot(300)];
     (sim.times.save, sim.times.restore) = (Duration::from_secs(5), Duration::from_secs(5));
     let mut storm = Storm::new(sim, policy);
     for (seconds, act) in acts {

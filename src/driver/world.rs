@@ -2,6 +2,8 @@
 
 use std::{future::Future, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use crate::machine::{
     BackendId, Instant, Outcome, Verb, Warning,
     reading::{Ask, Reading, Reuse},
@@ -93,8 +95,8 @@ pub enum SlotTask {
     },
 }
 
-/// What became of one saved slot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What became of one saved generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotTold {
     /// Its name.
     pub name: String,

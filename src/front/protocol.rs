@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::driver::status::{HoldStatus, SavedSlotStatus, SlotStatus};
+use crate::driver::{
+    status::{HoldStatus, SavedSlotStatus, SlotStatus},
+    world::SlotTold,
+};
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/wechsler/wechsler.sock";
@@ -173,20 +176,7 @@ pub struct VerifyRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotsTended {
     /// One for each generation concerned.
-    pub slots: Vec<SlotEnd>,
-}
-
-/// What became of one saved generation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SlotEnd {
-    /// The name it is saved under.
-    pub name: String,
-    /// Which of its generations.
-    pub generation: u64,
-    /// `forgotten`, `whole`, or the stable code of what is wrong with it.
-    pub code: String,
-    /// In words.
-    pub message: String,
+    pub slots: Vec<SlotTold>,
 }
 
 /// `GET /v1/endpoints`.

@@ -20,7 +20,7 @@ use tracing::info;
 use super::{
     api::{Bounded, Front, backend_named, clipped, stopping},
     problem::Problem,
-    protocol::{SlotEnd, Slots, SlotsTended, VerifyRequest},
+    protocol::{Slots, SlotsTended, VerifyRequest},
     socket::Peer,
 };
 use crate::{
@@ -112,14 +112,7 @@ async fn tend(front: &Front, backend: BackendId, task: SlotTask) -> Result<Json<
         Err(TrySendError::Closed(_)) => return Err(stopping()),
     }
     let told = timeout(ANSWER_WITHIN, answered).await.map_err(|_| no_answer())?.map_err(|_| stopping())?;
-    let told = told.map_err(failed)?;
-    let end = |told: crate::driver::world::SlotTold| SlotEnd {
-        name: told.name,
-        generation: told.generation,
-        code: told.code,
-        message: told.message,
-    };
-    Ok(Json(SlotsTended { slots: told.into_iter().map(end).collect() }))
+    Ok(Json(SlotsTended { slots: told.map_err(failed)? }))
 }
 
 fn no_answer() -> Problem {

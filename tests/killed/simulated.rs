@@ -179,21 +179,7 @@ const WORKFLOWS: &[Workflow] = &[
 
 /// A conversation was saved in an earlier life.
 fn saved(sim: &mut Sim) {
-    sim.backend_mut(LLAMA).saved.push(wechsler::machine::reading::SavedSlot {
-        name: "localbot".into(),
-        file: "localbot-0.bin".into(),
-        slot: 0,
-        bytes: TOKENS * 1000,
-        tokens: TOKENS,
-        saved_at: 1_700_000_000,
-        model: "model".into(),
-        n_ctx: 4096,
-        put_aside: None,
-        generation: 1,
-        last_restore: None,
-        useless: None,
-        named: false,
-    });
+    sim.backend_mut(LLAMA).saved.push(sim::saved_slot(TOKENS));
 }
 
 /// When the driver is dropped.

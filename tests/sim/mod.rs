@@ -514,16 +514,9 @@ impl Sim {
                 name: if slot == 0 { "localbot".into() } else { format!("localbot-{slot}") },
                 file: format!("localbot-{slot}-{}.bin", now.since_start().as_millis()),
                 slot: u32::try_from(slot).unwrap_or(u32::MAX),
-                bytes: tokens * 1000,
-                tokens,
                 saved_at: 1_700_000_000 + now.since_start().as_secs(),
-                model: "model".into(),
-                n_ctx: 4096,
-                put_aside: None,
                 generation: 0,
-                last_restore: None,
-                useless: None,
-                named: false,
+                ..saved_slot(tokens)
             };
             backend.saved.insert(0, saved);
         }
@@ -553,6 +546,25 @@ impl Sim {
             *held = Some(tokens);
         }
         self.done(self.times.restore)
+    }
+}
+
+/// What slot 0 held when it was saved in an earlier life.
+pub fn saved_slot(tokens: u64) -> SavedSlot {
+    SavedSlot {
+        name: "localbot".into(),
+        file: "localbot-0.bin".into(),
+        slot: 0,
+        bytes: tokens * 1000,
+        tokens,
+        saved_at: 1_700_000_000,
+        model: "model".into(),
+        n_ctx: 4096,
+        put_aside: None,
+        generation: 1,
+        last_restore: None,
+        useless: None,
+        named: false,
     }
 }
 

@@ -10,8 +10,11 @@ use super::{
     trouble::{Exit, Trouble},
 };
 use crate::{
-    driver::status::{RestoreStatus, SavedSlotStatus, SlotStatus},
-    front::protocol::{CommandRequest, CommandWord, SlotEnd, Slots, VerifyRequest},
+    driver::{
+        status::{RestoreStatus, SavedSlotStatus, SlotStatus},
+        world::SlotTold,
+    },
+    front::protocol::{CommandRequest, CommandWord, Slots, VerifyRequest},
 };
 
 /// The command of a verb that is one.
@@ -60,11 +63,11 @@ impl Caller {
 }
 
 /// Nothing is wrong with it, as far as can be told.
-fn is_well(end: &SlotEnd) -> bool {
+fn is_well(end: &SlotTold) -> bool {
     matches!(end.code.as_str(), "forgotten" | "whole" | "digest_unknown")
 }
 
-fn end_line(end: &SlotEnd, paint: Paint) -> String {
+fn end_line(end: &SlotTold, paint: Paint) -> String {
     let code = if is_well(end) { paint.good(&plain(&end.code)) } else { paint.bad(&plain(&end.code)) };
     let message = if end.message.is_empty() { String::new() } else { format!(": {}", plain(&end.message)) };
     format!("{} {}: {code}{message}\n", plain(&end.name), end.generation)
@@ -187,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_file_is_told_and_fails() {
-        let end = |code: &str, message: &str| SlotEnd {
+        let end = |code: &str, message: &str| SlotTold {
             name: "localbot".into(),
             generation: 9,
             code: code.into(),
