@@ -57,7 +57,7 @@ fn compare(world: &World, first: &Machine, twin: &Machine, different: &mut Vec<S
     let count = letters.len();
     for ((act, now, event), (_, then, same)) in letters.into_iter().zip(likewise) {
         let (mut a, mut b) = (first.clone(), twin.clone());
-        let (does, too) = (a.step(now, event.clone()), b.step(then, same.clone()));
+        let (does, too) = (a.step(now, &event), b.step(then, &same));
         let cell = Cell::of(&Edge::new((first, &one), (act, now, &event), (&does, &a)));
         let twins_cell = Cell::of(&Edge::new((twin, &other), (act, then, &same), (&too, &b)));
         let (now, then) = (distinctions(&a), distinctions(&b));

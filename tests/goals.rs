@@ -102,7 +102,7 @@ fn go_on(machine: &mut Machine, goal: Goal, key: u64) {
     });
     if !ours {
         let mut told = machine.clone();
-        let effects = told.step(soon, command(wish(&view, goal)));
+        let effects = told.step(soon, &command(wish(&view, goal)));
         let refused = effects.iter().any(|e| matches!(e, Effect::Answer { answer: Answer::Refused(_), .. }));
         if !refused && told.key() != key {
             *machine = told;
@@ -121,7 +121,7 @@ fn go_on(machine: &mut Machine, goal: Goal, key: u64) {
 }
 
 fn take(machine: &mut Machine, now: Instant, event: Event) {
-    let _ = machine.step(now, event);
+    let _ = machine.step(now, &event);
 }
 
 fn command(command: Command) -> Event {

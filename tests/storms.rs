@@ -345,7 +345,7 @@ impl Storm {
         let (before, was) = (self.machine.clone(), self.machine.view());
         self.steps += 1;
         self.met.extend(kind_of(&event).map(|kind| (was.place.kind, kind)));
-        let effects = self.machine.step(self.now, event.clone());
+        let effects = self.machine.step(self.now, &event);
         let edge = Edge::new((&before, &was), (act, self.now, &event), (&effects, &self.machine));
         for law in LAWS {
             (law.holds)(&edge).map_err(|why| {

@@ -39,7 +39,7 @@ impl Line {
     }
 
     fn take(&mut self, event: Event) -> Vec<Effect> {
-        self.machine.step(self.now, event)
+        self.machine.step(self.now, &event)
     }
 
     fn looked(&mut self, look: Look) -> Vec<Effect> {
@@ -176,7 +176,7 @@ fn a_start_waits_for_a_last_look_at_the_gpu_and_is_refused_by_what_it_shows() {
     let effects = line.after(1).sees_with(Seen::Stopped, Seen::Stopped, |look| look.foreign_gpu = true);
     assert_eq!(failure(&effects), Some(Failure::Occupied));
     // Told in time that nobody is there, it starts.
-    let effects = told.step(line.now, Event::Looked(sample::on(line.now, Seen::Stopped, Seen::Stopped)));
+    let effects = told.step(line.now, &Event::Looked(sample::on(line.now, Seen::Stopped, Seen::Stopped)));
     assert_eq!(order(&effects).1, Verb::StartUnit(LLAMA));
 }
 
@@ -207,7 +207,7 @@ fn a_gpu_that_is_late_after_a_boot_is_waited_for_but_not_for_ever() {
     assert_eq!(order(&line.after(1).tick()).1, Verb::StartUnit(LLAMA));
     // Once it is there, nothing is waited for any more.
     let soon = sample::at(13);
-    let effects = came.step(soon, Event::Looked(sample::on(soon, Seen::Stopped, Seen::Stopped)));
+    let effects = came.step(soon, &Event::Looked(sample::on(soon, Seen::Stopped, Seen::Stopped)));
     assert_eq!(order(&effects).1, Verb::StartUnit(LLAMA));
 }
 
@@ -674,10 +674,10 @@ fn a_machine_in_the_middle_of_something_goes_on_as_if_it_had_not_been_written_do
     let at = |seconds| Instant::after_start(Duration::from_secs(seconds));
     let look = |seconds| Event::Looked(Look { at: at(seconds), server: Server::Silent, ..Look::nothing(2) });
     for second in 1..5 {
-        let _ = machine.step(at(second), look(second));
+        let _ = machine.step(at(second), &look(second));
     }
     let command = Command::Switch(VLLM, Options::default());
-    let sent = machine.step(at(6), Event::Commanded { request: RequestId(1), command });
+    let sent = machine.step(at(6), &Event::Commanded { request: RequestId(1), command });
     assert!(!sent.is_empty(), "{machine:?}");
 
     let text = serde_json::to_string(&machine).expect("written");
@@ -685,7 +685,7 @@ fn a_machine_in_the_middle_of_something_goes_on_as_if_it_had_not_been_written_do
     assert_eq!(again.view(), machine.view());
     for second in 7..400 {
         let event = if second % 3 == 0 { look(second) } else { Event::Tick };
-        assert_eq!(again.step(at(second), event.clone()), machine.step(at(second), event));
+        assert_eq!(again.step(at(second), &event), machine.step(at(second), &event));
     }
     assert_eq!(again.view(), machine.view());
 }

@@ -27,7 +27,7 @@ pub fn run(data: &[u8]) {
         }
         let (act, now, event) = letters.swap_remove(usize::from(*byte) % letters.len());
         told.push(act);
-        let effects = machine.step(now, event.clone());
+        let effects = machine.step(now, &event);
         let edge = Edge::new((&before, &was), (act, now, &event), (&effects, &machine));
         for law in LAWS {
             if let Err(why) = (law.holds)(&edge) {

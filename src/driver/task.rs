@@ -417,7 +417,7 @@ impl<W: World> Driver<W> {
     /// One step of the machine, and everything it asks for. Nothing is awaited here.
     fn step(&mut self, event: &Event) {
         let now = self.clock.now();
-        let effects = self.machine.step(now, event.clone());
+        let effects = self.machine.step(now, event);
         let before = std::mem::replace(&mut self.view, self.machine.view());
         let moved = self.view.place != before.place;
         let place = self.view.place;

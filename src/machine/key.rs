@@ -22,9 +22,9 @@ use super::{
     work::{Leaving, Work},
 };
 
-/// A quick hasher: keys are made a million times in an exploration.
-#[derive(Default)]
-struct Mix(u64);
+/// A quick hasher, always the same: keys are made a million times in an exploration.
+#[derive(Clone, Debug, Default)]
+pub struct Mix(u64);
 
 impl Hasher for Mix {
     fn finish(&self) -> u64 {
@@ -32,8 +32,10 @@ impl Hasher for Mix {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
         }
     }
 

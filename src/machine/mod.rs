@@ -74,11 +74,11 @@ impl Machine {
 
     /// Takes one event at the time `now` and says what must be done, in this order.
     #[must_use]
-    pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
+    pub fn step(&mut self, now: Instant, event: &Event) -> Vec<Effect> {
         let mut step = Step::at(now.max(self.chart.now));
         let before = self.place();
         self.chart.handle_with_context(&Signal::Begin(step.now), &mut step);
-        self.chart.handle_with_context(&Signal::Take(&event), &mut step);
+        self.chart.handle_with_context(&Signal::Take(event), &mut step);
         for _ in 0..MOST_MOVES {
             let leaf = *self.chart.state();
             let work = self.chart.work.as_ref().map(|w| w.op.id);

@@ -195,8 +195,8 @@ pub fn believes_silence(e: &Edge) -> Option<Broken> {
     }
     let policy = Policy { misses: 1, silence: std::time::Duration::ZERO, ..e.after.policy().clone() };
     let mut hasty = Machine::new(policy, vec![]);
-    let _ = hasty.step(e.was().now, Event::Looked(e.before.look().clone()));
-    let effects = hasty.step(e.now, e.event.clone());
+    let _ = hasty.step(e.was().now, &Event::Looked(e.before.look().clone()));
+    let effects = hasty.step(e.now, e.event);
     Some(Broken { now: e.now, effects, after: hasty })
 }
 

@@ -3,11 +3,12 @@
 use std::{
     cell::OnceCell,
     collections::{HashSet, VecDeque},
+    hash::BuildHasherDefault,
     ops::ControlFlow,
     time::Duration,
 };
 
-use wechsler::machine::{Effect, Event, Instant, Kind, Machine, Policy, View};
+use wechsler::machine::{Effect, Event, Instant, Kind, Machine, Policy, View, key::Mix};
 
 use super::{
     alphabet::{Topic, alphabet},
@@ -30,7 +31,12 @@ pub struct Edge<'a> {
     pub after: &'a Machine,
     was: &'a View,
     is: OnceCell<View>,
+    due: OnceCell<Option<Instant>>,
+    next_due: OnceCell<Option<Instant>>,
 }
+
+/// A set that is quick to look up.
+pub type Set<T> = HashSet<T, BuildHasherDefault<Mix>>;
 
 impl<'a> Edge<'a> {
     /// The step of `before`, which shows itself as `was`.
@@ -39,7 +45,18 @@ impl<'a> Edge<'a> {
         (act, now, event): (&'static str, Instant, &'a Event),
         (effects, after): (&'a [Effect], &'a Machine),
     ) -> Self {
-        Self { before, now, act, event, effects, after, was, is: OnceCell::new() }
+        let (is, due, next_due) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Self { before, now, act, event, effects, after, was, is, due, next_due }
+    }
+
+    /// The deadline before.
+    pub fn due(&self) -> Option<Instant> {
+        *self.due.get_or_init(|| self.before.deadline())
+    }
+
+    /// ... and after.
+    pub fn next_due(&self) -> Option<Instant> {
+        *self.next_due.get_or_init(|| self.after.deadline())
     }
 
     /// What it showed of itself before.
@@ -152,14 +169,14 @@ pub struct Graph {
 /// Explores `world`, handing every edge to `visit`, until that has seen enough.
 pub fn explore(world: &World, mut visit: impl FnMut(&Edge) -> ControlFlow<()>) -> Graph {
     let start = Machine::new((world.policy)(), vec![]);
-    let mut known = HashSet::from([start.key()]);
+    let mut known = Set::from_iter([start.key()]);
     let mut graph = Graph { states: vec![start.place().kind], edges: 0 };
     let mut queue = VecDeque::from([start]);
     while let Some(machine) = queue.pop_front() {
         let was = machine.view();
         for (act, now, event) in alphabet(&machine, &was, world.topics) {
             let mut after = machine.clone();
-            let effects = after.step(now, event.clone());
+            let effects = after.step(now, &event);
             graph.edges += 1;
             if visit(&Edge::new((&machine, &was), (act, now, &event), (&effects, &after))).is_break() {
                 return graph;
@@ -176,7 +193,7 @@ pub fn explore(world: &World, mut visit: impl FnMut(&Edge) -> ControlFlow<()>) -
 /// Every state of `world`, each as it was first met.
 pub fn states(world: &World) -> Vec<Machine> {
     let mut states = vec![Machine::new((world.policy)(), vec![])];
-    let mut known = HashSet::from([states[0].key()]);
+    let mut known = Set::from_iter([states[0].key()]);
     explore(world, |e| {
         if known.insert(e.after.key()) {
             states.push(e.after.clone());

@@ -187,7 +187,7 @@ fn restore_failed(e: &Edge) -> bool {
 }
 
 fn nothing_is_due(e: &Edge) -> bool {
-    e.before.deadline().is_none_or(|due| due > e.now)
+    e.due().is_none_or(|due| due > e.now)
 }
 
 fn is_stale(e: &Edge) -> bool {
@@ -203,7 +203,7 @@ fn is_early_tick(e: &Edge) -> bool {
 }
 
 fn has_deadline(e: &Edge) -> bool {
-    e.after.deadline().is_some()
+    e.next_due().is_some()
 }
 
 fn is_stop(e: &Edge) -> bool {
@@ -273,7 +273,7 @@ fn may_hold(e: &Edge, b: wechsler::machine::BackendId) -> bool {
 
 fn answered_once(e: &Edge) -> Verdict {
     let expected = usize::from(matches!(e.event, Event::Commanded { .. }));
-    let n = answers(e).len();
+    let n = answers(e).count();
     ensure(n == expected, || format!("{n} answers"))
 }
 
@@ -309,7 +309,7 @@ fn one_order(e: &Edge) -> Verdict {
     let still = match (e.before.order(), e.event) {
         (Some((verb, _)), Event::Finished { verb: done, .. }) => verb != *done,
         // An overdue order counts as lost at its deadline.
-        (Some(_), _) => e.before.deadline().is_none_or(|d| d > e.now),
+        (Some(_), _) => e.due().is_none_or(|d| d > e.now),
         (None, _) => false,
     };
     ensure(!(still && mutating > 0), || "ordered while another order was under way".into())
@@ -429,7 +429,7 @@ fn early_tick_is_inert(e: &Edge) -> Verdict {
 }
 
 fn deadline_ahead(e: &Edge) -> Verdict {
-    ensure(e.after.deadline().is_none_or(|d| d > e.now), || "a deadline in the past".into())
+    ensure(e.next_due().is_none_or(|d| d > e.now), || "a deadline in the past".into())
 }
 
 fn nothing_falls_through(e: &Edge) -> Verdict {
@@ -443,7 +443,7 @@ fn stop_is_taken(e: &Edge) -> Verdict {
     }
     for answer in answers(e) {
         if let Answer::Refused(why) = answer {
-            ensure(why == Refusal::ControlUnreachable, || format!("refused: {why}"))?;
+            ensure(*why == Refusal::ControlUnreachable, || format!("refused: {why}"))?;
         }
     }
     Ok(())
@@ -562,7 +562,7 @@ fn holds_are_kept(e: &Edge) -> Verdict {
     };
     let view = e.was();
     let held = |what| view.holds.iter().any(|h| h.what == what);
-    let accepted = answers(e).iter().any(|a| matches!(a, Answer::Accepted { joined: false, .. }));
+    let accepted = answers(e).any(|a| matches!(a, Answer::Accepted { joined: false, .. }));
     let broken = match command {
         Command::Shutdown(wechsler::machine::PowerChoice::PowerOff, _) => held(Held::Awake),
         Command::Wake(_) => held(Held::Off) && view.is_off,

@@ -11,7 +11,7 @@ use wechsler::machine::{
     Answer, BootPhase, Command, Effect, End, Event, Ignored, Kind, Outcome, PowerChoice, Server, Verb,
 };
 
-use super::explore::Edge;
+use super::explore::{Edge, Set};
 
 /// Every kind of event. `wechsler`'s journal of steps tells events, and from an event follows its kind.
 pub const EVENTS: &[&str] = &[
@@ -254,11 +254,11 @@ impl Committed {
 }
 
 /// Compares the committed matrix with what was explored, or writes that.
-pub fn settle_matrix(figures: &str, cells: &HashSet<Cell>) {
+pub fn settle_matrix(figures: &str, cells: &Set<Cell>) {
     settle(FILE, &text(figures, cells));
 }
 
-fn text(figures: &str, cells: &HashSet<Cell>) -> String {
+fn text(figures: &str, cells: &Set<Cell>) -> String {
     let mut by_pair: BTreeMap<(Kind, &str), BTreeSet<String>> = BTreeMap::new();
     for cell in cells {
         by_pair.entry((cell.leaf, cell.event)).or_default().insert(cell.line());

@@ -18,11 +18,8 @@ pub fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
     if holds { Ok(()) } else { Err(otherwise()) }
 }
 
-pub fn answers(e: &Edge) -> Vec<Answer> {
-    e.effects
-        .iter()
-        .filter_map(|f| if let Effect::Answer { answer, .. } = f { Some(answer.clone()) } else { None })
-        .collect()
+pub fn answers<'a>(e: &'a Edge) -> impl Iterator<Item = &'a Answer> + 'a {
+    e.effects.iter().filter_map(|f| if let Effect::Answer { answer, .. } = f { Some(answer) } else { None })
 }
 
 pub fn ended<'a>(e: &'a Edge) -> impl Iterator<Item = &'a End> + 'a {

@@ -297,7 +297,7 @@ impl Life {
             return Err(Why::Misfit("what happened"));
         }
         let before = self.machine.clone();
-        let effects = self.machine.step(at, event.clone());
+        let effects = self.machine.step(at, event);
         let replayed = Outcome::Step(effects, self.machine.place());
         if replayed != *written {
             let (event, written) = (Some(event.clone()), written.clone());

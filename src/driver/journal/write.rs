@@ -230,7 +230,7 @@ mod tests {
     /// Steps the machine and the journal together, as the driver does.
     fn take(journal: &mut Journal, machine: &mut Machine, now: Instant, event: &Event) {
         let before = machine.place();
-        let effects = machine.step(now, event.clone());
+        let effects = machine.step(now, event);
         journal.step(now, event, &effects, machine, machine.place() != before);
     }
 
@@ -257,7 +257,7 @@ mod tests {
         assert!(text.lines().count() < 6, "{text}");
         // It was the same machine: what was only counted counts.
         let (now, event) = (at(7), silent(7));
-        assert_eq!(played.0.step(now, event.clone()), machine.step(now, event));
+        assert_eq!(played.0.step(now, &event), machine.step(now, &event));
         assert_eq!(format!("{:?}", played.0), format!("{machine:?}"));
         let _ = fs::remove_dir_all(&dir);
     }
