@@ -24,7 +24,7 @@ use spec::{
 };
 use wechsler::machine::{
     Answer, BackendId, Command, Effect, Event, Held, HoldId, HoldSpec, Instant, Kind, Machine, OpId, Options, Outcome,
-    Pace, Place, Policy, PowerChoice, RequestId, Selection, Verb, VerbId, Warning,
+    Pace, Policy, PowerChoice, RequestId, Seen, Selection, Verb, VerbId, Warning,
     evidence::judge,
     reading::{Ask, GpuProcess, Reading},
 };
@@ -248,8 +248,8 @@ impl Storm {
             }
             Act::Converse(id) => {
                 self.sim.converse(*id, 300);
-                // What comes while a save is under way may be too late for it.
-                let saving = self.machine.place() == Place { kind: Kind::Saving, backend: Some(*id) };
+                // A save looks again when it is done, and takes in what came meanwhile.
+                let saving = self.machine.order().is_some_and(|(_, what)| what == Verb::SaveSlots(*id));
                 // Nobody knows of one that was never seen healthy.
                 let known = self.machine.view().ready[usize::from(id.0)].is_some();
                 if known && !saving && self.sim.backend(*id).slots.iter().flatten().any(|tokens| *tokens > 0) {
@@ -334,7 +334,9 @@ impl Storm {
 
     fn look(&mut self) -> Result<(), String> {
         self.looked = self.now;
-        let reading = self.sim.look(Ask::ALL, self.now);
+        // Its use is asked of what is seen to run.
+        let activity = self.machine.look().backends.iter().any(|b| b.seen == Seen::Running);
+        let reading = self.sim.look(Ask { activity, ..Ask::ALL }, self.now);
         self.reading.absorb(reading);
         let look = judge(&self.reading, &self.policy, self.now);
         self.step("a look", Event::Looked(look))

@@ -65,7 +65,7 @@ impl Source<'_> {
             schema: SCHEMA,
             server: setup.server.clone(),
             gpu_server: gpu_server.into(),
-            state: place.public_name(policy),
+            state: view.public_name(policy),
             reason: self.reason(gpu_server).map(Into::into),
             phase: self.phase().map(Into::into),
             since: Some(self.clock.rfc3339(view.since)),

@@ -424,7 +424,7 @@ impl<W: World> Driver<W> {
         self.journal.step(now, event, &effects, &self.machine, moved);
         if moved {
             let policy = &self.setup.policy;
-            info!(from = before.place.public_name(policy), to = place.public_name(policy),
+            info!(from = before.public_name(policy), to = self.view.public_name(policy),
                 leaf = %place.kind, "place");
         }
         match self.view.look.server {

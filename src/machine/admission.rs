@@ -185,7 +185,7 @@ fn slots(core: &Core, save: bool, which: Selection, options: Options) -> Verdict
         return Refuse(Refusal::NothingSaved);
     }
     // Only what is known to be used is refused; the restore itself looks again before it sends anything.
-    if look.holds_tokens && !look.unused {
+    if which == Selection::All && look.holds_tokens && !look.unused {
         return Refuse(Refusal::InUse);
     }
     guarded(core, Goal::Restore(backend, which), options)

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackendId, BootId, BootPhase, Effect, Failure, Hold, HoldId, Instant, Invocation, Look, OpId, Policy, Seen, Server,
-    Use, Verb, VerbId, ignored::Ignored, work::Work,
+    Use, Verb, VerbId, ignored::Ignored, leaving::UNKNOWN_USE_GRACE, work::Work,
 };
 
 /// Holds in force at most: more are a program gone wild.
@@ -62,8 +62,10 @@ pub(super) struct Core {
     pub(super) next_hold: u64,
     pub(super) next_op: u64,
     pub(super) next_verb: u64,
-    /// Policies wait until then after they failed.
+    /// Idle stop and power-off wait until then after one failed.
     pub(super) backoff: Option<Backoff>,
+    /// ... and checkpoints after one of theirs: they keep nobody from stopping.
+    pub(super) checkpoint_backoff: Option<Backoff>,
     pub(super) attention: Vec<Worry>,
 }
 
@@ -86,6 +88,8 @@ pub(super) struct Order {
     /// Who gave it: its end decides nothing for an operation that has taken that one's place.
     pub(super) op: OpId,
     pub(super) until: Instant,
+    /// A save under a name of its own: a copy, which is not what is restored.
+    pub(super) named: bool,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -128,6 +132,9 @@ pub(super) struct Memory {
     pub(super) ready: bool,
     /// A restore was ordered for it, or is not wanted any more.
     pub(super) restored: bool,
+    /// It is healthy, but how it has been used nobody has told yet; until then that is waited for before anything is
+    /// concluded from it.
+    pub(super) untold_until: Option<Instant>,
     /// A restore went wrong in it: what it holds is worth nothing, and it may answer nonsense.
     pub(super) spoilt: bool,
     /// What it holds is saved: nothing was used since.
@@ -172,6 +179,7 @@ impl Core {
             next_op: 1,
             next_verb: 1,
             backoff: None,
+            checkpoint_backoff: None,
             attention: Vec::new(),
         }
     }
@@ -249,6 +257,15 @@ impl Core {
         self.memory(id).spoilt && self.is_of_this_run(id)
     }
 
+    /// It could be restored into, had anybody told already whether it was used.
+    pub(super) fn awaits_word(&self, id: BackendId) -> bool {
+        self.memory(id).untold_until.is_some_and(|until| until > self.now)
+            && self.policy.backend(id).slots
+            && self.seen(id) == Seen::Running
+            && self.look.backend(id).restorable
+            && self.may_be_restored(id)
+    }
+
     /// A restore was never ordered for this run. One without a name is never sure of that.
     pub(super) fn may_be_restored(&self, id: BackendId) -> bool {
         !self.memory(id).restored && self.is_of_this_run(id)
@@ -267,6 +284,9 @@ impl Core {
         let now = self.now;
         let new = !self.look.says_same_as(look);
         let silence_before = self.is_off();
+        // Nobody saw what was said meanwhile.
+        let out_of_sight = !self.is_on();
+        let is_left_alone = self.work.is_none();
         let misses = self.policy.misses;
         // The same questions' answers told again (with another source's news) are not another look.
         let newer = look.at > self.look.at;
@@ -302,6 +322,9 @@ impl Core {
                 Seen::Running => {
                     memory.unwell = 0;
                     let first = memory.run_if(memory.ready) != after.invocation || memory.last_use.is_none();
+                    let untold = after.use_at == Instant::START;
+                    let until = if first { Some(now + UNKNOWN_USE_GRACE) } else { memory.untold_until };
+                    memory.untold_until = until.filter(|_| untold);
                     memory.ready = after.invocation.is_some();
                     if first || used {
                         memory.last_use = Some(now);
@@ -322,6 +345,13 @@ impl Core {
                 && (other_run || used || memory.calm == 0 || after.use_at > before.use_at)
             {
                 memory.calm = memory.calm.saturating_add(1).min(2);
+            }
+            if used && is_left_alone {
+                // It was kept although a restore went wrong in it, and what was said since is somebody's.
+                memory.spoilt = false;
+            }
+            if let Some(work) = self.work.as_mut().filter(|_| used || (out_of_sight && look.boot().is_some())) {
+                work.used_again(id, now);
             }
         }
         self.look = look.clone();

@@ -91,6 +91,7 @@ impl Machine {
             next_op: _,
             next_verb: _,
             backoff,
+            checkpoint_backoff,
             attention: _,
         } = &*self.chart;
         let core: &Core = &self.chart;
@@ -168,12 +169,13 @@ impl Machine {
             when!("idle for long enough", idle_at.filter(|_| memory.ready));
             let quiet_at = policy.backend(id).checkpoint_quiet.and_then(|quiet| memory.last_use.map(|at| at + quiet));
             when!("quiet for long enough", quiet_at.filter(|_| memory.ready));
+            when!("its use is told", memory.untold_until.filter(|_| core.awaits_word(id)));
             backend_distinctions(policy, id, look, memory, leaf, &mut |name, value| tell(name, value));
         }
 
         // What is under way.
         tell!("the look is newer than the order", look.at >= *order_ended);
-        tell!("order", order.map(|o| (o.what, work.as_ref().is_some_and(|w| w.op.id == o.op))));
+        tell!("order", order.map(|o| (o.what, o.named, work.as_ref().is_some_and(|w| w.op.id == o.op))));
         when!("order is overdue", order.map(|o| o.until));
         let session = if let Server::On { session, .. } = look.server { Some(session) } else { None };
         tell!("doubt", doubt.map(|d| (d.session.map(|s| session.is_some_and(|now| now > s)), d.backend)));
@@ -182,6 +184,7 @@ impl Machine {
             when!("hold ends", hold.until);
         }
         when!("policies wait", backoff.map(|b| b.until).filter(|until| until > now));
+        when!("checkpoints wait", checkpoint_backoff.map(|b| b.until).filter(|until| until > now));
         if let Some(w) = work {
             let Work {
                 op,
@@ -190,11 +193,13 @@ impl Machine {
                 launched,
                 launch,
                 no_restore,
+                rejected,
                 leaving,
                 failing,
                 last_look,
                 unread_until,
                 slots_done,
+                quiet_until,
                 warnings: _,
             } = w;
             tell!("goal", (op.goal, op.cause.is_policy()));
@@ -202,6 +207,7 @@ impl Machine {
             when!("last look", last_look.map(|l| l.until));
             when!("last look at a late GPU", last_look.map(|l| l.since + GPU_LATE));
             when!("unread", *unread_until);
+            when!("quiet", *quiet_until);
             match op.goal {
                 Goal::Run(_) | Goal::Restart(_) if failing.is_some() => tell!("failing", failing),
                 Goal::Run(b) | Goal::Restart(b) => {
@@ -212,21 +218,21 @@ impl Machine {
                     tell!("launch", (launched, launch.map(|(run, _)| is_known(run)), again));
                     let restart = matches!(op.goal, Goal::Restart(_));
                     tell!("rid of", rid_of.map(is_known).filter(|known| *known || restart));
-                    tell!("no restore", no_restore);
+                    tell!("no restore", (no_restore, !no_restore && *rejected));
                 }
                 Goal::Save(..) | Goal::Restore(..) => tell!("slots done", slots_done),
                 Goal::Stop | Goal::Off | Goal::Awake => {}
             }
             tell!("no drain", no_drain);
-            if let Some(Leaving { backend, invocation, drained, saved, drain_until, stops }) = *leaving {
+            if let Some(Leaving { backend, invocation, drained, saved, drain_until, late, stops }) = *leaving {
                 tell!("leaving", backend);
                 tell!("stops", (invocation.is_some(), stops));
                 let slots = policy.backend(backend).slots;
                 let saved = saved && slots;
                 if failing.is_none() {
-                    tell!("how far", (drained || saved, saved));
-                    // After the drain only a save that found a request asks for it.
-                    let asks = !drained || (slots && !saved && !no_drain);
+                    tell!("how far", (drained || saved, saved, slots && late));
+                    // After the drain only what is said later asks for it.
+                    let asks = !drained || (slots && !no_drain);
                     when!("requests may end", drain_until.filter(|_| asks));
                 }
             }
@@ -258,7 +264,18 @@ fn backend_distinctions(
         restorable,
         sleeping,
     } = look;
-    let Memory { last_use: _, run: known, calm, unwell, ready, restored, spoilt, on_record, saved_tokens } = memory;
+    let Memory {
+        last_use: _,
+        run: known,
+        calm,
+        unwell,
+        ready,
+        restored,
+        untold_until: _,
+        spoilt,
+        on_record,
+        saved_tokens,
+    } = memory;
     let slots = policy.backend(id).slots;
     let checkpoints = slots && policy.backend(id).has_checkpoints();
     let served = *ready && *known == *invocation;

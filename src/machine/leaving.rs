@@ -22,7 +22,7 @@ pub(super) const LAST_LOOK: Duration = Duration::from_secs(15);
 pub(super) const GPU_LATE: Duration = Duration::from_secs(30);
 
 /// Stops ordered of one run at most: the second, where the first was lost without a trace.
-const MOST_STOPS: u8 = 2;
+pub(super) const MOST_STOPS: u8 = 2;
 
 /// Brings every backend but `keep` down; `None` when all are proven stopped.
 pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, step: &mut Step) -> Option<Pursued> {

@@ -155,6 +155,7 @@ impl Machine {
             work.map(|w| w.op.until),
             work.and_then(|w| w.last_look).map(|l| l.until),
             work.and_then(|w| w.unread_until),
+            work.and_then(|w| w.quiet_until),
             core.order.map(|o| o.until),
             crowd,
             core.silence_proves_at(),
@@ -163,6 +164,7 @@ impl Machine {
         .into_iter()
         .flatten()
         .chain(core.holds.iter().filter_map(|h| h.until))
+        .chain(core.up().filter(|b| core.awaits_word(*b)).filter_map(|b| core.memory(b).untold_until))
         // What is overdue waits for something else, which has a deadline of its own or is a look.
         .filter(|at| *at > core.now)
     }

@@ -3,7 +3,7 @@
 
 use super::{
     BackendId, Cause, Goal, Held, Instant, RestorePolicy, Seen, Selection, Server, Use, WakeCheck,
-    core::{Core, Step},
+    core::{Backoff, Core, Step},
     rules::State,
 };
 
@@ -74,6 +74,13 @@ fn by_itself(core: &Core, backend: BackendId, leaf: State) -> State {
     let memory = core.memory(backend);
     let same_run = core.has_served(backend);
     match core.seen(backend) {
+        // Before it counts as ready, what was saved is restored, or it is known that requests came first.
+        Seen::Running if core.policy.backend(backend).restore == RestorePolicy::Auto && core.awaits_word(backend) => {
+            match leaf {
+                State::Unknown | State::Starting { .. } => leaf,
+                _ => State::Starting { backend, order: None, until: None },
+            }
+        }
         Seen::Running => running,
         // A healthy run that does not answer now: a flap until it has lasted.
         Seen::Loading if leaf == running && same_run && memory.unwell < core.policy.misses => running,
@@ -100,7 +107,7 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
     if core.work.is_some() || !core.is_on() {
         return None;
     }
-    let not_before = core.backoff.map_or(core.now, |b| b.until);
+    let after = |backoff: Option<Backoff>, at: Instant| at.max(backoff.map_or(core.now, |b| b.until));
     match leaf {
         State::Running { backend } => {
             let look = core.look.backend(backend);
@@ -120,23 +127,22 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
             }
             let since = core.memory(backend).last_use?;
             let stop = core.policy.idle_stop_after.filter(|_| !core.is_held(Held::Backend(backend)));
-            let stop = stop.map(|after| (Goal::Stop, Cause::IdleStop, since + after));
+            let stop = stop.map(|idle| (Goal::Stop, Cause::IdleStop, after(core.backoff, since + idle)));
             let save = checkpoint_due(core, backend, since);
             let goal = Goal::Save(backend, Selection::Checkpoint);
-            let save = save.map(|at| (goal, Cause::Checkpoint, at));
+            let save = save.map(|at| (goal, Cause::Checkpoint, after(core.checkpoint_backoff, at)));
             // A stop saves anyway.
-            let first = [stop, save].into_iter().flatten().min_by_key(|(.., at)| *at);
-            first.map(|(goal, cause, at)| (goal, cause, at.max(not_before)))
+            [stop, save].into_iter().flatten().min_by_key(|(.., at)| *at)
         }
         State::Idle => {
-            let after = core.policy.idle_power_off_after?;
+            let idle = core.policy.idle_power_off_after?;
             let since = core.vacant_since?;
             let blocked = core.is_held(Held::Awake)
                 || core.look.foreign_gpu
                 || core.look.people == Some(true)
                 || (core.policy.wake_check != WakeCheck::Off && core.look.wake_armed == Some(false))
                 || !core.policy.can_wake;
-            (!blocked).then_some((Goal::Off, Cause::IdlePowerOff, (since + after).max(not_before)))
+            (!blocked).then_some((Goal::Off, Cause::IdlePowerOff, after(core.backoff, since + idle)))
         }
         _ => None,
     }

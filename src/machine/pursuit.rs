@@ -1,7 +1,7 @@
 //! The rules: from goal and observation to the next leaf.
 
 use super::{
-    BackendId, BootPhase, Failure, Goal, Held, Instant, OnStartTimeout, RestorePolicy, Seen, Server, Verb,
+    BackendId, BootPhase, Failure, Goal, Held, Instant, OnStartTimeout, RestorePolicy, Seen, Server, Use, Verb,
     core::{Core, Step},
     leaving::{GPU_LATE, LAST_LOOK, LastWord, last_look, leave, leave_all, linger, power_off, stop, unread},
     observed::{observed, policies, refuses_while_going_down},
@@ -276,8 +276,13 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             if due {
                 return Leaf(Some(restoring(core, backend)));
             }
-            // Whatever came of it: this run has had its chance.
-            core.memory_mut(backend).restored = true;
+            if !launched && !no_restore && policy.restore != RestorePolicy::Never && core.awaits_word(backend) {
+                return starting(core, leaf, backend, step);
+            }
+            if launched {
+                // Whatever came of it: this run has had its chance.
+                core.memory_mut(backend).restored = true;
+            }
             core.done(step);
             Ended
         }
@@ -392,6 +397,10 @@ fn slots(core: &mut Core, leaf: State, backend: BackendId, save: bool, step: &mu
         Seen::Unknown => return unread(core, leaf, step),
         _ if save => return fail(core, Failure::SaveFailed, step),
         _ => return fail(core, Failure::RestoreFailed, step),
+    }
+    let busy = core.look.backend(backend).use_ == Use::Busy;
+    if save && busy && work.quiet_until.is_some_and(|until| until > core.now) {
+        return STAY;
     }
     if save {
         let order = core.order(Verb::SaveSlots(backend));

@@ -1,7 +1,8 @@
 //! What the machine shows of itself: everything the status document needs, nothing it could be changed by.
 
 use super::{
-    BackendId, BootId, Cause, Goal, Hold, Instant, Invocation, Look, OpId, Operation, Place, Verb, VerbId, Warning,
+    BackendId, BootId, Cause, Goal, Hold, Instant, Invocation, Kind, Look, OpId, Operation, Place, Policy, Verb,
+    VerbId, Warning,
 };
 
 /// The machine as others see it.
@@ -50,6 +51,19 @@ pub struct View {
     pub attention: Vec<Attention>,
     /// How fast the world should be looked at now.
     pub pace: Pace,
+}
+
+impl View {
+    /// The name people and programs see in `state`. One that is only saved goes on running.
+    #[must_use]
+    pub fn public_name(&self, policy: &Policy) -> String {
+        match &self.operation {
+            Some(Operation { goal: Goal::Save(backend, _), .. }) if self.place.kind == Kind::Saving => {
+                policy.backend(*backend).name.clone()
+            }
+            _ => self.place.public_name(policy),
+        }
+    }
 }
 
 /// How fast the world should be looked at.

@@ -8,6 +8,7 @@ use super::{
     BackendId, Cause, Effect, End, Failure, Goal, Instant, Invocation, OpId, Operation, Outcome, Selection, Server,
     Verb, VerbId, Warning,
     core::{Backoff, Core, Doubt, Order, Step},
+    leaving::MOST_STOPS,
 };
 
 /// Warnings kept for one operation.
@@ -28,6 +29,8 @@ pub(super) struct Work {
     pub(super) launch: Option<(Invocation, u32)>,
     /// Do not restore (again).
     pub(super) no_restore: bool,
+    /// A restore was rejected, or killed the process; what it was about is put aside.
+    pub(super) rejected: bool,
     /// How far leaving has come.
     pub(super) leaving: Option<Leaving>,
     /// It has failed, and stops the backend first.
@@ -38,6 +41,8 @@ pub(super) struct Work {
     pub(super) unread_until: Option<Instant>,
     /// Goals `Save` and `Restore`: the order was given and has ended.
     pub(super) slots_done: bool,
+    /// Goal `Save` of a person: until then requests in flight may end first.
+    pub(super) quiet_until: Option<Instant>,
     pub(super) warnings: Vec<Warning>,
 }
 
@@ -56,6 +61,8 @@ pub(super) struct Leaving {
     pub(super) saved: bool,
     /// Requests may end until then, however often it is drained.
     pub(super) drain_until: Option<Instant>,
+    /// It was used after its save, and after that time: it is saved once more, and not again.
+    pub(super) late: bool,
     /// Stops ordered so far.
     pub(super) stops: u8,
 }
@@ -71,10 +78,22 @@ impl Work {
     pub(super) fn leaving(&mut self, backend: BackendId, invocation: Option<Invocation>) -> &mut Leaving {
         self.leaving.take_if(|l| l.backend != backend);
         let drained = self.no_drain;
-        let begun = Leaving { backend, invocation, drained, saved: false, drain_until: None, stops: 0 };
+        let begun = Leaving { backend, invocation, drained, saved: false, drain_until: None, late: false, stops: 0 };
         let leaving = self.leaving.get_or_insert(begun);
         leaving.invocation = leaving.invocation.or(invocation);
         leaving
+    }
+
+    /// `backend` was used, or nobody saw whether it was. What was saved before does not hold that: it is saved again, as
+    /// often as that happens while requests may end, and once after.
+    pub(super) fn used_again(&mut self, backend: BackendId, now: Instant) {
+        let may_be_stopped = |l: &&mut Leaving| l.backend == backend && l.saved && l.stops < MOST_STOPS;
+        let Some(leaving) = self.leaving.as_mut().filter(may_be_stopped) else { return };
+        let in_time = leaving.drain_until.is_some_and(|until| until > now);
+        if in_time || !leaving.late {
+            (leaving.saved, leaving.drained) = (false, self.no_drain || !in_time);
+            leaving.late |= !in_time;
+        }
     }
 }
 
@@ -87,7 +106,8 @@ impl Core {
             (_, None) => {}
             (Verb::Wake, Some(work)) => self.waking = Some((verb, work.op.id)),
             (_, Some(work)) => {
-                self.order = Some(Order { verb, what, op: work.op.id, until: self.now + self.within(what) });
+                let named = matches!(work.op.goal, Goal::Save(_, Selection::Named(_)));
+                self.order = Some(Order { verb, what, op: work.op.id, until: self.now + self.within(what), named });
             }
         }
         verb
@@ -104,6 +124,12 @@ impl Core {
             Goal::Restart(b) => self.look.backend(b).invocation,
             _ => None,
         };
+        let quiet_until = match goal {
+            Goal::Save(b, _) if !cause.is_policy() && !no_drain => {
+                Some(self.now + self.policy.backend(b).drain_timeout)
+            }
+            _ => None,
+        };
         step.emit(Effect::Began(op.clone()));
         self.work = Some(Work {
             op,
@@ -112,11 +138,13 @@ impl Core {
             launched: false,
             launch: None,
             no_restore: false,
+            rejected: false,
             leaving: None,
             failing: None,
             last_look: None,
             unread_until: None,
             slots_done: false,
+            quiet_until,
             warnings: Vec::new(),
         });
         id
@@ -133,8 +161,8 @@ impl Core {
             .sum();
         let run = |b: BackendId| {
             let b = p.backend(b);
-            // Twice: once more without the slots if restoring them fails.
-            (b.start_timeout + b.restore_timeout + (b.stop_timeout + p.command_timeout) * 2 + b.kill_timeout) * 2
+            // Once more without the slots that could not be restored, and once more without any.
+            (b.start_timeout + b.restore_timeout + (b.stop_timeout + p.command_timeout) * 2 + b.kill_timeout) * 3
         };
         let on = p.boot_timeout + p.power_off_timeout;
         slack
@@ -143,7 +171,7 @@ impl Core {
                 Goal::Stop => leave,
                 Goal::Awake => on,
                 Goal::Off => leave + p.power_off_timeout,
-                Goal::Save(b, _) => p.backend(b).save_timeout,
+                Goal::Save(b, _) => p.backend(b).drain_timeout + p.backend(b).save_timeout,
                 Goal::Restore(b, _) => p.backend(b).restore_timeout + leave + run(b),
             }
     }
@@ -152,13 +180,15 @@ impl Core {
         let Some(work) = self.work.take() else { return };
         // A restore by itself is tried once in a run, whatever comes of it: it needs no pause, and causes none.
         if work.op.cause.is_policy() && work.op.cause != Cause::AutoRestore {
-            self.backoff = match end {
+            let backoff =
+                if work.op.cause == Cause::Checkpoint { &mut self.checkpoint_backoff } else { &mut self.backoff };
+            *backoff = match end {
                 End::Failed { .. } => {
-                    let wait = self.backoff.map_or(self.policy.policy_backoff, |b| (b.wait * 2).min(LONGEST_BACKOFF));
+                    let wait = backoff.map_or(self.policy.policy_backoff, |b| (b.wait * 2).min(LONGEST_BACKOFF));
                     Some(Backoff { until: self.now + wait, wait })
                 }
                 End::Done { .. } => None,
-                End::Cancelled | End::Replaced { .. } => self.backoff,
+                End::Cancelled | End::Replaced { .. } => *backoff,
             };
         }
         step.emit(Effect::Ended { op: work.op.id, end });
@@ -246,12 +276,10 @@ impl Core {
             };
             self.doubt = Some(Doubt { verb, session, boot: self.boot, backend });
         }
-        // A copy under a name of its own is not what is restored.
-        let by_name = self
-            .work
-            .as_ref()
-            .is_some_and(|w| w.op.id == order.op && matches!(w.op.goal, Goal::Save(_, Selection::Named(_))));
-        if let (Outcome::Succeeded(_), Verb::SaveSlots(backend), false) = (outcome, order.what, by_name) {
+        // What was left out, whyever, is not on record.
+        let all = matches!(outcome, Outcome::Succeeded(warnings)
+            if !warnings.iter().any(|w| matches!(&*w.code, "slot_empty" | "slot_busy")));
+        if let (true, Verb::SaveSlots(backend), false) = (all, order.what, order.named) {
             // What it holds now is on record: nothing older belongs into this run.
             let tokens = self.look.backend(backend).tokens;
             let memory = self.memory_mut(backend);
@@ -287,14 +315,21 @@ impl Core {
                     leaving.drained &= !again;
                     leaving.saved = !again;
                 }
-                if matches!(work.op.goal, Goal::Save(..)) && (failed.is_some() || unknown) {
+                // A person is told that it is saved, or that it is not; a checkpoint comes again.
+                let left_out = used && !work.op.cause.is_policy();
+                if left_out && work.quiet_until.is_some_and(|until| until > now) {
+                    work.slots_done = false;
+                } else if matches!(work.op.goal, Goal::Save(..)) && (failed.is_some() || unknown || left_out) {
                     self.fail(Failure::SaveFailed, step);
                 }
             }
             Verb::RestoreSlots(_) => {
                 work.slots_done = true;
-                work.no_restore = true;
-                if matches!(failed, Some("restore_rejected" | "restore_killed_process")) {
+                let rejected = matches!(failed, Some("restore_rejected" | "restore_killed_process"));
+                // The rest is tried once more: it goes with the run that must be left.
+                work.no_restore = !rejected || work.rejected;
+                work.rejected |= rejected;
+                if rejected {
                     work.rid_of = rid_of;
                     work.launched = false;
                     work.launch = None;

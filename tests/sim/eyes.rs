@@ -128,7 +128,7 @@ fn activity(backend: &Backend) -> Activity {
         id: u32::try_from(id).unwrap_or(u32::MAX),
         n_ctx: 4096,
         is_processing: id == 0 && backend.in_flight > 0,
-        tokens: *tokens,
+        tokens: tokens.filter(|_| !backend.untouched),
     };
     Activity {
         in_flight: Some(backend.in_flight),

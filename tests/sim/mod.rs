@@ -102,6 +102,8 @@ pub struct Backend {
     pub in_flight: u32,
     /// Tokens in each slot; `None`: never used.
     pub slots: Vec<Option<u64>>,
+    /// What they hold was restored, and no request has come since: they are shown as never used.
+    pub untouched: bool,
     pub uses: u64,
     pub saved: Vec<SavedSlot>,
     /// Starts at boot.
@@ -204,6 +206,7 @@ impl Sim {
             memory_until: Instant::START,
             in_flight: 0,
             slots: vec![None; if slots { 2 } else { 0 }],
+            untouched: false,
             uses: 0,
             saved: vec![],
             enabled: false,
@@ -336,6 +339,7 @@ impl Sim {
         backend.phase = phase;
         backend.in_flight = 0;
         backend.slots.fill(None);
+        backend.untouched = false;
         backend.memory_until = self.now + self.times.gpu_release;
     }
 
@@ -381,6 +385,7 @@ impl Sim {
         let backend = self.backend_mut(id);
         if backend.phase == Phase::Ready {
             backend.uses += 1;
+            backend.untouched = false;
             if let Some(slot) = backend.slots.first_mut() {
                 *slot = Some(tokens);
             }
@@ -393,6 +398,7 @@ impl Sim {
         if backend.phase == Phase::Ready {
             backend.in_flight = requests;
             backend.uses += 1;
+            backend.untouched = false;
         }
     }
 
@@ -500,12 +506,13 @@ impl Sim {
         }
         let now = self.now;
         self.deeds.push((now, Deed::Saved(id)));
+        let untouched = self.backend(id).untouched;
         let full: Vec<(usize, u64)> = self
             .backend(id)
             .slots
             .iter()
             .enumerate()
-            .filter_map(|(slot, tokens)| tokens.filter(|t| *t > 0).map(|t| (slot, t)))
+            .filter_map(|(slot, tokens)| tokens.filter(|t| *t > 0 && !untouched).map(|t| (slot, t)))
             .collect();
         let takes = if full.is_empty() { Duration::ZERO } else { self.times.save };
         let backend = self.backend_mut(id);
@@ -537,13 +544,14 @@ impl Sim {
             saved.put_aside = Some("the server rejected it".into());
             if faults.restore_crashes {
                 self.crash(id);
-                return self.failed("restore_crashed", "the connection broke off");
+                return self.failed("restore_killed_process", "the connection broke off");
             }
             return self.failed("restore_rejected", "the server said 400");
         }
         let (slot, tokens) = (saved.slot as usize, saved.tokens);
         if let Some(held) = backend.slots.get_mut(slot) {
             *held = Some(tokens);
+            backend.untouched = true;
         }
         self.done(self.times.restore)
     }

@@ -34,6 +34,8 @@ pub enum Topic {
     Use,
     /// Saving and restoring, and all that goes wrong with it.
     Slots,
+    /// Runs whose use nobody has told yet.
+    Word,
     /// Orders that fail, answers that are lost, late or doubled, sessions that change.
     Losses,
     /// Holds.
@@ -48,7 +50,7 @@ pub enum Topic {
 
 impl Topic {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Silence,
         Self::Doors,
         Self::Boots,
@@ -58,6 +60,7 @@ impl Topic {
         Self::Crowds,
         Self::Use,
         Self::Slots,
+        Self::Word,
         Self::Losses,
         Self::Holds,
         Self::Obstacles,
@@ -381,6 +384,23 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         ));
         looks.push(("sees llama-cpp used, slots saved", eye.with(&[Running], |l| l.backends[0].restorable = true)));
         looks.push(("sees llama-cpp asleep", eye.with(&[Running], |l| l.backends[0].sleeping = true)));
+    }
+    if has(Topic::Word) {
+        looks.push((
+            "sees llama-cpp run, its use not told yet",
+            eye.with(&[Running], |l| {
+                let b = &mut l.backends[0];
+                (b.use_, b.use_at, b.mark, b.holds_tokens, b.restorable) =
+                    (Use::Unknown, Instant::START, None, false, true);
+            }),
+        ));
+        looks.push((
+            "sees llama-cpp fresh, slots saved",
+            eye.with(&[Running], |l| {
+                let b = &mut l.backends[0];
+                (b.unused, b.restorable, b.holds_tokens) = (true, true, false);
+            }),
+        ));
     }
     if has(Topic::Losses) {
         looks.push(("another session sees all stopped", eye.another_session(&[])));

@@ -90,6 +90,7 @@ pub struct World {
 pub const WORLDS: &[World] = {
     use Topic::{
         Boots, Both, Commands, Crowds, Doors, Holds, Losses, Obstacles, Oddities, Passage, Runs, Silence, Slots, Use,
+        Word,
     };
     &[
         World { name: "doors", policy: bare, topics: &[Silence, Doors] },
@@ -108,6 +109,8 @@ pub const WORLDS: &[World] = {
         World { name: "policies and holds", policy: bare_eager, topics: &[Holds] },
         World { name: "two backends", policy: pair, topics: &[Passage] },
         World { name: "two and holds", policy: pair, topics: &[Holds] },
+        World { name: "slots of fresh runs", policy: || sample::alone(quiet()), topics: &[Word, Passage] },
+        World { name: "policies and fresh runs", policy: || sample::alone(eager()), topics: &[Word] },
         World { name: "slots and doors", policy: || sample::alone(quiet()), topics: &[Slots, Silence, Doors] },
         World { name: "slots and losses", policy: || sample::alone(quiet()), topics: &[Slots, Losses] },
         World { name: "slots and commands", policy: || sample::alone(quiet()), topics: &[Slots, Commands] },

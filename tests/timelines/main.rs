@@ -1,5 +1,7 @@
 //! Timelines: what the machine does when, told one event at a time. Each was once done wrong.
 
+mod slots;
+#[path = "../spec/mod.rs"]
 mod spec;
 
 use std::time::Duration;
@@ -136,35 +138,6 @@ fn a_stop_given_while_a_start_is_under_way_is_not_ended_by_the_starts_end() {
 }
 
 #[test]
-fn a_save_asked_for_during_an_automatic_restore_is_a_save_of_its_own() {
-    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
-    let fresh = |look: &mut Look| {
-        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
-    };
-    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, fresh);
-    let (restore, what) = order(&effects);
-    assert_eq!(what, Verb::RestoreSlots(LLAMA));
-    line.told(Command::SaveSlots(Selection::All, PLAIN));
-    let effects = line.after(1).ends(restore, fine());
-    assert_eq!(order(&effects).1, Verb::SaveSlots(LLAMA), "the restore's end is not the save's: {effects:?}");
-}
-
-#[test]
-fn one_odd_answer_of_a_backend_that_serves_skips_neither_drain_nor_save() {
-    for odd in [Seen::Sick, Seen::Loading] {
-        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
-        line.told(Command::Switch(VLLM, PLAIN));
-        assert_eq!(line.kind(), Kind::Draining);
-        assert_eq!(orders(&line.after(1).sees(odd, Seen::Stopped)), [], "{odd:?}");
-        assert_eq!(line.kind(), Kind::Draining);
-        let (save, what) = order(&line.drains());
-        assert_eq!(what, Verb::SaveSlots(LLAMA));
-        line.sees(odd, Seen::Stopped);
-        assert_eq!(order(&line.ends(save, fine())).1, Verb::StopUnit(LLAMA));
-    }
-}
-
-#[test]
 fn a_start_waits_for_a_last_look_at_the_gpu_and_is_refused_by_what_it_shows() {
     let old = |look: &mut Look| look.gpu_at = sample::at(1);
     let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
@@ -293,34 +266,6 @@ fn a_lost_answer_is_not_cleared_up_by_a_unit_that_cannot_be_read() {
 }
 
 #[test]
-fn an_idle_stop_gives_up_when_a_request_came_during_the_save() {
-    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
-    line.now = line.machine.deadline().expect("the idle stop");
-    let mut effects = line.sees(Seen::Running, Seen::Stopped);
-    effects.extend(line.drains());
-    let (save, what) = order(&effects);
-    assert_eq!(what, Verb::SaveSlots(LLAMA));
-    line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| {
-        (look.backends[0].use_, look.backends[0].mark) = (Use::Busy, Some(7));
-    });
-    let effects = line.ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
-    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)));
-    assert_eq!(line.kind(), Kind::Running);
-}
-
-#[test]
-fn a_request_that_came_during_the_save_of_a_persons_stop_may_end_and_is_saved_too() {
-    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
-    line.told(Command::Stop(PLAIN));
-    let (save, _) = order(&line.drains());
-    let effects = line.after(1).ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
-    assert_eq!((orders(&effects), line.kind()), (vec![], Kind::Draining));
-    let (again, what) = order(&line.drains());
-    assert_eq!(what, Verb::SaveSlots(LLAMA));
-    assert_eq!(order(&line.ends(again, fine())).1, Verb::StopUnit(LLAMA));
-}
-
-#[test]
 fn holds_made_on_the_way_are_kept() {
     let hold = |what| Command::Hold(HoldSpec { what, lasts: None, reason: String::new(), by: String::new() });
     // No packet more once the server is to stay off.
@@ -433,20 +378,6 @@ fn a_restart_of_a_run_that_could_not_be_named_restarts_it_when_it_can() {
 }
 
 #[test]
-fn a_persons_restore_takes_over_the_one_under_way() {
-    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
-    let fresh = |look: &mut Look| {
-        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
-    };
-    let (restore, _) = order(&line.after(5).sees_with(Seen::Running, Seen::Stopped, fresh));
-    let joined = Answer::Accepted { op: line.machine.view().operation.expect("a restore").id, joined: true };
-    let effects = line.told(Command::RestoreSlots(Selection::All, PLAIN));
-    assert!(matches!(&effects[..], [Effect::Answer { answer, .. }] if *answer == joined), "{effects:?}");
-    line.ends(restore, fine());
-    assert_eq!(line.machine.view().operation, None);
-}
-
-#[test]
 fn a_start_wished_for_during_a_power_off_goes_on_when_the_server_reboots_instead() {
     let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
     let (off, what) = order(&line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN)));
@@ -473,18 +404,6 @@ fn a_run_that_had_no_name_yet_at_the_first_look_is_no_crash_loop() {
         look.backends[0].invocation = Some(Invocation(99));
     });
     assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA), "another name is one");
-}
-
-#[test]
-fn a_run_in_which_a_restore_was_rejected_is_worth_no_save_to_whoever_stops_it() {
-    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
-    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
-        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
-    });
-    let (restore, _) = order(&effects);
-    line.told(Command::Switch(VLLM, PLAIN));
-    let effects = line.after(1).ends(restore, failed("restore_rejected"));
-    assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA));
 }
 
 /// A look at which nothing of the server answers.
@@ -562,110 +481,6 @@ fn without_checkpoints() -> Policy {
     let mut policy = sample::eager();
     policy.backends[0].checkpoint_quiet = None;
     policy
-}
-
-/// llama.cpp has been used up to now, holds so many tokens, and is idle.
-fn used(line: &mut Line, mark: u64, tokens: u64) -> Vec<Effect> {
-    line.sees_with(Seen::Running, Seen::Stopped, |look| {
-        (look.backends[0].mark, look.backends[0].tokens) = (Some(mark), tokens);
-    })
-}
-
-fn with_checkpoints(tokens: Option<u64>, quiet: Option<Duration>) -> Policy {
-    let mut policy = sample::quiet();
-    (policy.backends[0].checkpoint_tokens, policy.backends[0].checkpoint_quiet) = (tokens, quiet);
-    policy
-}
-
-#[test]
-fn what_was_used_is_saved_after_its_quiet_once_and_not_before() {
-    let mut line = Line::on(with_checkpoints(None, Some(Duration::from_mins(1))), Seen::Running, Seen::Stopped);
-    used(line.after(5), 1, 100);
-    assert_eq!(orders(&used(line.after(59), 1, 100)), [], "a second before");
-    line.after(1);
-    assert_eq!(line.machine.deadline(), Some(line.now));
-    let (save, what) = order(&line.tick());
-    assert_eq!((what, line.kind()), (Verb::SaveSlots(LLAMA), Kind::Saving));
-    let op = line.machine.view().operation.expect("a checkpoint");
-    assert_eq!((op.goal, op.cause), (Goal::Save(LLAMA, Selection::Checkpoint), Cause::Checkpoint));
-    line.after(1).ends(save, fine());
-    assert_eq!(line.kind(), Kind::Running);
-    for _ in 0..5 {
-        assert_eq!(orders(&used(line.after(60), 1, 100)), [], "it is on record");
-    }
-    used(line.after(1), 2, 150);
-    assert_eq!(orders(&used(line.after(59), 2, 150)), []);
-    assert_eq!(order(&used(line.after(1), 2, 150)).1, Verb::SaveSlots(LLAMA));
-}
-
-#[test]
-fn many_new_tokens_are_saved_in_the_first_quiet_moment_and_few_are_not() {
-    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
-    assert_eq!(orders(&used(line.after(5), 1, 999)), []);
-    let busy = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
-        let llama = &mut look.backends[0];
-        (llama.mark, llama.tokens, llama.use_) = (Some(2), 1500, Use::Busy);
-    });
-    assert_eq!(orders(&busy), [], "never while somebody waits");
-    let (save, what) = order(&used(line.after(5), 3, 1600));
-    assert_eq!(what, Verb::SaveSlots(LLAMA));
-    line.ends(save, fine());
-    assert_eq!(orders(&used(line.after(5), 4, 2599)), [], "since the save");
-    assert_eq!(order(&used(line.after(5), 5, 2600)).1, Verb::SaveSlots(LLAMA));
-}
-
-#[test]
-fn a_checkpoint_that_fails_is_tried_again_after_a_pause() {
-    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
-    let (save, _) = order(&used(line.after(5), 1, 1000));
-    line.ends(save, failed("disk_full"));
-    assert_eq!(line.kind(), Kind::Running);
-    assert_eq!(orders(&used(line.after(59), 1, 1000)), []);
-    assert_eq!(order(&used(line.after(1), 1, 1000)).1, Verb::SaveSlots(LLAMA));
-}
-
-#[test]
-fn a_persons_command_takes_the_place_of_a_checkpoint_and_saves_once_more() {
-    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
-    let (checkpoint, _) = order(&used(line.after(5), 1, 1000));
-    assert_eq!(
-        orders(&line.told(Command::Switch(VLLM, Options { no_drain: true, ..PLAIN }))),
-        [],
-        "one order at a time"
-    );
-    let (save, what) = order(&line.after(1).ends(checkpoint, fine()));
-    assert_eq!(what, Verb::SaveSlots(LLAMA));
-    assert_eq!(order(&line.ends(save, fine())).1, Verb::StopUnit(LLAMA));
-}
-
-#[test]
-fn another_run_holds_nothing_that_is_on_record() {
-    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
-    let (save, _) = order(&used(line.after(5), 1, 1000));
-    line.ends(save, fine());
-    line.after(5).sees(Seen::Stopped, Seen::Stopped);
-    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
-        let llama = &mut look.backends[0];
-        (llama.mark, llama.tokens, llama.invocation) = (Some(1), 1000, Some(Invocation(9)));
-    });
-    assert_eq!(order(&effects).1, Verb::SaveSlots(LLAMA));
-}
-
-#[test]
-fn a_save_of_one_slot_is_not_joined_by_a_save_of_another() {
-    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
-    let named = |number| Command::SaveSlots(Selection::Named(number), PLAIN);
-    line.told(named(1));
-    assert!(
-        line.told(named(1))
-            .iter()
-            .any(|e| matches!(e, Effect::Answer { answer: Answer::Accepted { joined: true, .. }, .. }))
-    );
-    let other = line.told(named(2));
-    assert!(
-        other.iter().any(|e| matches!(e, Effect::Answer { answer: Answer::Refused(Refusal::Busy), .. })),
-        "{other:?}"
-    );
 }
 
 #[test]

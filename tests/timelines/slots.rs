@@ -1,0 +1,406 @@
+//! ... of saved slots: what is saved when, and put back when.
+
+use super::*;
+
+#[test]
+fn a_save_asked_for_during_an_automatic_restore_is_a_save_of_its_own() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let fresh = |look: &mut Look| {
+        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
+    };
+    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, fresh);
+    let (restore, what) = order(&effects);
+    assert_eq!(what, Verb::RestoreSlots(LLAMA));
+    line.told(Command::SaveSlots(Selection::All, PLAIN));
+    let effects = line.after(1).ends(restore, fine());
+    assert_eq!(order(&effects).1, Verb::SaveSlots(LLAMA), "the restore's end is not the save's: {effects:?}");
+}
+
+#[test]
+fn one_odd_answer_of_a_backend_that_serves_skips_neither_drain_nor_save() {
+    for odd in [Seen::Sick, Seen::Loading] {
+        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+        line.told(Command::Switch(VLLM, PLAIN));
+        assert_eq!(line.kind(), Kind::Draining);
+        assert_eq!(orders(&line.after(1).sees(odd, Seen::Stopped)), [], "{odd:?}");
+        assert_eq!(line.kind(), Kind::Draining);
+        let (save, what) = order(&line.drains());
+        assert_eq!(what, Verb::SaveSlots(LLAMA));
+        line.sees(odd, Seen::Stopped);
+        assert_eq!(order(&line.ends(save, fine())).1, Verb::StopUnit(LLAMA));
+    }
+}
+
+#[test]
+fn an_idle_stop_gives_up_when_a_request_came_during_the_save() {
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    let mut effects = line.sees(Seen::Running, Seen::Stopped);
+    effects.extend(line.drains());
+    let (save, what) = order(&effects);
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| {
+        (look.backends[0].use_, look.backends[0].mark) = (Use::Busy, Some(7));
+    });
+    let effects = line.ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)));
+    assert_eq!(line.kind(), Kind::Running);
+}
+
+#[test]
+fn a_request_that_came_during_the_save_of_a_persons_stop_may_end_and_is_saved_too() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.told(Command::Stop(PLAIN));
+    let (save, _) = order(&line.drains());
+    let effects = line.after(1).ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
+    assert_eq!((orders(&effects), line.kind()), (vec![], Kind::Draining));
+    let (again, what) = order(&line.drains());
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    assert_eq!(order(&line.ends(again, fine())).1, Verb::StopUnit(LLAMA));
+}
+
+#[test]
+fn a_persons_restore_takes_over_the_one_under_way() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let fresh = |look: &mut Look| {
+        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
+    };
+    let (restore, _) = order(&line.after(5).sees_with(Seen::Running, Seen::Stopped, fresh));
+    let joined = Answer::Accepted { op: line.machine.view().operation.expect("a restore").id, joined: true };
+    let effects = line.told(Command::RestoreSlots(Selection::All, PLAIN));
+    assert!(matches!(&effects[..], [Effect::Answer { answer, .. }] if *answer == joined), "{effects:?}");
+    line.ends(restore, fine());
+    assert_eq!(line.machine.view().operation, None);
+}
+
+#[test]
+fn a_run_in_which_a_restore_was_rejected_is_worth_no_save_to_whoever_stops_it() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
+        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
+    });
+    let (restore, _) = order(&effects);
+    line.told(Command::Switch(VLLM, PLAIN));
+    let effects = line.after(1).ends(restore, failed("restore_rejected"));
+    assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA));
+}
+
+/// llama.cpp has been used up to now, holds so many tokens, and is idle.
+fn used(line: &mut Line, mark: u64, tokens: u64) -> Vec<Effect> {
+    line.sees_with(Seen::Running, Seen::Stopped, |look| {
+        (look.backends[0].mark, look.backends[0].tokens) = (Some(mark), tokens);
+    })
+}
+
+fn with_checkpoints(tokens: Option<u64>, quiet: Option<Duration>) -> Policy {
+    let mut policy = sample::quiet();
+    (policy.backends[0].checkpoint_tokens, policy.backends[0].checkpoint_quiet) = (tokens, quiet);
+    policy
+}
+
+#[test]
+fn what_was_used_is_saved_after_its_quiet_once_and_not_before() {
+    let mut line = Line::on(with_checkpoints(None, Some(Duration::from_mins(1))), Seen::Running, Seen::Stopped);
+    used(line.after(5), 1, 100);
+    assert_eq!(orders(&used(line.after(59), 1, 100)), [], "a second before");
+    line.after(1);
+    assert_eq!(line.machine.deadline(), Some(line.now));
+    let (save, what) = order(&line.tick());
+    assert_eq!((what, line.kind()), (Verb::SaveSlots(LLAMA), Kind::Saving));
+    let op = line.machine.view().operation.expect("a checkpoint");
+    assert_eq!((op.goal, op.cause), (Goal::Save(LLAMA, Selection::Checkpoint), Cause::Checkpoint));
+    line.after(1).ends(save, fine());
+    assert_eq!(line.kind(), Kind::Running);
+    for _ in 0..5 {
+        assert_eq!(orders(&used(line.after(60), 1, 100)), [], "it is on record");
+    }
+    used(line.after(1), 2, 150);
+    assert_eq!(orders(&used(line.after(59), 2, 150)), []);
+    assert_eq!(order(&used(line.after(1), 2, 150)).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn many_new_tokens_are_saved_in_the_first_quiet_moment_and_few_are_not() {
+    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
+    assert_eq!(orders(&used(line.after(5), 1, 999)), []);
+    let busy = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
+        let llama = &mut look.backends[0];
+        (llama.mark, llama.tokens, llama.use_) = (Some(2), 1500, Use::Busy);
+    });
+    assert_eq!(orders(&busy), [], "never while somebody waits");
+    let (save, what) = order(&used(line.after(5), 3, 1600));
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    line.ends(save, fine());
+    assert_eq!(orders(&used(line.after(5), 4, 2599)), [], "since the save");
+    assert_eq!(order(&used(line.after(5), 5, 2600)).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn a_checkpoint_that_fails_is_tried_again_after_a_pause() {
+    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
+    let (save, _) = order(&used(line.after(5), 1, 1000));
+    line.ends(save, failed("disk_full"));
+    assert_eq!(line.kind(), Kind::Running);
+    assert_eq!(orders(&used(line.after(59), 1, 1000)), []);
+    assert_eq!(order(&used(line.after(1), 1, 1000)).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn a_persons_command_takes_the_place_of_a_checkpoint_and_saves_once_more() {
+    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
+    let (checkpoint, _) = order(&used(line.after(5), 1, 1000));
+    assert_eq!(
+        orders(&line.told(Command::Switch(VLLM, Options { no_drain: true, ..PLAIN }))),
+        [],
+        "one order at a time"
+    );
+    let (save, what) = order(&line.after(1).ends(checkpoint, fine()));
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    assert_eq!(order(&line.ends(save, fine())).1, Verb::StopUnit(LLAMA));
+}
+
+#[test]
+fn another_run_holds_nothing_that_is_on_record() {
+    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
+    let (save, _) = order(&used(line.after(5), 1, 1000));
+    line.ends(save, fine());
+    line.after(5).sees(Seen::Stopped, Seen::Stopped);
+    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
+        let llama = &mut look.backends[0];
+        (llama.mark, llama.tokens, llama.invocation) = (Some(1), 1000, Some(Invocation(9)));
+    });
+    assert_eq!(order(&effects).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn a_save_of_one_slot_is_not_joined_by_a_save_of_another() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    let named = |number| Command::SaveSlots(Selection::Named(number), PLAIN);
+    line.told(named(1));
+    assert!(
+        line.told(named(1))
+            .iter()
+            .any(|e| matches!(e, Effect::Answer { answer: Answer::Accepted { joined: true, .. }, .. }))
+    );
+    let other = line.told(named(2));
+    assert!(
+        other.iter().any(|e| matches!(e, Effect::Answer { answer: Answer::Refused(Refusal::Busy), .. })),
+        "{other:?}"
+    );
+}
+
+/// llama.cpp runs, and nobody has told yet whether it was used; a saved slot fits it.
+fn untold(line: &mut Line) -> Vec<Effect> {
+    line.sees_with(Seen::Running, Seen::Stopped, |look| {
+        let llama = &mut look.backends[0];
+        (llama.use_, llama.use_at, llama.mark) = (Use::Unknown, Instant::START, None);
+        (llama.holds_tokens, llama.restorable) = (false, true);
+    })
+}
+
+/// ... and is told that it was not.
+fn fresh(line: &mut Line) -> Vec<Effect> {
+    line.sees_with(Seen::Running, Seen::Stopped, |look| {
+        let llama = &mut look.backends[0];
+        (llama.unused, llama.restorable, llama.holds_tokens) = (true, true, false);
+    })
+}
+
+#[test]
+fn what_came_up_by_itself_is_restored_when_it_has_told_that_it_was_not_used_and_only_then_ready() {
+    for policy in [sample::quiet(), sample::eager()] {
+        let mut line = Line::on(policy, Seen::Loading, Seen::Stopped);
+        line.told(Command::Start(Some(LLAMA), PLAIN));
+        assert_eq!((orders(&untold(line.after(5))), line.kind()), (vec![], Kind::Starting));
+        assert_eq!(order(&fresh(line.after(1))).1, Verb::RestoreSlots(LLAMA));
+        assert_eq!(line.kind(), Kind::Restoring);
+    }
+}
+
+#[test]
+fn what_systemd_started_again_counts_as_ready_only_after_its_restore() {
+    let mut line = Line::on(sample::eager(), Seen::CrashLoop, Seen::Stopped);
+    untold(line.after(5));
+    assert_eq!(line.kind(), Kind::Starting);
+    assert_eq!(order(&fresh(line.after(1))).1, Verb::RestoreSlots(LLAMA));
+}
+
+#[test]
+fn one_that_never_tells_its_use_is_not_waited_for_longer_than_three_seconds() {
+    let mut line = Line::on(sample::eager(), Seen::Loading, Seen::Stopped);
+    let op = line.told(Command::Start(Some(LLAMA), PLAIN));
+    assert!(matches!(op[..], [Effect::Began(_), Effect::Answer { .. }]), "{op:?}");
+    untold(line.after(5));
+    untold(line.after(2));
+    assert_eq!(line.kind(), Kind::Starting, "a second before");
+    line.after(1);
+    assert_eq!(line.machine.deadline(), Some(line.now));
+    assert_eq!((orders(&line.tick()), line.kind()), (vec![], Kind::Running));
+    assert_eq!(line.machine.operation(), None);
+}
+
+/// A switch to vLLM whose save has just begun.
+fn saving(line: &mut Line) -> VerbId {
+    line.told(Command::Switch(VLLM, PLAIN));
+    let (save, what) = order(&line.drains());
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    save
+}
+
+#[test]
+fn what_is_said_after_the_save_while_ssh_is_away_is_saved_too() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    let save = saving(&mut line);
+    line.after(1).sees_with(Seen::Running, Seen::Unknown, |look| look.server = Server::Uncontrolled);
+    assert_eq!(orders(&line.after(1).ends(save, fine())), [], "nothing can be ordered");
+    let back = used(line.after(5), 1, 100);
+    assert_eq!((orders(&back), line.kind()), (vec![], Kind::Draining));
+    let (save, what) = order(&used(line.after(2), 1, 100));
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    assert_eq!(order(&line.after(1).ends(save, fine())).1, Verb::StopUnit(LLAMA));
+}
+
+#[test]
+fn what_is_said_to_one_that_did_not_hear_its_stop_is_saved_before_the_next_and_once() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    let save = saving(&mut line);
+    let (stop, what) = order(&line.ends(save, fine()));
+    assert_eq!(what, Verb::StopUnit(LLAMA));
+    line.after(90).ends(stop, lost());
+    // Another session, a minute after requests could end.
+    let (save, what) = order(&line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| {
+        (look.backends[0].mark, look.server) = (Some(1), Server::On { boot: BootId(1), session: 2 });
+    }));
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    let (stop, what) = order(&line.after(1).ends(save, fine()));
+    assert_eq!(what, Verb::StopUnit(LLAMA));
+    line.after(90).ends(stop, lost());
+    let again = line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| {
+        (look.backends[0].mark, look.server) = (Some(2), Server::On { boot: BootId(1), session: 3 });
+    });
+    assert_eq!(orders(&again), []);
+}
+
+#[test]
+fn a_checkpoint_that_keeps_failing_keeps_nobody_from_stopping() {
+    let mut policy = sample::eager();
+    policy.backends[0].checkpoint_quiet = Some(Duration::from_mins(5));
+    let mut line = Line::on(policy, Seen::Running, Seen::Stopped);
+    let mut stopped_after = None;
+    for second in (10..2000).step_by(10) {
+        for (verb, what) in orders(&line.after(10).sees(Seen::Running, Seen::Stopped)) {
+            assert_eq!(what, Verb::SaveSlots(LLAMA));
+            line.ends(verb, failed("disk_full"));
+        }
+        if line.machine.operation().is_some_and(|op| op.cause == Cause::IdleStop) {
+            stopped_after = Some(second);
+            break;
+        }
+    }
+    assert_eq!(stopped_after, Some(1200), "twenty minutes of it");
+}
+
+/// An automatic restore that was rejected, and whose restart a hold has ended.
+fn kept_after_a_bad_restore() -> Line {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let (restore, what) = order(&fresh(line.after(5)));
+    assert_eq!(what, Verb::RestoreSlots(LLAMA));
+    let spec = HoldSpec { what: Held::Backend(LLAMA), lasts: None, reason: String::new(), by: String::new() };
+    line.told(Command::Hold(spec));
+    let effects = line.after(1).ends(restore, failed("restore_rejected"));
+    assert_eq!((failure(&effects), line.kind()), (Some(Failure::Held), Kind::Running));
+    line
+}
+
+#[test]
+fn what_is_said_to_a_run_that_was_kept_after_a_bad_restore_is_saved_like_any_other() {
+    let mut line = kept_after_a_bad_restore();
+    used(line.after(5), 1, 100);
+    line.after(60).told(Command::Stop(PLAIN));
+    assert_eq!(line.kind(), Kind::Draining);
+    assert_eq!(order(&used(line.after(2), 1, 100)).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn what_was_not_rejected_is_restored_after_the_restart_and_a_second_rejection_ends_it() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let mut run = 1;
+    let (start, _) = order(&line.told(Command::Start(Some(LLAMA), PLAIN)));
+    line.after(1).ends(start, fine());
+    for rejection in 1..=3 {
+        let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
+            let llama = &mut look.backends[0];
+            (llama.unused, llama.restorable, llama.holds_tokens) = (true, true, false);
+            llama.invocation = Some(Invocation(run));
+        });
+        if rejection == 3 {
+            assert_eq!((orders(&effects), line.machine.operation()), (vec![], None));
+            return;
+        }
+        let (restore, what) = order(&effects);
+        assert_eq!(what, Verb::RestoreSlots(LLAMA), "rejected {rejection} times");
+        let (stop, what) = order(&line.after(1).ends(restore, failed("restore_rejected")));
+        assert_eq!(what, Verb::StopUnit(LLAMA));
+        line.after(1).ends(stop, fine());
+        let (start, what) = order(&line.after(1).sees(Seen::Stopped, Seen::Stopped));
+        assert_eq!(what, Verb::StartUnit(LLAMA));
+        line.after(1).ends(start, fine());
+        run += 1;
+    }
+}
+
+/// Requests are in flight.
+fn busy(line: &mut Line) -> Vec<Effect> {
+    line.sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].use_ = Use::Busy)
+}
+
+#[test]
+fn a_save_that_a_person_asks_for_waits_for_requests_and_says_when_they_do_not_end() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    busy(line.after(5));
+    let save = |options| Command::SaveSlots(Selection::All, options);
+    line.told(save(PLAIN));
+    assert_eq!((orders(&busy(line.after(59))), line.kind()), (vec![], Kind::Running));
+    let (order_, what) = order(&line.sees(Seen::Running, Seen::Stopped));
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    assert_eq!(line.machine.view().public_name(&sample::quiet()), "llama-cpp", "it goes on running");
+    let found_busy = || Outcome::Succeeded(vec![Warning::new("slot_busy", "")]);
+    let (order_, _) = order(&line.ends(order_, found_busy()));
+    let effects = line.after(1).ends(order_, found_busy());
+    assert_eq!(failure(&effects), Some(Failure::SaveFailed));
+
+    busy(line.after(1));
+    let (order_, _) = order(&line.told(save(Options { no_drain: true, ..PLAIN })));
+    assert_eq!(failure(&line.ends(order_, found_busy())), Some(Failure::SaveFailed));
+}
+
+#[test]
+fn a_save_of_nothing_takes_away_no_restore() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    fresh(line.after(5));
+    let (save, _) = order(&line.told(Command::SaveSlots(Selection::All, PLAIN)));
+    line.ends(save, Outcome::Succeeded(vec![Warning::new("slot_empty", "")]));
+    assert_eq!(line.machine.view().restored, [None, None]);
+}
+
+#[test]
+fn a_copy_under_another_name_is_not_what_is_on_record_whoever_took_its_operations_place() {
+    let mut line = Line::on(with_checkpoints(None, Some(Duration::from_mins(1))), Seen::Running, Seen::Stopped);
+    used(line.after(5), 1, 100);
+    let (save, _) = order(&line.told(Command::SaveSlots(Selection::Named(1), PLAIN)));
+    line.told(Command::Cancel);
+    line.ends(save, fine());
+    assert_eq!(order(&used(line.after(60), 1, 100)).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn a_slot_may_be_asked_for_by_name_while_another_is_used() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].restorable = true);
+    let answered = |effects: &[Effect]| match effects {
+        [Effect::Answer { answer: Answer::Refused(why), .. }] => Some(*why),
+        _ => None,
+    };
+    assert_eq!(answered(&line.told(Command::RestoreSlots(Selection::All, PLAIN))), Some(Refusal::InUse));
+    assert_eq!(answered(&line.told(Command::RestoreSlots(Selection::Named(1), PLAIN))), None);
+}
