@@ -53,7 +53,6 @@ impl Source<'_> {
     #[must_use]
     pub(super) fn status(&self, now: Instant) -> Status {
         let Self { setup, view, .. } = *self;
-        let place = view.place;
         let gpu_server = self.gpu_server();
         let active = self.active();
         let policy = &setup.policy;

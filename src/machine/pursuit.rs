@@ -364,7 +364,7 @@ pub(super) fn starting_deadline(core: &mut Core, leaf: State, step: &mut Step) -
     fail(core, failure, step)
 }
 
-/// Stops the backend that failed to start, without ceremony, and then says so.
+/// Stops the backend that failed to start, and then says so. One that is healthy after all may have been used already.
 fn stop_and_fail(core: &mut Core, leaf: State, goal: Goal, failure: Failure, step: &mut Step) -> Pursued {
     let (Goal::Run(backend) | Goal::Restart(backend)) = goal else {
         return fail(core, failure, step);
@@ -374,6 +374,9 @@ fn stop_and_fail(core: &mut Core, leaf: State, goal: Goal, failure: Failure, ste
     }
     if !core.is_settled() {
         return STAY;
+    }
+    if core.seen(backend) == Seen::Running {
+        return leave(core, leaf, backend, step);
     }
     let invocation = core.look.backend(backend).invocation;
     if let Some(work) = &mut core.work

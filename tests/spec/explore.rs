@@ -30,6 +30,7 @@ pub struct Edge<'a> {
     /// After.
     pub after: &'a Machine,
     was: &'a View,
+    shown: Option<&'a View>,
     is: OnceCell<View>,
     due: OnceCell<Option<Instant>>,
     next_due: OnceCell<Option<Instant>>,
@@ -46,7 +47,12 @@ impl<'a> Edge<'a> {
         (effects, after): (&'a [Effect], &'a Machine),
     ) -> Self {
         let (is, due, next_due) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Self { before, now, act, event, effects, after, was, is, due, next_due }
+        Self { before, now, act, event, effects, after, was, shown: None, is, due, next_due }
+    }
+
+    /// ... when somebody has looked at what the machine shows after already.
+    pub fn showing(self, is: &'a View) -> Self {
+        Self { shown: Some(is), ..self }
     }
 
     /// The deadline before.
@@ -71,7 +77,7 @@ impl<'a> Edge<'a> {
 
     /// ... and shows after.
     pub fn is(&self) -> &View {
-        self.is.get_or_init(|| self.after.view())
+        self.shown.unwrap_or_else(|| self.is.get_or_init(|| self.after.view()))
     }
 }
 

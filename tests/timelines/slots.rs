@@ -349,6 +349,26 @@ fn what_was_not_rejected_is_restored_after_the_restart_and_a_second_rejection_en
     }
 }
 
+#[test]
+fn one_that_failed_to_start_and_is_used_after_all_is_saved_before_it_is_stopped() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (start, _) = order(&line.told(Command::Start(Some(LLAMA), PLAIN)));
+    line.after(1).ends(start, fine());
+    let (stop, what) = order(&line.after(5).sees(Seen::CrashLoop, Seen::Stopped));
+    assert_eq!(what, Verb::StopUnit(LLAMA));
+    line.after(90).ends(stop, lost());
+    let healthy = |line: &mut Line, mark| {
+        line.after(2).sees_with(Seen::Running, Seen::Stopped, |look| {
+            look.server = Server::On { boot: BootId(1), session: 2 };
+            (look.backends[0].mark, look.backends[0].invocation) = (Some(mark), Some(Invocation(2)));
+        })
+    };
+    healthy(&mut line, 0);
+    assert_eq!(line.kind(), Kind::Draining);
+    assert_eq!(orders(&healthy(&mut line, 1)), []);
+    assert_eq!(order(&healthy(&mut line, 1)).1, Verb::SaveSlots(LLAMA));
+}
+
 /// Requests are in flight.
 fn busy(line: &mut Line) -> Vec<Effect> {
     line.sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].use_ = Use::Busy)
