@@ -318,6 +318,7 @@ impl Core {
                 memory.forget_run();
                 memory.run = after.invocation;
             }
+            memory.untold_until.take_if(|_| after.seen != Seen::Running);
             match after.seen {
                 Seen::Running => {
                     memory.unwell = 0;

@@ -229,12 +229,10 @@ impl Machine {
                 tell!("stops", (invocation.is_some(), stops));
                 let slots = policy.backend(backend).slots;
                 let saved = saved && slots;
-                if failing.is_none() {
-                    tell!("how far", (drained || saved, saved, slots && late));
-                    // After the drain only what is said later asks for it.
-                    let asks = !drained || (slots && !no_drain);
-                    when!("requests may end", drain_until.filter(|_| asks));
-                }
+                tell!("how far", (drained || saved, saved, slots && late));
+                // After the drain only what is said later asks for it.
+                let asks = !drained || (slots && !no_drain);
+                when!("requests may end", drain_until.filter(|_| asks));
             }
         }
     }

@@ -107,7 +107,8 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
     if core.work.is_some() || !core.is_on() {
         return None;
     }
-    let after = |backoff: Option<Backoff>, at: Instant| at.max(backoff.map_or(core.now, |b| b.until));
+    // What is overdue is due now, however long it has been so.
+    let after = |backoff: Option<Backoff>, at: Instant| backoff.map_or(at, |b| at.max(b.until)).max(core.now);
     match leaf {
         State::Running { backend } => {
             let look = core.look.backend(backend);
