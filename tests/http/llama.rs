@@ -90,6 +90,8 @@ pub(crate) struct State {
     pub(crate) digest_fails: bool,
     /// Everybody may look into the folder.
     pub(crate) open_folder: bool,
+    /// The folder cannot be listed: the call never ends.
+    pub(crate) listing_hangs: bool,
     /// Method and path of every question, in order.
     pub(crate) asked: Vec<String>,
 }
@@ -132,6 +134,7 @@ impl World {
             digests: 0,
             digest_fails: false,
             open_folder: false,
+            listing_hangs: false,
             asked: vec![],
         })))
     }
@@ -398,6 +401,9 @@ impl SlotFiles for World {
     }
 
     async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {
+        if self.state().listing_hangs {
+            std::future::pending::<()>().await;
+        }
         let state = self.ssh()?;
         let names = state.disk.keys().filter(|name| name.ends_with(suffix)).filter_map(|name| FileName::new(name));
         Ok(Listed { names: names.collect(), open: state.open_folder })

@@ -1,6 +1,10 @@
 //! Saving slots.
 
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use wechsler::{driver::world::SlotChoice, machine::Outcome};
 
@@ -339,6 +343,40 @@ async fn a_second_daemon_with_the_same_names_touches_nothing() {
     assert_eq!(rig.store.sweep(&rig.world).await, Ok(1));
     assert!(!rig.world.files().contains(&left));
     assert_eq!(rig.store.saved().await.len(), 1);
+}
+
+/// Collects what is written to the log as long as the guard lives.
+fn log_of(lines: &Arc<Mutex<Vec<u8>>>) -> tracing::subscriber::DefaultGuard {
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic under it").write(text)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Arc::clone(lines);
+    let writer = move || Lines(Arc::clone(&lines));
+    tracing::subscriber::set_default(tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish())
+}
+
+#[tokio::test]
+async fn a_folder_that_is_open_to_others_is_told_once() {
+    let rig = Rig::new().await;
+    let lines = Arc::default();
+    let _log = log_of(&lines);
+    let told = || {
+        let log = String::from_utf8(lines.lock().expect("no panic under it").clone()).expect("text");
+        log.lines().filter(|line| line.contains("WARN") && line.contains("code=\"slots_folder_open\"")).count()
+    };
+    rig.store.sweep(&rig.world).await.expect("a sweep");
+    assert_eq!(told(), 0, "it is closed");
+    rig.world.state().open_folder = true;
+    for _ in 0..2 {
+        rig.store.sweep(&rig.world).await.expect("a sweep");
+        assert_eq!(told(), 1);
+    }
 }
 
 #[tokio::test]

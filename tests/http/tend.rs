@@ -99,6 +99,18 @@ async fn what_cannot_be_removed_now_is_not_forgotten() {
     assert_eq!(rig.tend(forget("localbot", None)).await, ["localbot 1 forgotten"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn while_something_else_is_done_about_the_slots_nothing_is_forgotten() {
+    let rig = Rig::new().await;
+    rig.world.state().listing_hangs = true;
+    tokio::select! {
+        biased;
+        swept = rig.store.sweep(&rig.world) => panic!("it hangs: {swept:?}"),
+        told = rig.tend(forget("localbot", None)) => assert_eq!(told, ["!slots_in_use"]),
+    }
+    assert_eq!(rig.tend(forget("localbot", None)).await, ["!no_such_slot"], "it was its turn");
+}
+
 #[tokio::test]
 async fn a_verification_reads_the_whole_file_where_a_digest_is_on_record() {
     let mut rig = Rig::new().await;
