@@ -444,7 +444,7 @@ impl Backend {
 }
 
 impl Slots {
-    /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, removes
+    /// Sweeps leftovers, until that has succeeded once in an SSH session or failed too often, removes
     /// generations beyond those to keep, and takes a digest that is missing.
     async fn tidy(&self, ssh: &Ssh, backend: &str) {
         let session = ssh.sessions();
@@ -458,7 +458,7 @@ impl Slots {
         if swept.done.is_none() && swept.tries < SWEEPS {
             let result = self.store.sweep(&self.folder).await;
             if let Err(why) = &result {
-                tracing::warn!(backend, why, "leftovers of broken-off saves could not be looked for");
+                tracing::warn!(backend, why, "leftovers among the saved slots could not be looked for");
             }
             let (done, tries) = (result.is_ok().then(Clock::now), swept.tries + 1);
             *locked(&self.swept) = Swept { session, done, tries };

@@ -2,7 +2,7 @@
 //! is the commit point of a save: it is written, in one step, after the file was checked.
 
 use std::{
-    collections::hash_map::RandomState,
+    collections::{BTreeSet, hash_map::RandomState},
     fs::{self, DirBuilder, File, OpenOptions},
     hash::{BuildHasher, Hasher},
     io::{self, Read, Write},
@@ -229,6 +229,19 @@ impl Shelf {
                 Arc::new(notes)
             }
         }
+    }
+
+    /// The files that have a note, readable or not, as they lie on the disk; `None` if there is no folder of notes.
+    pub(super) async fn files(&self) -> io::Result<Option<BTreeSet<String>>> {
+        let dir = self.dir.clone();
+        let file = |note: String| note.strip_suffix(SUFFIX).map(str::to_owned);
+        self.blocking(move || {
+            let names = names(&dir)?;
+            // Asked last: a folder that goes away meanwhile is not taken for an empty one.
+            let is_there = none_if_missing(fs::metadata(&dir))?.is_some();
+            Ok(is_there.then(|| names.into_iter().filter_map(file).collect()))
+        })
+        .await
     }
 
     /// Writes a note.
