@@ -15,6 +15,7 @@
 //!   noted size (a truncated file aborts the server), into a slot never used since the start.
 //! * A file whose whole was read once in calm, for its digest, is read again while the backend loads: a flipped bit would be
 //!   restored like any other.
+//! * A run of the server that was restored into by an earlier life of the daemon is not restored into again by itself.
 //! * Before a restore is sent, its note says so, and then the slot is looked at once more; a file whose restore failed, or never
 //!   ended, is put aside and never sent again.
 //! * What a restore was worth only a request tells (`cache_n`): the next real one, or one of ours ([`at_once`]). Where it was
@@ -63,7 +64,7 @@ use crate::{
 };
 use digest::Digested;
 pub use head::check as check_head;
-use note::{Fit, Model, Note, Notes, Shelf};
+use note::{Fit, Model, Note, Notes, Place, Shelf};
 pub use reason::Reason;
 use reason::Said;
 use restore::Checked;

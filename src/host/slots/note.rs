@@ -101,6 +101,16 @@ pub(super) struct Note {
     /// The last restore of it that was done.
     #[serde(default)]
     pub(super) last_restore: Option<LastRestore>,
+    /// ... and where it went, if the run was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) restored_into: Option<Place>,
+}
+
+/// A slot of one run of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    pub(super) run: Invocation,
+    pub(super) slot: u32,
 }
 
 impl Fit {

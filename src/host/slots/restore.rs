@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, FileStat, Fit, Found, LaunchFlags, MOST_SURVEYED, NamedSlot, Note, Probe, Reason, Said,
+    Awake, FileName, FileStat, Fit, Found, LaunchFlags, MOST_SURVEYED, NamedSlot, Note, Place, Probe, Reason, Said,
     SlotChoice, SlotError, SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay,
     Unproven, as_noted, left, look_in, name, named, now, retention::is_too_old,
 };
@@ -162,6 +162,16 @@ impl SlotStore {
                 false
             }
         });
+        if only.is_none() {
+            order.retain(|(slot, _)| match self.is_there(&notes.notes, slot) {
+                Some((tokens, there)) => {
+                    held += tokens;
+                    said.push(there);
+                    false
+                }
+                None => true,
+            });
+        }
         if order.is_empty() {
             return;
         }
@@ -247,6 +257,20 @@ impl SlotStore {
         None
     }
 
+    /// So many tokens are in this slot, which was not used since, from a restore into this very run; perhaps by an earlier life
+    /// of the daemon, that has not told yet what it was worth.
+    fn is_there(&self, notes: &[Note], slot: &SlotReading) -> Option<(u64, Said)> {
+        let mut seen = self.seen();
+        let place = Place { run: seen.run?, slot: slot.id };
+        let restored = notes.iter().filter(|note| note.restored_into == Some(place));
+        let (note, last) = restored.filter_map(|n| Some((n, n.last_restore.as_ref()?))).max_by_key(|(_, l)| l.at)?;
+        if last.reuse.is_none() {
+            seen.unproven.entry(slot.id).or_insert_with(|| Unproven::new(note, last.tokens, Some(place.run)));
+        }
+        let why = format!("{}: {} tokens are in slot {} of this run already", note.name, last.tokens, slot.id);
+        Some((last.tokens, Reason::Restored.say(why)))
+    }
+
     /// Tokens that all slots but one hold. What was restored and not used since is not shown.
     fn held_beside(&self, awake: &Awake, goal: u32) -> u64 {
         let mut seen = self.seen();
@@ -291,8 +315,9 @@ impl SlotStore {
             Ok((tokens, said)) => {
                 note.last_restore = Some(LastRestore { at: now(), tokens, reuse: None });
                 let mut seen = self.seen();
-                let (file, fit, run) = (note.file.clone(), note.fit.clone(), seen.run);
-                seen.unproven.insert(slot.id, Unproven { file, fit, tokens, run });
+                note.restored_into = seen.run.map(|run| Place { run, slot: slot.id });
+                let unproven = Unproven::new(&note, tokens, seen.run);
+                seen.unproven.insert(slot.id, unproven);
                 said
             }
             Err(said) => said,

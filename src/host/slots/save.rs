@@ -241,6 +241,7 @@ impl SlotStore {
                     put_aside: None,
                     digest: None,
                     last_restore: None,
+                    restored_into: None,
                 };
                 return Ok(Written { names, note });
             }

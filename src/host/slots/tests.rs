@@ -35,6 +35,7 @@ fn note(round: u64, tokens: u64) -> Note {
         put_aside: None,
         digest: None,
         last_restore: None,
+        restored_into: None,
     }
 }
 
