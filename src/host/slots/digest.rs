@@ -27,10 +27,11 @@ pub(super) struct Digested {
 }
 
 impl SlotStore {
-    /// Takes the digest of the newest file that has none yet. Saves and restores go on meanwhile.
-    pub async fn take_digest(&self, files: &impl SlotFiles) {
+    /// Takes the digest of the newest file that has none yet. Saves and restores go on meanwhile. True: that is done,
+    /// and another may be missing.
+    pub async fn take_digest(&self, files: &impl SlotFiles) -> bool {
         if !self.slots.digest {
-            return;
+            return false;
         }
         let notes = self.notes().await;
         let surplus = self.surplus(&notes.notes);
@@ -44,21 +45,23 @@ impl SlotStore {
             };
             notes.notes.iter().find(is_wanted).and_then(|note| FileName::new(&note.file))
         };
-        let Some(file) = unread else { return };
+        let Some(file) = unread else { return false };
         match files.digest(&file, READ_WITHIN).await {
             Ok(Some(digest)) => {
                 let _turn = self.turn.lock().await;
                 let written = self.amend(file.as_str(), |note| note.digest = Some(digest)).await;
-                if let Err(error) = written {
+                if let Err(error) = &written {
                     tracing::warn!(%file, %error, "a digest could not be noted");
                 }
+                written.is_ok()
             }
             // It is asked again when there is somebody to ask.
-            Err(SlotFilesError::Unreachable(_)) => {}
+            Err(SlotFilesError::Unreachable(_)) => false,
             failed => {
                 let why = failed.err().map_or_else(|| "it is gone".into(), |error| error.to_string());
                 tracing::warn!(%file, why, "a saved slot has no digest");
                 self.seen().undigested.insert(file.as_str().to_owned());
+                true
             }
         }
     }
