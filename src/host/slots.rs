@@ -62,7 +62,7 @@ use crate::{
         reading::{SavedSlot, SlotReading},
     },
 };
-use digest::Digested;
+use digest::{Digested, Unread};
 pub use head::check as check_head;
 use note::{Fit, Model, Note, Notes, Place, Shelf};
 pub use reason::Reason;

@@ -98,6 +98,9 @@ pub(super) struct Note {
     /// SHA-256 of the whole file, taken some time after it was saved.
     #[serde(default)]
     pub(super) digest: Option<String>,
+    /// Before a restore, so many seconds were not enough to read all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) unread_within: Option<u64>,
     /// The last restore of it that was done.
     #[serde(default)]
     pub(super) last_restore: Option<LastRestore>,

@@ -3,14 +3,17 @@
 //! A switch waits for this, so the files are looked at while the backend still loads ([`SlotStore::look_ahead`]). The slot
 //! itself is looked at last: whoever has used it by then keeps it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use super::{
     Awake, FileName, FileStat, Fit, Found, LaunchFlags, MOST_SURVEYED, NamedSlot, Note, Place, Probe, Reason, Said,
     SlotChoice, SlotError, SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay,
-    Unproven, as_noted, left, look_in, name, named, now, retention::is_too_old,
+    Unproven, Unread, as_noted, left, look_in, name, named, now, retention::is_too_old,
 };
 use crate::machine::reading::LastRestore;
 
@@ -86,11 +89,12 @@ impl SlotStore {
             let Ok(checked) = survey(files, model_path, wanted).await else {
                 return vec![];
             };
-            let has_digest = |file: &FileName| newest.values().any(|n| n.file == file.as_str() && n.digest.is_some());
+            let read = |note: &&Note| self.is_worth_reading(&notes.notes, note);
+            let read: BTreeSet<&str> = newest.values().copied().filter(read).map(|note| note.file.as_str()).collect();
             let there = |(file, found): (&FileName, &Result<Option<Found>, _>)| {
                 Some((file.clone(), found.as_ref().ok()?.as_ref()?.stat))
             };
-            let is_wanted = |(file, _): &(FileName, _)| self.slots.digest && has_digest(file);
+            let is_wanted = |(file, _): &(FileName, _)| read.contains(file.as_str());
             let wanted = checked.files.iter().filter_map(there).filter(is_wanted).collect();
             self.seen().checked = Some(checked);
             wanted
@@ -194,12 +198,12 @@ impl SlotStore {
             }
             let chosen = self.choose(&now, &notes, &mut checked, files, deadline, said).await;
             let Some((note, file)) = chosen else { continue };
-            if !fitted(note) && held + note.tokens > slot.n_ctx {
+            if !fitted(&note) && held + note.tokens > slot.n_ctx {
                 let why = format!("{}: {} tokens may not fit in", note.name, note.tokens);
                 said.push(Reason::RestoreNoRoom.say(why));
                 continue;
             }
-            let outcome = self.send(probe, slot, note, &file, deadline).await;
+            let outcome = self.send(probe, slot, &note, &file, deadline).await;
             if outcome.reason.has_come_back() {
                 held += note.tokens;
             }
@@ -213,15 +217,15 @@ impl SlotStore {
 
     /// The newest generation that fits this server and whose file is whole. Damaged files are put aside on the way; nothing
     /// is sent.
-    async fn choose<'a>(
+    async fn choose(
         &self,
         now: &Fit,
-        notes: &[&'a Note],
+        notes: &[&Note],
         checked: &mut Checked,
         files: &impl SlotFiles,
         deadline: Instant,
         said: &mut Vec<Said>,
-    ) -> Option<(&'a Note, FileName)> {
+    ) -> Option<(Note, FileName)> {
         let mut mismatch = None;
         for &note in notes {
             let differences = note.fit.differences(now);
@@ -233,13 +237,15 @@ impl SlotStore {
                 continue;
             }
             let whole = match whole_file(note, checked, files).await {
-                Ok((file, stat)) => self.agrees(note, &file, stat, files, deadline).await.map(|()| file),
+                Ok((file, stat)) => self.agrees(note, &file, stat, files, deadline).await.map(|unread| (file, unread)),
                 Err(why) => Err(why),
             };
             match whole {
-                Ok(file) => {
+                Ok((file, unread)) => {
                     said.extend(mismatch);
-                    return Some((note, file));
+                    let within = unread.as_ref().and_then(|unread| unread.within);
+                    said.extend(unread.map(|unread| by_size_and_head(&note.name, &unread)));
+                    return Some((Note { unread_within: within, ..note.clone() }, file));
                 }
                 Err(why) => {
                     if why.reason == Reason::RestoreDamaged {
@@ -359,6 +365,13 @@ async fn sent(
     } else {
         (tokens, Reason::RestorePartial.say(format!("{back}, {} were saved", note.tokens)))
     })
+}
+
+fn by_size_and_head(name: &str, unread: &Unread) -> Said {
+    let hint = if unread.within.is_some() { "; with a longer `restore_timeout` there is more time for it" } else { "" };
+    let why = &unread.why;
+    Reason::DigestUnknown
+        .say(format!("{name}: restored by size and head alone, the whole file was not read: {why}{hint}"))
 }
 
 /// The last look before a restore is sent: between the first one and this, files were checked and a note was written.

@@ -240,6 +240,7 @@ impl SlotStore {
                     sent_to: None,
                     put_aside: None,
                     digest: None,
+                    unread_within: None,
                     last_restore: None,
                     restored_into: None,
                 };

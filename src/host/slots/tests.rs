@@ -34,6 +34,7 @@ fn note(round: u64, tokens: u64) -> Note {
         sent_to: None,
         put_aside: None,
         digest: None,
+        unread_within: None,
         last_restore: None,
         restored_into: None,
     }
