@@ -407,6 +407,25 @@ async fn a_failed_start_ends_together_with_what_its_unit_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_switch_leaves_to_tidy_up_is_done_soon_after_it_and_not_on_the_way() {
+    let bench = Bench::new(on());
+    bench.state("gpu-idle").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let op = bench.accepted(START).await;
+    bench.ended(op).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    bench.world.litter(3);
+    let op = bench.accepted(Command::Switch(VLLM, Options::default())).await;
+    bench.ended(op).await;
+    assert_eq!(*bench.world.tidied(), (vec![], 3), "nothing on the way");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(bench.world.tidied().1, 0, "and all of it soon after");
+    bench.world.litter(0);
+    tokio::time::sleep(Duration::from_mins(10)).await;
+    assert!((9..=11).contains(&bench.world.tidied().0.len()), "once a minute at rest: {:?}", bench.world.tidied().0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_power_off_is_judged_by_who_is_logged_in_now() {
     let bench = Bench::new(on());
     bench.state("gpu-idle").await;

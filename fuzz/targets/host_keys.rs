@@ -12,7 +12,7 @@ pub fn run(data: &[u8]) {
     let env = [("WECHSLER_GPU_SERVER__SSH__HOST_KEYS".to_owned(), keys)];
     if let Ok(config) = wechsler::config::parse(REST, env) {
         assert!(!config.server.ssh.host_keys.is_empty());
-        // A key that is whole and yet none, as an RSA key with a damaged number, is refused when the daemon starts.
-        let _ = wechsler::host::ssh::Ssh::new(&config.server.ssh);
+        // What the configuration takes, the daemon starts with.
+        wechsler::host::ssh::Ssh::new(&config.server.ssh).expect("keys that can be read");
     }
 }

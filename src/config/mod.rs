@@ -275,7 +275,7 @@ pub struct Slots {
     pub dir: PathBuf,
     /// Slot 0 is saved under this name, others under NAME-1, …
     pub name: String,
-    /// Saved generations kept for each name.
+    /// Saved generations kept for each name and server that they fit.
     pub keep: u32,
     /// All saves before a stop together.
     pub save_timeout: Duration,
@@ -287,7 +287,7 @@ pub struct Slots {
     pub digest: bool,
     /// Saved generations older than this are removed; `None`: age does not matter.
     pub keep_for: Option<Duration>,
-    /// All saved generations of the backend together, MiB; older ones go first. `None`: without limit.
+    /// All saved generations of the backend together, MiB; what is least likely to be wanted goes first. `None`: without limit.
     pub most_mib: Option<u64>,
     /// How it is found out whether a restore had effect.
     pub prove: Prove,

@@ -2,6 +2,11 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
+use russh::keys::{
+    PublicKey,
+    ssh_encoding::{Base64Reader, Decode},
+};
+
 use super::raw::Value;
 
 /// No duration may be longer: whatever is waited for so long is not waited for.
@@ -9,6 +14,8 @@ const LONGEST: Duration = Duration::from_hours(366 * 24);
 /// The key types sshd offers that are still safe; DSA is not.
 const KEY_TYPES: [&str; 5] =
     ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa"];
+/// OpenSSH takes no smaller ones.
+const LEAST_RSA_BITS: u32 = 1024;
 /// Put before a path, it stands for the folder in which systemd hands out credentials (`LoadCredential=`).
 pub(super) const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
 
@@ -39,7 +46,10 @@ pub(super) fn list_of<T>(check: impl Fn(&str) -> Result<T, String>) -> impl Fn(&
             }
             _ => Err("must be a list of texts, as [\"...\", \"...\"]".into()),
         };
-        texts?.iter().map(|text| check(text)).collect()
+        let texts = texts?;
+        let place = |at: usize| if texts.len() > 1 { format!("entry {}: ", at + 1) } else { String::new() };
+        let each = texts.iter().enumerate();
+        each.map(|(at, text)| check(text).map_err(|why| format!("{}{why}", place(at)))).collect()
     }
 }
 
@@ -306,7 +316,8 @@ fn six_bytes(text: &str) -> Option<[u8; 6]> {
     number.to_be_bytes()[2..].try_into().ok()
 }
 
-/// A pinned host key, as `ssh-ed25519 AAAA...`; a comment after it is dropped.
+/// A pinned host key, as `ssh-ed25519 AAAA...`; a comment after it is dropped. Read by the library that will compare it with
+/// what the server offers: one that is damaged inside would be refused only when the daemon starts, or match no server.
 pub(super) fn host_key(text: &str) -> Result<String, String> {
     let mut words = text.split_whitespace();
     let (kind, blob) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
@@ -314,41 +325,30 @@ pub(super) fn host_key(text: &str) -> Result<String, String> {
         let hint = if KEY_TYPES.contains(&blob) { "; drop the host name before it" } else { "" };
         return Err(format!("must be a public key of one of the types {}{hint}", KEY_TYPES.join(", ")));
     }
-    let bytes = base64(blob).ok_or("the key is not whole: its base64 cannot be read")?;
-    // RFC 4253, section 6.6: the blob begins with the length and name of its type.
-    let named = bytes.get(4..4 + kind.len()) == Some(kind.as_bytes())
-        && bytes.get(..4) == u32::try_from(kind.len()).ok().map(u32::to_be_bytes).as_ref().map(|b| &b[..]);
-    let whole = kind != "ssh-ed25519" || bytes.len() == 51;
-    if !named || !whole || bytes.len() < 4 + kind.len() + 32 {
-        return Err(format!("is not a whole {kind} key"));
+    let whole = format!("{kind} {blob}");
+    let refused = |why: &str| Err(format!("is not a whole {kind} key: {why}"));
+    match PublicKey::from_openssh(&whole) {
+        Ok(key) if key.key_data().rsa().is_some_and(|rsa| rsa.key_size() < LEAST_RSA_BITS) => {
+            refused(&format!("its modulus has fewer than {LEAST_RSA_BITS} bits"))
+        }
+        Ok(_) => Ok(whole),
+        Err(error) => match cut_off(kind, blob) {
+            Some(field) => refused(&format!("it is cut off, or damaged, in its {field}")),
+            None => refused(&error.to_string().replace(char::is_control, "?")),
+        },
     }
-    Ok(format!("{kind} {blob}"))
 }
 
-/// Decodes base64 with padding (RFC 4648).
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=');
-    if text.is_empty() || !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
-        return None;
-    }
-    let (mut out, mut held, mut bits) = (Vec::with_capacity(text.len()), 0_u32, 0);
-    for c in digits.bytes() {
-        let six = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        held = (held << 6) | u32::from(six);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            out.push(u8::try_from((held >> bits) & 0xff).ok()?);
-        }
-    }
-    Some(out)
+/// The first field of a key that does not end within it.
+fn cut_off(kind: &str, blob: &str) -> Option<&'static str> {
+    // RFC 4253, section 6.6; RFC 8709, section 4; RFC 5656, section 3.1.
+    let fields: &[&str] = match kind {
+        "ssh-rsa" => &["type", "exponent", "modulus"],
+        "ssh-ed25519" => &["type", "32 bytes"],
+        _ => &["type", "curve", "point"],
+    };
+    let mut reader = Base64Reader::new(blob.as_bytes()).ok()?;
+    fields.iter().copied().find(|_| Vec::<u8>::decode(&mut reader).is_err())
 }
 
 #[cfg(test)]
@@ -356,6 +356,10 @@ mod tests {
     use super::*;
 
     const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl";
+    const ECDSA: &str = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBEpcbeO61TbB8U9d/9fNJbzkdQn+\
+        ws4qKhc5Zah45PosjhRk3LywUBpWLdF+At77g3SSNAER9mQYeYXuP+EpyqA=";
+    const RSA: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQC/2kw6UE3IYChySufp/C74KGid9B/diCT16axvUREwci+vOvDq4fPj1TfW9IcXxPbWllHz\
+        NSoDZw9UVnmteVb2lhaTskZXOj+vxNyUf1xS3rMEBYJni3pym0JGs/LdsMT4ZpeyazN2hO3/9QAMj7TM2U2e6TDLSamYXkhMOWzqBQ==";
 
     #[test]
     fn a_mac_is_read_in_every_usual_form() {
@@ -404,6 +408,49 @@ mod tests {
         assert!(scanned.contains("drop the host name"), "{scanned}");
     }
 
+    /// What is left of a key of which only the first bytes came along.
+    fn begin_of(key: &str, digits: usize) -> String {
+        let (kind, blob) = key.split_once(' ').unwrap();
+        format!("{kind} {}", &blob[..digits])
+    }
+
+    #[test]
+    fn a_host_key_of_each_type_that_is_cut_off_anywhere_is_refused() {
+        for key in [ED25519, ECDSA, RSA] {
+            assert_eq!(host_key(key), Ok(key.into()));
+            let digits = key.split_once(' ').unwrap().1.len();
+            for digits in (0..digits).step_by(4) {
+                assert!(host_key(&begin_of(key, digits)).is_err(), "{}", begin_of(key, digits));
+            }
+        }
+    }
+
+    #[test]
+    fn a_host_key_that_is_damaged_inside_is_refused_with_the_place() {
+        for (key, expected) in [
+            (begin_of(RSA, 100), "ssh-rsa key: it is cut off, or damaged, in its modulus"),
+            (begin_of(RSA, 20), "ssh-rsa key: it is cut off, or damaged, in its exponent"),
+            (begin_of(ECDSA, 100), "nistp256 key: it is cut off, or damaged, in its point"),
+            (begin_of(ED25519, 24), "ssh-ed25519 key: it is cut off, or damaged, in its 32 bytes"),
+            // The length of the exponent, the type in the blob, the curve, the kind of point, what follows the key.
+            (RSA.replace("EAAAADAQAB", "EAAAAEAQAB"), "ssh-rsa key"),
+            (RSA.replace("NzaC1yc2E", "NzaC1yc2I"), "ssh-rsa key: invalid label"),
+            (ECDSA.replace("IbmlzdHAyNTY", "IbmlzdHAyNTc"), "nistp256 key"),
+            (ECDSA.replace("BBBEpcbe", "BBB0pcbe"), "nistp256 key"),
+            (format!("{ED25519}AAAA"), "ssh-ed25519 key: unexpected trailing data"),
+            ("ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAACgD0M9JQ5GYFJCc=".into(), "fewer than 1024 bits"),
+        ] {
+            let refused = host_key(&key).unwrap_err();
+            assert!(refused.contains(expected), "{key}: {refused}");
+        }
+    }
+
+    #[test]
+    fn of_several_host_keys_the_one_that_is_damaged_is_named() {
+        let keys = Value::List(vec![Value::Text(ED25519.into()), Value::Text(begin_of(RSA, 100))]);
+        assert!(list_of(host_key)(&keys).unwrap_err().starts_with("entry 2: is not a whole ssh-rsa key"));
+    }
+
     #[test]
     fn a_url_is_plain_http_to_a_host() {
         assert_eq!(url("http://gpu:8080/"), Ok("http://gpu:8080".into()));
@@ -449,14 +496,6 @@ mod tests {
         assert_eq!(read(r#"["a, b"]"#), Ok(vec!["a, b".into()]));
         assert_eq!(read(""), Ok(vec![]));
         assert!(read("[1]").is_err());
-    }
-
-    #[test]
-    fn base64_is_decoded_as_rfc_4648_says() {
-        assert_eq!(base64("Zm9vYmE=").as_deref(), Some(&b"fooba"[..]));
-        assert_eq!(base64("Zm9v").as_deref(), Some(&b"foo"[..]));
-        assert_eq!(base64("Zm9"), None);
-        assert_eq!(base64("===="), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The task itself: one loop, one owner.
 
+mod tending;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -101,6 +103,7 @@ pub fn spawn<W: World>(setup: Setup, world: W, shutdown: watch::Receiver<bool>) 
         commands_closed: false,
         tending,
         tended: 0,
+        tidying: false,
         selections,
         deferred: None,
         answers: HashMap::new(),
@@ -139,6 +142,10 @@ enum Done {
     },
     /// Saved slots were tended.
     Tended,
+    /// A round of tidying has ended.
+    Tidied {
+        more: bool,
+    },
 }
 
 struct Driver<W> {
@@ -162,6 +169,8 @@ struct Driver<W> {
     tending: mpsc::Receiver<Tend>,
     /// So many are under way.
     tended: usize,
+    /// Tidying is under way.
+    tidying: bool,
     selections: Selections,
     /// A command that waits for a fresh look, and until when. Nothing overtakes it.
     deferred: Option<Deferred>,
@@ -263,11 +272,22 @@ impl<W: World> Driver<W> {
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Look { source, began, reading } => self.looked(source, began, reading),
+            Done::Look { source, began, reading } => {
+                self.looked(source, began, reading);
+                if source == Source::Saved {
+                    self.tidy();
+                }
+            }
             Done::Order { verb, what, outcome } => self.order_ended(verb, what, outcome),
             Done::Tended => {
                 self.tended -= 1;
                 self.schedule.want(Source::Saved);
+            }
+            Done::Tidied { more } => {
+                self.tidying = false;
+                if more {
+                    self.tidy();
+                }
             }
             Done::PostMortem { op, told } => {
                 if let Some((end, at)) = self.ending.remove(&op) {
@@ -336,29 +356,6 @@ impl<W: World> Driver<W> {
             self.schedule.use_tells(true);
         }
         self.step(&Event::Finished { verb, outcome });
-    }
-
-    /// Writes down what has become known of restores.
-    fn prove(&mut self) {
-        for (backend, task) in self.proofs.told(&self.reading, &self.view, &self.setup.policy) {
-            info!(?backend, ?task, "what was restored has been used, or not");
-            let (answer, _) = oneshot::channel();
-            self.tend(Tend { backend, task, answer });
-        }
-        self.schedule.use_tells(self.proofs.are_awaited());
-    }
-
-    /// Tends saved slots, beside all else: nothing waits for it but who has asked.
-    fn tend(&mut self, Tend { backend, task, answer }: Tend) {
-        self.tended += 1;
-        let world = Arc::clone(&self.world);
-        self.tasks.spawn(async move {
-            let told = tokio::time::timeout(TENDED_WITHIN, world.tend_slots(backend, task)).await;
-            let told = told.unwrap_or_else(|_| Err(Warning::new("no_answer", "it was not done in time")));
-            // Who does not listen any more does not mind.
-            let _ = answer.send(told);
-            Done::Tended
-        });
     }
 
     /// Whether a command is refused is judged by what is so now: where the answer hangs on what is asked rarely, it waits
@@ -521,6 +518,8 @@ impl<W: World> Driver<W> {
     fn operation_ended(&mut self, op: OpId, end: End, now: Instant) -> Option<OperationRecord> {
         info!(%op, end = end_name(&end), detail = ?end, "operation ended");
         self.stopwatch.drop_running();
+        // What was saved on the way is tidied up now.
+        self.schedule.want(Source::Saved);
         let goal = self.open.remove(&op);
         let Some(backend) = goal.and_then(|goal| who_can_tell(goal, &end)) else {
             return self.operations.ended(op, &end, now, vec![], &self.clock);

@@ -42,6 +42,11 @@ pub trait World: Send + Sync + 'static {
         async { Err(Warning::new("no_slots", "that backend has no slots to save or restore")) }
     }
 
+    /// Nothing is under way: does some of what can wait, as clearing up among saved slots. Bounded. True: more is left.
+    fn tidy(&self) -> impl Future<Output = bool> + Send {
+        async { false }
+    }
+
     /// Why a backend's unit did not come up: its result, exit status and last journal lines, for people. Bounded.
     fn post_mortem(&self, backend: BackendId) -> impl Future<Output = PostMortem> + Send;
 }

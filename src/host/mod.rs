@@ -17,6 +17,7 @@ mod slot_place;
 pub mod slots;
 pub mod ssh;
 pub mod systemd;
+mod tidy;
 pub mod wake;
 
 use std::{
@@ -48,6 +49,7 @@ use slot_place::SlotPlace;
 use slots::SlotStore;
 use ssh::{Ssh, SshSetupError, Trouble};
 use systemd::{Ended, UnitsAnswer};
+use tidy::Slots;
 
 /// For the quick question after a stop.
 const QUICK: Duration = Duration::from_secs(2);
@@ -88,35 +90,10 @@ struct Backend {
     probe: Probe,
     /// It answered as itself when last asked: only then it is asked about its use.
     ready: AtomicBool,
-    slots: Option<Arc<Slots>>,
+    slots: Option<Slots>,
     /// Its unit, as it was last asked about in full.
     known: Mutex<Option<UnitState>>,
 }
-
-#[derive(Debug)]
-struct Slots {
-    store: Arc<SlotStore>,
-    folder: SlotPlace,
-    /// Saved slots are restored by the daemon itself.
-    restores: bool,
-    swept: Mutex<Swept>,
-    tidying: AtomicBool,
-}
-
-/// The sweeping of leftovers.
-#[derive(Clone, Copy, Debug, Default)]
-struct Swept {
-    session: u64,
-    /// When it last succeeded in this session.
-    done: Option<Clock>,
-    tries: u32,
-}
-
-/// Leftovers are looked for in each new SSH session, and again after so long: what was too young may be one by now.
-const SWEEP_AGAIN: Duration = Duration::from_hours(1);
-
-/// A sweep that fails is tried so many times in one SSH session.
-const SWEEPS: u32 = 5;
 
 /// The configuration cannot be turned into adapters.
 #[derive(Debug, thiserror::Error)]
@@ -171,13 +148,8 @@ impl Host {
                     None => SlotPlace::Server(folder),
                 };
                 let (state, server) = (&config.daemon.state_dir, &config.server.name);
-                Ok::<_, HostError>(Arc::new(Slots {
-                    store: Arc::new(SlotStore::new(state, server, &backend.name, slots.clone())),
-                    folder,
-                    restores: policy.restore != RestorePolicy::Never,
-                    swept: Mutex::default(),
-                    tidying: AtomicBool::new(false),
-                }))
+                let store = SlotStore::new(state, server, &backend.name, slots.clone());
+                Ok::<_, HostError>(Slots::new(store, folder, policy.restore != RestorePolicy::Never))
             });
             let probe = Probe::new(backend, policy.kind, config.probe.http_timeout)
                 .map_err(|source| HostError::Http { backend: backend.name.clone(), source })?;
@@ -412,9 +384,7 @@ impl Backend {
     }
 
     /// Health, then use, where the backend answers as itself.
-    ///
-    /// `calm`: nobody waits for an order just now, so there is time to tidy up.
-    async fn look(&self, ask: Ask, now: Instant, calm: bool) -> BackendReading {
+    async fn look(&self, ask: Ask, now: Instant) -> BackendReading {
         let mut reading = BackendReading::default();
         if ask.http {
             let http = self.probe.health().await;
@@ -430,56 +400,14 @@ impl Backend {
         {
             slots.store.meets(self.run());
             reading.saved = Some(Dated { at: now, value: slots.store.saved().await });
-            // A server that is off is not called for this; and nobody waits for it.
-            if calm && self.ssh.is_open() && !slots.tidying.swap(true, Ordering::Relaxed) {
-                let (slots, ssh, name) = (Arc::clone(slots), Arc::clone(&self.ssh), self.name.clone());
-                tokio::spawn(async move {
-                    slots.tidy(&ssh, &name).await;
-                    slots.tidying.store(false, Ordering::Relaxed);
-                });
-            }
         }
         reading
     }
 }
 
-impl Slots {
-    /// Sweeps the leftovers of broken-off saves, until that has succeeded once in an SSH session or failed too often, removes
-    /// generations beyond those to keep, and takes a digest that is missing.
-    async fn tidy(&self, ssh: &Ssh, backend: &str) {
-        let session = ssh.sessions();
-        let mut swept = *locked(&self.swept);
-        if swept.session != session {
-            swept = Swept { session, ..Swept::default() };
-        }
-        if swept.done.is_some_and(|done| done.elapsed() >= SWEEP_AGAIN) {
-            swept = Swept { session, ..Swept::default() };
-        }
-        if swept.done.is_none() && swept.tries < SWEEPS {
-            let result = self.store.sweep(&self.folder).await;
-            if let Err(why) = &result {
-                tracing::warn!(backend, why, "leftovers of broken-off saves could not be looked for");
-            }
-            let (done, tries) = (result.is_ok().then(Clock::now), swept.tries + 1);
-            *locked(&self.swept) = Swept { session, done, tries };
-        }
-        self.store.prune(&self.folder).await;
-        self.store.take_digest(&self.folder).await;
-    }
-
-    /// Has what a restore must know looked at while the backend loads: its process is there by now. It ends by itself, and nothing waits for it.
-    fn look_ahead(&self) {
-        if self.restores {
-            let (store, folder) = (Arc::clone(&self.store), self.folder.clone());
-            tokio::spawn(async move { store.look_ahead(&folder).await });
-        }
-    }
-}
-
 impl World for Host {
     async fn look(&self, ask: Ask, now: Instant) -> Reading {
-        let calm = self.orders.load(Ordering::Relaxed) == 0;
-        let backends = join_all(self.backends.iter().map(|backend| backend.look(ask, now, calm)));
+        let backends = join_all(self.backends.iter().map(|backend| backend.look(ask, now)));
         // Boxed: all sources together are a large future, and most looks ask one or two.
         let (units, mut backends, gpu, people, wake_armed) = Box::pin(join5(
             when(ask.units, self.look_at_units()),
@@ -576,6 +504,13 @@ impl World for Host {
             Some(slots) => slots.store.tend(&slots.folder, task).await,
             None => Err(Warning::new("no_slots", "no slot folder is configured")),
         }
+    }
+
+    async fn tidy(&self) -> bool {
+        // A server that is off is not called for this.
+        let open = self.backends.iter().filter(|backend| backend.ssh.is_open());
+        let each = open.filter_map(|backend| Some(backend.slots.as_ref()?.tidy(&backend.ssh, &backend.name)));
+        join_all(each).await.contains(&true)
     }
 
     async fn post_mortem(&self, backend: BackendId) -> PostMortem {

@@ -3,8 +3,8 @@
 //! The rules, each against something that llama-server really does:
 //! * A save goes to a name never used before, is checked on disk, gets its final name then, and counts only with its note,
 //!   which is written last: a save truncates its target first, so a full disk would destroy the older file.
-//! * A sweep takes only what never got its final name, and only of this very state directory: whatever is lost here, nothing
-//!   that was whole once is removed by it.
+//! * A sweep takes only files of this very state directory, which their names tell: what never got its final name, and what no
+//!   note knows ([`sweep`]). Where the notes cannot be read or are lost altogether, nothing that was whole once is removed.
 //! * Each slot has its own name (`localbot`, `localbot-1`), which it is saved under by itself and comes back from by itself.
 //!   What people save under a name of their choice comes back only when they name it.
 //! * An empty slot is not saved, and a save that turns out empty does not count: the server answers it with 200.
@@ -15,6 +15,7 @@
 //!   noted size (a truncated file aborts the server), into a slot never used since the start.
 //! * A file whose whole was read once in calm, for its digest, is read again while the backend loads: a flipped bit would be
 //!   restored like any other.
+//! * A run of the server that was restored into by an earlier life of the daemon is not restored into again by itself.
 //! * Before a restore is sent, its note says so, and then the slot is looked at once more; a file whose restore failed, or never
 //!   ended, is put aside and never sent again.
 //! * What a restore was worth only a request tells (`cache_n`): the next real one, or one of ours ([`at_once`]). Where it was
@@ -30,6 +31,7 @@ mod reason;
 mod restore;
 mod retention;
 mod save;
+mod sweep;
 mod tend;
 #[cfg(test)]
 mod tests;
@@ -60,16 +62,14 @@ use crate::{
         reading::{SavedSlot, SlotReading},
     },
 };
-use digest::Digested;
+use digest::{Digested, Unread};
 pub use head::check as check_head;
-use note::{Fit, Model, Note, Notes, Shelf};
+use note::{Fit, Model, Note, Notes, Place, Shelf};
 pub use reason::Reason;
 use reason::Said;
 use restore::Checked;
 use worth::Unproven;
 
-/// An unfinished file of ours is swept after so long; until then it may be a save under way.
-pub const LEFTOVER_AFTER: Duration = Duration::from_mins(10);
 /// Of the time for a save or restore, so much is kept for what comes after: checking, noting, clearing away.
 const RESERVE: Duration = Duration::from_secs(2);
 
@@ -230,29 +230,6 @@ impl SlotStore {
             None if said.is_empty() => Outcome::Failed(Reason::RestoreNothing.say("nothing is saved").into()),
             None => Outcome::Succeeded(said.into_iter().map(Warning::from).collect()),
         }
-    }
-
-    /// Removes what broken-off saves have left in the folder: unfinished files of this very backend, server and state
-    /// directory, older than [`LEFTOVER_AFTER`]. Returns how many.
-    ///
-    /// # Errors
-    /// In words, when it could not be done: it is to be tried again.
-    pub async fn sweep(&self, files: &impl SlotFiles) -> Result<usize, String> {
-        let _turn = self.turn.lock().await;
-        let tag = self.tag().await.map_err(|error| format!("whose files are ours is not known: {error}"))?;
-        let listed = files.list(name::UNFINISHED).await.map_err(|error| error.to_string())?;
-        if listed.open && !std::mem::replace(&mut self.seen().open_told, true) {
-            let (code, folder) = ("slots_folder_open", self.slots.dir.display());
-            tracing::warn!(code, %folder, "saved conversations lie in a folder that is open to others: mode 2770 closes it");
-        }
-        let old = now().saturating_sub(LEFTOVER_AFTER.max(self.slots.save_timeout.saturating_mul(2)).as_secs());
-        let is_leftover = |file: &FileName| name::begun_at(file.as_str(), &tag).is_some_and(|at| at < old);
-        let leftovers: Vec<FileName> = listed.names.into_iter().filter(is_leftover).collect();
-        if !leftovers.is_empty() {
-            files.remove(&leftovers).await.map_err(|error| error.to_string())?;
-            tracing::info!(?leftovers, "leftovers of broken-off saves are removed");
-        }
-        Ok(leftovers.len())
     }
 
     /// Removes generations beyond those to keep, file first: what then has a note still is tried again by the next call.

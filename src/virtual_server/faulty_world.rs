@@ -254,6 +254,10 @@ impl<W: World> World for FaultyWorld<W> {
         self.inner.tend_slots(backend, task).await
     }
 
+    async fn tidy(&self) -> bool {
+        self.inner.tidy().await
+    }
+
     async fn carry_out_chosen(&self, verb: Verb, slots: SlotChoice, within: Duration) -> Outcome {
         let unknown = || Outcome::Unknown(Warning::new("verb_lost", "the answer was lost on purpose"));
         let fault = self.plan.order();

@@ -1,5 +1,10 @@
 //! Digests of whole files: taken when nobody waits, held against the file before it is restored.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+use wechsler::driver::world::SlotChoice;
+
 use crate::llama::{Rig, codes, message, store_with};
 
 impl Rig {
@@ -121,5 +126,80 @@ async fn what_cannot_be_read_in_time_is_restored_by_size_and_head() {
     let rig = Rig::with_digest(909).await;
     rig.world.state().digest_fails = true;
     rig.store.look_ahead(&rig.world).await;
-    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    let outcome = rig.restore().await;
+    assert_eq!(codes(&outcome), ["digest_unknown", "restored"]);
+    assert!(message(outcome).contains("not read in time"));
+    rig.world.state().digest_fails = false;
+    rig.world.restart();
+    rig.store.look_ahead(&rig.world).await;
+    assert_eq!(codes(&rig.restore().await), ["restored"], "it was not for want of time");
+}
+
+/// The whole file takes longer to read than any start allows.
+const FOR_EVER: Duration = Duration::from_hours(1);
+
+impl Rig {
+    /// The daemon is started anew.
+    fn next_life_with(&mut self, restore_timeout: Duration) {
+        self.store =
+            store_with(&self.state_dir, |slots| (slots.digest, slots.restore_timeout) = (true, restore_timeout));
+    }
+
+    /// A start: the file is read while the backend loads, and restored. How long the restore took, and what was said.
+    async fn start(&self, loads: Duration, restore_timeout: Duration) -> (Duration, Vec<String>) {
+        self.world.restart();
+        let restore = async {
+            tokio::time::sleep(loads).await;
+            let begun = Instant::now();
+            let choice = SlotChoice::All;
+            let outcome = self.store.restore(&self.probe, &self.world, &choice, restore_timeout).await;
+            (begun.elapsed(), codes(&outcome))
+        };
+        tokio::join!(self.store.look_ahead(&self.world), restore).1
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_takes_too_long_to_read_is_waited_for_once_and_not_at_every_start() {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    const SOON: Duration = Duration::from_secs(1);
+    let mut rig = Rig::with_digest(909).await;
+    rig.next_life_with(TIMEOUT);
+    rig.world.state().digest_takes = FOR_EVER;
+    let (took, said) = rig.start(Duration::ZERO, TIMEOUT).await;
+    assert_eq!(said, ["digest_unknown", "restored"]);
+    assert!(took > SOON, "half of the time is waited for it: {took:?}");
+    // Another daemon, another generation, no smaller.
+    rig.next_life_with(TIMEOUT);
+    rig.save_and_restart(1000).await;
+    rig.world.state().digest_takes = Duration::ZERO;
+    while rig.store.take_digest(&rig.world).await {}
+    rig.world.state().digest_takes = FOR_EVER;
+    let (took, said) = rig.start(Duration::ZERO, TIMEOUT).await;
+    assert_eq!(said, ["digest_unknown", "restored"], "it is said each time");
+    assert!(took < SOON, "{took:?}");
+    // While a backend loads for longer it is read in time all the same.
+    rig.world.state().digest_takes = Duration::from_millis(50);
+    let newest = rig.store.saved().await.swap_remove(0);
+    rig.flip(&newest.file);
+    let (_, said) = rig.start(Duration::from_millis(500), TIMEOUT).await;
+    assert_eq!(said, ["restore_damaged", "digest_unknown", "restored"], "and the one before is not waited for");
+    assert_eq!(rig.world.state().slots[0].restored, 909);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_in_the_time_for_a_restore_is_not_read_again_until_there_is_more() {
+    let mut rig = Rig::with_digest(909).await;
+    let (short, long) = (Duration::from_secs(1), Duration::from_secs(10));
+    rig.next_life_with(short);
+    rig.world.state().digest_takes = FOR_EVER;
+    let loads = Duration::from_millis(1500);
+    for reads in [1, 0, 0] {
+        assert_eq!(rig.start(loads, long).await.1, ["digest_unknown", "restored"]);
+        assert_eq!(rig.digests(), reads);
+    }
+    rig.next_life_with(long);
+    rig.world.state().digest_takes = short;
+    assert_eq!(rig.start(loads, long).await.1, ["restored"]);
+    assert_eq!(rig.digests(), 1);
 }

@@ -88,8 +88,12 @@ pub(crate) struct State {
     pub(crate) digests: u32,
     /// Whole files cannot be read.
     pub(crate) digest_fails: bool,
+    /// How long it takes to read one.
+    pub(crate) digest_takes: Duration,
     /// Everybody may look into the folder.
     pub(crate) open_folder: bool,
+    /// The folder cannot be listed: the call never ends.
+    pub(crate) listing_hangs: bool,
     /// Method and path of every question, in order.
     pub(crate) asked: Vec<String>,
 }
@@ -131,7 +135,9 @@ impl World {
             surveys: 0,
             digests: 0,
             digest_fails: false,
+            digest_takes: Duration::from_millis(50),
             open_folder: false,
+            listing_hangs: false,
             asked: vec![],
         })))
     }
@@ -376,12 +382,13 @@ impl SlotFiles for World {
         Ok(Some(found(&content)))
     }
 
-    async fn digest(&self, name: &FileName, _: Duration) -> Result<Option<String>, SlotFilesError> {
+    async fn digest(&self, name: &FileName, within: Duration) -> Result<Option<String>, SlotFilesError> {
         // Reading a whole file takes its time.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let takes = self.state().digest_takes;
+        tokio::time::sleep(takes.min(within)).await;
         let mut state = self.ssh()?;
         state.digests += 1;
-        if state.digest_fails {
+        if state.digest_fails || takes > within {
             return Err(SlotFilesError::Refused("not read in time".into()));
         }
         // Any digest will do where nobody knows another one.
@@ -398,6 +405,9 @@ impl SlotFiles for World {
     }
 
     async fn list(&self, suffix: &str) -> Result<Listed, SlotFilesError> {
+        if self.state().listing_hangs {
+            std::future::pending::<()>().await;
+        }
         let state = self.ssh()?;
         let names = state.disk.keys().filter(|name| name.ends_with(suffix)).filter_map(|name| FileName::new(name));
         Ok(Listed { names: names.collect(), open: state.open_folder })

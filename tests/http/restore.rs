@@ -137,6 +137,22 @@ async fn an_older_generation_that_fits_is_better_than_none() {
 }
 
 #[tokio::test]
+async fn a_model_that_comes_back_finds_what_it_has_saved_whatever_another_saved_meanwhile() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(4).await;
+    rig.world.state().model_path = "/models/other.gguf";
+    // Newer ones, and longer ones.
+    for tokens in 5..15 {
+        rig.save_and_restart(tokens).await;
+        rig.store.prune(&rig.world).await;
+    }
+    assert_eq!(rig.world.files().len(), 4, "three of the other one");
+    rig.world.state().model_path = "/models/m.gguf";
+    assert_eq!(codes(&rig.restore().await), ["restore_mismatch", "restored"]);
+    assert_eq!(rig.world.state().slots[0].restored, 4);
+}
+
+#[tokio::test]
 async fn only_a_slot_never_used_since_the_start_is_restored() {
     let rig = Rig::new().await;
     rig.save_and_restart(909).await;

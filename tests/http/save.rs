@@ -1,6 +1,10 @@
 //! Saving slots.
 
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use wechsler::{driver::world::SlotChoice, machine::Outcome};
 
@@ -266,7 +270,7 @@ async fn a_save_has_a_name_of_its_own_kind_until_it_was_checked() {
 }
 
 #[tokio::test]
-async fn a_sweep_takes_old_unfinished_files_of_ours_and_nothing_else() {
+async fn a_sweep_takes_old_files_of_ours_that_belong_to_nothing_and_no_others() {
     let rig = Rig::new().await;
     rig.save_and_restart(5).await;
     let noted = rig.file();
@@ -276,29 +280,30 @@ async fn a_sweep_takes_old_unfinished_files_of_ours_and_nothing_else() {
         "localbot.20200101T000000-abcdef0001.slot".to_owned(),
         "localbot.20200101T000000-abcdef0001.part".to_owned(),
         "localbot.20200101T000000-abcdef1234560001.part".to_owned(),
-        leftover.replace(".part", ".slot"),
+        "localbot.20200101T000000-abcdef1234560001.slot".to_owned(),
         noted.replace(".slot", ".part"),
     ];
-    for file in &others {
+    let without_note = leftover.replace(".part", ".slot");
+    for file in others.iter().chain([&without_note]) {
         rig.world.state().disk.insert(file.clone(), vec![1]);
     }
-    assert_eq!(rig.store.sweep(&rig.world).await, Ok(1));
+    assert_eq!(rig.store.sweep(&rig.world).await, Ok(2));
     let files = rig.world.files();
-    assert!(!files.contains(&leftover), "{files:?}");
+    assert!(!files.contains(&leftover) && !files.contains(&without_note), "{files:?}");
     assert_eq!(files.len(), 1 + others.len());
     rig.world.state().ssh_down = true;
     assert!(rig.store.sweep(&rig.world).await.is_err(), "it is to be tried again");
 }
 
 #[tokio::test]
-async fn whatever_is_lost_here_no_whole_file_is_swept_there() {
+async fn where_notes_or_owner_are_lost_no_whole_file_is_swept_there() {
     type Loss = fn(&Rig, &str);
-    let losses: [Loss; 4] = [
+    let losses: [Loss; 5] = [
         |rig, _| std::fs::remove_dir_all(&rig.state_dir).expect("the state directory"),
         |rig, _| std::fs::remove_dir_all(rig.state_dir.join("slots")).expect("all notes"),
         |rig, _| std::fs::remove_file(rig.state_dir.join("slot-owner")).expect("the owner"),
-        // As a crash between the check and the note leaves it.
-        |rig, file| std::fs::remove_file(rig.note_path(file)).expect("half the notes"),
+        |rig, file| std::fs::write(rig.note_path(file), b"{half").expect("a damaged note"),
+        |rig, file| std::fs::remove_file(rig.note_path(file)).expect("a note"),
     ];
     for (number, loss) in losses.into_iter().enumerate() {
         let mut rig = Rig::new().await;
@@ -316,11 +321,64 @@ async fn whatever_is_lost_here_no_whole_file_is_swept_there() {
         loss(&rig, &files[0]);
         rig.next_life();
         let swept = rig.store.sweep(&rig.world).await.expect("a sweep");
-        // Without the owner's id nothing is known to be ours; with it, the unfinished one is.
-        assert_eq!(swept, usize::from(number == 1 || number == 3), "{number}");
+        // Without the owner's id nothing is known to be ours; with it, the unfinished one is, and what lost its note alone.
+        assert_eq!(swept, [0, 1, 0, 1, 2][number], "{number}");
         assert_eq!(rig.world.files().contains(&left), swept == 0);
-        assert!(files.iter().all(|file| rig.world.files().contains(file)), "{number}");
+        let stay = if number == 4 { &files[1..] } else { &files };
+        assert!(stay.iter().all(|file| rig.world.files().contains(file)), "{number}");
+        assert_eq!(rig.world.files().len(), stay.len() + usize::from(swept == 0), "{number}");
     }
+}
+
+/// The folder as it would be, had everything been saved years ago.
+fn age(rig: &Rig) {
+    let recent = std::mem::take(&mut rig.world.state().disk);
+    for (file, content) in recent {
+        let aged = format!("localbot.20200101T000000-{}", file.rsplit_once('-').expect("a stamp").1);
+        let note = std::fs::read_to_string(rig.note_path(&file)).expect("a note").replace(&file, &aged);
+        std::fs::write(rig.note_path(&aged), note).expect("a note");
+        std::fs::remove_file(rig.note_path(&file)).expect("a note");
+        rig.world.state().disk.insert(aged, content);
+    }
+}
+
+#[tokio::test]
+async fn what_was_removed_and_came_back_with_a_power_cut_is_swept() {
+    let mut rig = Rig::new().await;
+    for tokens in [5, 6, 7, 8] {
+        rig.save_and_restart(tokens).await;
+    }
+    age(&rig);
+    rig.next_life();
+    let before = rig.world.state().disk.clone();
+    rig.store.prune(&rig.world).await;
+    let kept = rig.world.files();
+    // The server's disk did not know of it yet.
+    rig.world.state().disk = before;
+    assert_eq!(rig.store.sweep(&rig.world).await, Ok(1));
+    assert_eq!((rig.world.files(), kept.len()), (kept, 3));
+}
+
+#[tokio::test]
+async fn a_file_whose_note_may_be_written_yet_is_not_swept() {
+    let mut rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    let note = rig.note_path(&rig.file());
+    let aside = note.with_extension("aside");
+    std::fs::rename(&note, &aside).expect("a note");
+    assert_eq!(rig.store.sweep(&rig.world).await, Ok(0), "it is too young");
+    std::fs::rename(&aside, &note).expect("a note");
+    age(&rig);
+    // The disk with the notes does not answer.
+    let fifo = rig.note_path("x");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("there is a mkfifo").success());
+    std::fs::remove_file(rig.note_path(&rig.file())).expect("a note");
+    rig.next_life();
+    let (_, swept) = tokio::join!(rig.store.saved(), rig.store.sweep(&rig.world));
+    assert!(swept.is_err_and(|why| why.contains("does not answer")), "which notes there are is not known");
+    assert_eq!(rig.world.files().len(), 1);
+    // Whoever waits in there is let go.
+    std::fs::File::options().write(true).open(&fifo).expect("the other end");
 }
 
 #[tokio::test]
@@ -339,6 +397,40 @@ async fn a_second_daemon_with_the_same_names_touches_nothing() {
     assert_eq!(rig.store.sweep(&rig.world).await, Ok(1));
     assert!(!rig.world.files().contains(&left));
     assert_eq!(rig.store.saved().await.len(), 1);
+}
+
+/// Collects what is written to the log as long as the guard lives.
+fn log_of(lines: &Arc<Mutex<Vec<u8>>>) -> tracing::subscriber::DefaultGuard {
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic under it").write(text)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Arc::clone(lines);
+    let writer = move || Lines(Arc::clone(&lines));
+    tracing::subscriber::set_default(tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish())
+}
+
+#[tokio::test]
+async fn a_folder_that_is_open_to_others_is_told_once() {
+    let rig = Rig::new().await;
+    let lines = Arc::default();
+    let _log = log_of(&lines);
+    let told = || {
+        let log = String::from_utf8(lines.lock().expect("no panic under it").clone()).expect("text");
+        log.lines().filter(|line| line.contains("WARN") && line.contains("code=\"slots_folder_open\"")).count()
+    };
+    rig.store.sweep(&rig.world).await.expect("a sweep");
+    assert_eq!(told(), 0, "it is closed");
+    rig.world.state().open_folder = true;
+    for _ in 0..2 {
+        rig.store.sweep(&rig.world).await.expect("a sweep");
+        assert_eq!(told(), 1);
+    }
 }
 
 #[tokio::test]

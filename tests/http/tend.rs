@@ -99,6 +99,18 @@ async fn what_cannot_be_removed_now_is_not_forgotten() {
     assert_eq!(rig.tend(forget("localbot", None)).await, ["localbot 1 forgotten"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn while_something_else_is_done_about_the_slots_nothing_is_forgotten() {
+    let rig = Rig::new().await;
+    rig.world.state().listing_hangs = true;
+    tokio::select! {
+        biased;
+        swept = rig.store.sweep(&rig.world) => panic!("it hangs: {swept:?}"),
+        told = rig.tend(forget("localbot", None)) => assert_eq!(told, ["!slots_in_use"]),
+    }
+    assert_eq!(rig.tend(forget("localbot", None)).await, ["!no_such_slot"], "it was its turn");
+}
+
 #[tokio::test]
 async fn a_verification_reads_the_whole_file_where_a_digest_is_on_record() {
     let mut rig = Rig::new().await;
@@ -287,4 +299,30 @@ async fn what_is_kept_too_long_is_neither_shown_nor_restored_and_goes_in_the_nex
     }
     rig.store.prune(&rig.world).await;
     assert!(rig.world.files().is_empty());
+}
+
+#[tokio::test]
+async fn a_run_that_the_daemon_before_has_restored_into_is_not_restored_into_again() {
+    let mut rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.store.meets(Some(Invocation(7)));
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    assert_eq!(rig.sent().len(), 1);
+    rig.next_life();
+    rig.store.meets(Some(Invocation(7)));
+    let outcome = rig.restore().await;
+    assert_eq!(codes(&outcome), ["restored"]);
+    assert!(message(outcome).contains("909 tokens are in slot 0 of this run already"));
+    assert_eq!(rig.sent(), [""; 0]);
+    assert_eq!(rig.proved(&[0], MOST_OF_IT).await, ["localbot 1 restore_effective"], "what it was worth is told now");
+    assert_eq!(codes(&rig.restore_by(&named("localbot")).await), ["restored"]);
+    assert_eq!(rig.sent().len(), 1, "who names it means it");
+    rig.world.restart();
+    rig.store.meets(Some(Invocation(8)));
+    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    assert_eq!(rig.sent().len(), 1, "another run has nothing");
+    rig.next_life();
+    rig.store.meets(Some(Invocation(8)));
+    rig.world.use_slot(0, 5);
+    assert_eq!(codes(&rig.restore().await), ["!restore_slot_used"]);
 }

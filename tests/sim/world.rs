@@ -45,6 +45,8 @@ pub struct World {
     sim: Arc<Mutex<Sim>>,
     epoch: tokio::time::Instant,
     silent_after: Duration,
+    /// When a round of tidying has ended, and how many there are to come.
+    tidied: Arc<Mutex<(Vec<Instant>, usize)>>,
 }
 
 impl World {
@@ -54,7 +56,18 @@ impl World {
             sim: Arc::new(Mutex::new(sim)),
             epoch: tokio::time::Instant::now(),
             silent_after: Duration::from_secs(2),
+            tidied: Arc::default(),
         }
+    }
+
+    /// There is so much to tidy up.
+    pub fn litter(&self, pieces: usize) {
+        *self.tidied() = (vec![], pieces);
+    }
+
+    /// When rounds of tidying have ended since then, and how much is left.
+    pub fn tidied(&self) -> MutexGuard<'_, (Vec<Instant>, usize)> {
+        self.tidied.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub fn now(&self) -> Instant {
@@ -100,6 +113,15 @@ impl driver::World for World {
         }
         session.answered = true;
         answered.outcome
+    }
+
+    async fn tidy(&self) -> bool {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = self.now();
+        let (at, left) = &mut *self.tidied();
+        at.push(now);
+        *left = left.saturating_sub(1);
+        *left > 0
     }
 
     async fn post_mortem(&self, backend: BackendId) -> driver::PostMortem {

@@ -1,8 +1,7 @@
 //! Names of slot files: `NAME.YYYYmmddTHHMMSS-XXXXXXXXXXXXXXXX.slot`, UTC. The hexadecimal digits are twelve that tell whose
 //! file it is (this very state directory, server and backend) and four that count up, so that no name is ever used twice.
 //!
-//! Until a save was checked its file ends in `.part`: only such files are ever swept. What ends in `.slot` was whole once,
-//! and goes only with its note.
+//! Until a save was checked its file ends in `.part`. What ends in `.slot` was whole once, and goes only with its note.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -11,7 +10,8 @@ use std::{
 
 use crate::host::slot_files::FileName;
 
-const SUFFIX: &str = ".slot";
+/// The end of the name of a file that was checked.
+pub(super) const SUFFIX: &str = ".slot";
 /// The end of the name of a file that nobody has checked yet.
 pub(super) const UNFINISHED: &str = ".part";
 
@@ -64,10 +64,10 @@ pub(super) fn new_file(name: &str, at: u64, tag: &str, serial: u16) -> Option<Na
     Some(Names { unfinished: named(UNFINISHED)?, finished: named(SUFFIX)? })
 }
 
-/// When the save of an unfinished file of ours began, seconds since the epoch by this machine's clock; `None`: the file is
-/// not ours, or it is finished.
+/// When the save of a file of ours began, seconds since the epoch by this machine's clock; `None`: the file is not ours.
 pub(super) fn begun_at(file: &str, tag: &str) -> Option<u64> {
-    let (name, stamp) = file.strip_suffix(UNFINISHED)?.rsplit_once('.')?;
+    let file = file.strip_suffix(UNFINISHED).or_else(|| file.strip_suffix(SUFFIX))?;
+    let (name, stamp) = file.rsplit_once('.')?;
     let (date, rest) = stamp.split_once('T')?;
     let (time, serial) = rest.split_once('-')?;
     let serial = serial.strip_prefix(tag)?;
@@ -98,8 +98,9 @@ mod tests {
         let names = new_file(&name, 1_795_471_200, &tag, 0x2a).expect("a good name");
         assert_eq!(names.finished.as_str(), format!("localbot-2.20261123T220000-{tag}002a.slot"));
         assert_eq!(names.unfinished.as_str(), format!("localbot-2.20261123T220000-{tag}002a.part"));
-        assert_eq!(begun_at(names.unfinished.as_str(), &tag), Some(1_795_471_200));
-        assert_eq!(begun_at(names.finished.as_str(), &tag), None, "it is finished");
+        for file in [names.unfinished, names.finished] {
+            assert_eq!(begun_at(file.as_str(), &tag), Some(1_795_471_200));
+        }
     }
 
     #[test]
@@ -115,8 +116,11 @@ mod tests {
     fn files_of_others_are_not_ours() {
         for file in [
             "localbot.20261123T220000-abcdef123456002a.part.bak",
-            "localbot.20261123T220000-abcdef123456002a.slot",
+            "localbot.20261123T220000-abcdef123456002a.slot.part",
+            "localbot.20261123T220000-abcdef123456002a.bin",
+            "localbot.20261123T220000-abcdef123456002a",
             "localbot.20261123T220000-000000000000002a.part",
+            "localbot.20261123T220000-000000000000002a.slot",
             "localbot.20261123T220000-abcdef002a.part",
             "localbot.20261399T990000-abcdef123456002a.part",
             "localbot.part",

@@ -2,7 +2,7 @@
 //! is the commit point of a save: it is written, in one step, after the file was checked.
 
 use std::{
-    collections::hash_map::RandomState,
+    collections::{BTreeSet, hash_map::RandomState},
     fs::{self, DirBuilder, File, OpenOptions},
     hash::{BuildHasher, Hasher},
     io::{self, Read, Write},
@@ -98,9 +98,22 @@ pub(super) struct Note {
     /// SHA-256 of the whole file, taken some time after it was saved.
     #[serde(default)]
     pub(super) digest: Option<String>,
+    /// Before a restore, so many seconds were not enough to read all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) unread_within: Option<u64>,
     /// The last restore of it that was done.
     #[serde(default)]
     pub(super) last_restore: Option<LastRestore>,
+    /// ... and where it went, if the run was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) restored_into: Option<Place>,
+}
+
+/// A slot of one run of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    pub(super) run: Invocation,
+    pub(super) slot: u32,
 }
 
 impl Fit {
@@ -229,6 +242,19 @@ impl Shelf {
                 Arc::new(notes)
             }
         }
+    }
+
+    /// The files that have a note, readable or not, as they lie on the disk; `None` if there is no folder of notes.
+    pub(super) async fn files(&self) -> io::Result<Option<BTreeSet<String>>> {
+        let dir = self.dir.clone();
+        let file = |note: String| note.strip_suffix(SUFFIX).map(str::to_owned);
+        self.blocking(move || {
+            let names = names(&dir)?;
+            // Asked last: a folder that goes away meanwhile is not taken for an empty one.
+            let is_there = none_if_missing(fs::metadata(&dir))?.is_some();
+            Ok(is_there.then(|| names.into_iter().filter_map(file).collect()))
+        })
+        .await
     }
 
     /// Writes a note.

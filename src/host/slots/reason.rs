@@ -125,7 +125,7 @@ impl Reason {
         matches!(self, Self::Saved | Self::Restored | Self::RestoreEffective)
     }
 
-    /// Not done, but nothing failed: there was nothing to do, or it may not be.
+    /// Not done, but nothing failed: there was nothing to do, it may not be, or it can be done without.
     pub(super) const fn is_skip(self) -> bool {
         matches!(
             self,
@@ -135,6 +135,7 @@ impl Reason {
                 | Self::CheckpointTooLarge
                 | Self::CheckpointUnknownSize
                 | Self::RestoreUseless
+                | Self::DigestUnknown
         )
     }
 

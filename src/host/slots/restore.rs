@@ -3,14 +3,17 @@
 //! A switch waits for this, so the files are looked at while the backend still loads ([`SlotStore::look_ahead`]). The slot
 //! itself is looked at last: whoever has used it by then keeps it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, FileStat, Fit, Found, LaunchFlags, MOST_SURVEYED, NamedSlot, Note, Probe, Reason, Said,
+    Awake, FileName, FileStat, Fit, Found, LaunchFlags, MOST_SURVEYED, NamedSlot, Note, Place, Probe, Reason, Said,
     SlotChoice, SlotError, SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay,
-    Unproven, as_noted, left, look_in, name, named, now, retention::is_too_old,
+    Unproven, Unread, as_noted, left, look_in, name, named, now, retention::is_too_old,
 };
 use crate::machine::reading::LastRestore;
 
@@ -86,11 +89,12 @@ impl SlotStore {
             let Ok(checked) = survey(files, model_path, wanted).await else {
                 return vec![];
             };
-            let has_digest = |file: &FileName| newest.values().any(|n| n.file == file.as_str() && n.digest.is_some());
+            let read = |note: &&Note| self.is_worth_reading(&notes.notes, note);
+            let read: BTreeSet<&str> = newest.values().copied().filter(read).map(|note| note.file.as_str()).collect();
             let there = |(file, found): (&FileName, &Result<Option<Found>, _>)| {
                 Some((file.clone(), found.as_ref().ok()?.as_ref()?.stat))
             };
-            let is_wanted = |(file, _): &(FileName, _)| self.slots.digest && has_digest(file);
+            let is_wanted = |(file, _): &(FileName, _)| read.contains(file.as_str());
             let wanted = checked.files.iter().filter_map(there).filter(is_wanted).collect();
             self.seen().checked = Some(checked);
             wanted
@@ -162,6 +166,16 @@ impl SlotStore {
                 false
             }
         });
+        if only.is_none() {
+            order.retain(|(slot, _)| match self.is_there(&notes.notes, slot) {
+                Some((tokens, there)) => {
+                    held += tokens;
+                    said.push(there);
+                    false
+                }
+                None => true,
+            });
+        }
         if order.is_empty() {
             return;
         }
@@ -184,12 +198,12 @@ impl SlotStore {
             }
             let chosen = self.choose(&now, &notes, &mut checked, files, deadline, said).await;
             let Some((note, file)) = chosen else { continue };
-            if !fitted(note) && held + note.tokens > slot.n_ctx {
+            if !fitted(&note) && held + note.tokens > slot.n_ctx {
                 let why = format!("{}: {} tokens may not fit in", note.name, note.tokens);
                 said.push(Reason::RestoreNoRoom.say(why));
                 continue;
             }
-            let outcome = self.send(probe, slot, note, &file, deadline).await;
+            let outcome = self.send(probe, slot, &note, &file, deadline).await;
             if outcome.reason.has_come_back() {
                 held += note.tokens;
             }
@@ -203,15 +217,15 @@ impl SlotStore {
 
     /// The newest generation that fits this server and whose file is whole. Damaged files are put aside on the way; nothing
     /// is sent.
-    async fn choose<'a>(
+    async fn choose(
         &self,
         now: &Fit,
-        notes: &[&'a Note],
+        notes: &[&Note],
         checked: &mut Checked,
         files: &impl SlotFiles,
         deadline: Instant,
         said: &mut Vec<Said>,
-    ) -> Option<(&'a Note, FileName)> {
+    ) -> Option<(Note, FileName)> {
         let mut mismatch = None;
         for &note in notes {
             let differences = note.fit.differences(now);
@@ -223,13 +237,15 @@ impl SlotStore {
                 continue;
             }
             let whole = match whole_file(note, checked, files).await {
-                Ok((file, stat)) => self.agrees(note, &file, stat, files, deadline).await.map(|()| file),
+                Ok((file, stat)) => self.agrees(note, &file, stat, files, deadline).await.map(|unread| (file, unread)),
                 Err(why) => Err(why),
             };
             match whole {
-                Ok(file) => {
+                Ok((file, unread)) => {
                     said.extend(mismatch);
-                    return Some((note, file));
+                    let within = unread.as_ref().and_then(|unread| unread.within);
+                    said.extend(unread.map(|unread| by_size_and_head(&note.name, &unread)));
+                    return Some((Note { unread_within: within, ..note.clone() }, file));
                 }
                 Err(why) => {
                     if why.reason == Reason::RestoreDamaged {
@@ -245,6 +261,20 @@ impl SlotStore {
         }
         said.extend(mismatch);
         None
+    }
+
+    /// So many tokens are in this slot, which was not used since, from a restore into this very run; perhaps by an earlier life
+    /// of the daemon, that has not told yet what it was worth.
+    fn is_there(&self, notes: &[Note], slot: &SlotReading) -> Option<(u64, Said)> {
+        let mut seen = self.seen();
+        let place = Place { run: seen.run?, slot: slot.id };
+        let restored = notes.iter().filter(|note| note.restored_into == Some(place));
+        let (note, last) = restored.filter_map(|n| Some((n, n.last_restore.as_ref()?))).max_by_key(|(_, l)| l.at)?;
+        if last.reuse.is_none() {
+            seen.unproven.entry(slot.id).or_insert_with(|| Unproven::new(note, last.tokens, Some(place.run)));
+        }
+        let why = format!("{}: {} tokens are in slot {} of this run already", note.name, last.tokens, slot.id);
+        Some((last.tokens, Reason::Restored.say(why)))
     }
 
     /// Tokens that all slots but one hold. What was restored and not used since is not shown.
@@ -291,8 +321,9 @@ impl SlotStore {
             Ok((tokens, said)) => {
                 note.last_restore = Some(LastRestore { at: now(), tokens, reuse: None });
                 let mut seen = self.seen();
-                let (file, fit, run) = (note.file.clone(), note.fit.clone(), seen.run);
-                seen.unproven.insert(slot.id, Unproven { file, fit, tokens, run });
+                note.restored_into = seen.run.map(|run| Place { run, slot: slot.id });
+                let unproven = Unproven::new(&note, tokens, seen.run);
+                seen.unproven.insert(slot.id, unproven);
                 said
             }
             Err(said) => said,
@@ -334,6 +365,13 @@ async fn sent(
     } else {
         (tokens, Reason::RestorePartial.say(format!("{back}, {} were saved", note.tokens)))
     })
+}
+
+fn by_size_and_head(name: &str, unread: &Unread) -> Said {
+    let hint = if unread.within.is_some() { "; with a longer `restore_timeout` there is more time for it" } else { "" };
+    let why = &unread.why;
+    Reason::DigestUnknown
+        .say(format!("{name}: restored by size and head alone, the whole file was not read: {why}{hint}"))
 }
 
 /// The last look before a restore is sent: between the first one and this, files were checked and a note was written.

@@ -7,10 +7,15 @@ use crate::config;
 
 const MIB: u64 = 1024 * 1024;
 
+/// A name is saved by so many different servers (models, builds, context sizes) at most; what the one last used the longest ago
+/// has saved gives way.
+const MOST_FITS: usize = 4;
+
 /// The notes that may go, given all of them newest first: those superseded, those too old, and what is beyond the quota.
 ///
 /// A slot file is the transcript of a conversation. So `keep_for` is meant: when it is over even the last one goes. The quota
-/// takes those put aside first, then the oldest, but never the newest good one under a slot's own name.
+/// takes those put aside first, then what has a newer and a larger one beside it, then what fits another server than the newest
+/// does, that of the oldest first; but never the newest good one under a slot's own name.
 pub(super) fn surplus<'a>(notes: &'a [Note], slots: &config::Slots, now: u64) -> Vec<&'a Note> {
     let names: BTreeSet<&str> = notes.iter().map(|note| note.name.as_str()).collect();
     let superseded: BTreeSet<&str> =
@@ -31,16 +36,22 @@ pub(super) fn is_too_old(note: &Note, slots: &config::Slots, now: u64) -> bool {
 /// Of the notes `stay`, newest first, those that must go to come down to `most` bytes.
 fn beyond_quota<'a>(stay: &[&'a Note], base: &str, most: u64) -> Vec<&'a Note> {
     let mut bytes = stay.iter().fold(0_u64, |sum, note| sum.saturating_add(note.bytes));
-    let mut own: BTreeSet<&str> = BTreeSet::new();
-    let mut may_go: Vec<&Note> = vec![];
-    for &note in stay {
-        let is_own = note.is_good() && name::slot_of(base, &note.name).is_some();
-        if !is_own || !own.insert(&note.name) {
-            may_go.push(note);
-        }
+    let names: BTreeSet<&str> = stay.iter().map(|note| note.name.as_str()).collect();
+    let of_name =
+        |name: &str| stay.iter().copied().filter(|note| note.is_good() && note.name == name).collect::<Vec<_>>();
+    let mut never: BTreeSet<&str> = BTreeSet::new();
+    let mut late: BTreeSet<&str> = BTreeSet::new();
+    for name in names {
+        let good = of_name(name);
+        never.extend(good.first().filter(|_| name::slot_of(base, name).is_some()).map(|note| note.file.as_str()));
+        let last = by_fit(good).into_iter().flat_map(|good| [good.first().copied(), largest(&good)]);
+        late.extend(last.flatten().map(|note| note.file.as_str()));
     }
-    // Stable: within either kind the newest still come first.
-    may_go.sort_by_key(|note| !note.is_good());
+    let fits = by_fit(stay.to_vec());
+    let age = |note: &Note| fits.iter().position(|notes| notes[0].fit == note.fit);
+    let mut may_go: Vec<&Note> = stay.iter().copied().filter(|note| !never.contains(note.file.as_str())).collect();
+    // Newest first, so that the last is the next to go.
+    may_go.sort_by_key(|note| (!note.is_good(), !late.contains(note.file.as_str()), age(note)));
     let mut gone = vec![];
     while bytes > most
         && let Some(note) = may_go.pop()
@@ -51,15 +62,37 @@ fn beyond_quota<'a>(stay: &[&'a Note], base: &str, most: u64) -> Vec<&'a Note> {
     gone
 }
 
-/// The notes of `name` that may go, given all notes newest first. The newest `keep` good ones stay (at least one), and the one
-/// with the most tokens beside them, so that a few small saves never push out the long conversation. Of those put aside the
-/// newest `keep` stay, for people to look at.
+/// The notes of `name` that may go, given all notes newest first. Of each server that they fit the newest `keep` good ones stay
+/// (at least one), and the one with the most tokens beside them: a few small saves never push out the long conversation, nor
+/// what another model has saved that may be back tomorrow. Of those put aside the newest `keep` stay, for people to look at.
 pub(super) fn superseded<'a>(notes: &'a [Note], name: &str, keep: u32) -> Vec<&'a Note> {
     let keep = usize::try_from(keep.max(1)).unwrap_or(usize::MAX);
     let of_name = notes.iter().filter(|n| n.name == name);
     let (good, aside): (Vec<_>, Vec<_>) = of_name.partition(|n| n.is_good());
-    // The first of the largest: the newest.
-    let largest = good.iter().copied().reduce(|a, b| if b.tokens > a.tokens { b } else { a });
-    let surplus = good.into_iter().skip(keep).filter(|n| largest.is_none_or(|l| l.file != n.file));
-    surplus.chain(aside.into_iter().skip(keep)).collect()
+    let mut gone = vec![];
+    for (number, good) in by_fit(good).into_iter().enumerate() {
+        let stays = if number < MOST_FITS { largest(&good) } else { None };
+        let keep = if number < MOST_FITS { keep } else { 0 };
+        gone.extend(good.into_iter().skip(keep).filter(|n| stays.is_none_or(|stays| stays.file != n.file)));
+    }
+    gone.extend(aside.into_iter().skip(keep));
+    gone
+}
+
+/// The notes that fit the same server together, all in the order they came in. What could not be read of one of them makes it
+/// another: too much is kept rather than too little.
+fn by_fit(notes: Vec<&Note>) -> Vec<Vec<&Note>> {
+    let mut fits: Vec<Vec<&Note>> = vec![];
+    for note in notes {
+        match fits.iter_mut().find(|fit| fit[0].fit == note.fit) {
+            Some(fit) => fit.push(note),
+            None => fits.push(vec![note]),
+        }
+    }
+    fits
+}
+
+/// The newest of those with the most tokens, given the newest first.
+fn largest<'a>(notes: &[&'a Note]) -> Option<&'a Note> {
+    notes.iter().copied().reduce(|a, b| if b.tokens > a.tokens { b } else { a })
 }

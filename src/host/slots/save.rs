@@ -240,7 +240,9 @@ impl SlotStore {
                     sent_to: None,
                     put_aside: None,
                     digest: None,
+                    unread_within: None,
                     last_restore: None,
+                    restored_into: None,
                 };
                 return Ok(Written { names, note });
             }

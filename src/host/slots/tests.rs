@@ -34,7 +34,9 @@ fn note(round: u64, tokens: u64) -> Note {
         sent_to: None,
         put_aside: None,
         digest: None,
+        unread_within: None,
         last_restore: None,
+        restored_into: None,
     }
 }
 
@@ -66,6 +68,43 @@ fn the_newest_stay_and_the_largest_beside_them() {
     assert_eq!(rounds(&superseded(&notes, "localbot", 3)), [2, 1]);
     assert_eq!(rounds(&superseded(&notes, "localbot", 10)), [0; 0]);
     assert_eq!(rounds(&superseded(&notes, "other", 1)), [0; 0]);
+}
+
+/// ... saved by another model than that of [`fit`].
+fn of_model(number: u32, note: Note) -> Note {
+    let mut other = note;
+    other.fit.model.path = Some(format!("/models/{number}.gguf"));
+    other
+}
+
+#[test]
+fn another_model_pushes_nothing_out_and_each_keeps_its_newest_and_its_largest() {
+    let other = |round, tokens| of_model(2, note(round, tokens));
+    let notes =
+        [other(9, 10), other(8, 10), other(7, 10), other(6, 700), note(5, 10), note(4, 10), note(3, 10), note(2, 900)];
+    assert_eq!(rounds(&superseded(&notes, "localbot", 2)), [7, 3]);
+    assert_eq!(rounds(&superseded(&notes, "localbot", 1)), [8, 7, 4, 3], "the largest stay of both");
+}
+
+#[test]
+fn of_many_models_the_one_not_used_for_longest_gives_way() {
+    let notes: Vec<_> = (1..=6).rev().map(|round| of_model(u32::try_from(round).unwrap(), note(round, 10))).collect();
+    assert_eq!(rounds(&superseded(&notes, "localbot", 3)), [2, 1]);
+    let mut notes = notes;
+    notes.insert(0, of_model(1, note(7, 5)));
+    assert_eq!(rounds(&superseded(&notes, "localbot", 3)), [3, 2], "it is back");
+}
+
+#[test]
+fn the_quota_takes_what_another_model_saved_last_of_all_but_the_newest() {
+    let sized = |round, tokens| Note { bytes: 100 << 20, ..note(round, tokens) };
+    let other = |round, tokens| of_model(2, sized(round, tokens));
+    let notes = [sized(8, 10), sized(7, 10), sized(6, 900), other(5, 10), other(4, 10), other(3, 900)];
+    let beyond = |most: u64| rounds(&surplus(&notes, &slots(|slots| slots.most_mib = Some(most)), 0));
+    assert_eq!(beyond(500), [4], "what is neither its newest nor its largest");
+    assert_eq!(beyond(400), [4, 7]);
+    assert_eq!(beyond(200), [4, 7, 3, 5], "the model in use keeps its own for longer");
+    assert_eq!(beyond(1), [4, 7, 3, 5, 6], "and its newest for ever");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fit, Reason, Said, Seen, SlotStore, now};
+use super::{Fit, Note, Reason, Said, Seen, SlotStore, now};
 use crate::machine::{Invocation, reading::Reuse};
 
 /// After so many restores in a row that had no effect, the next one is not tried by itself.
@@ -30,7 +30,7 @@ struct Verdict {
     at: u64,
 }
 
-/// A restore of this life of the daemon that nobody has judged yet.
+/// A restore that nobody has judged yet.
 #[derive(Clone, Debug)]
 pub(super) struct Unproven {
     pub(super) file: String,
@@ -39,6 +39,12 @@ pub(super) struct Unproven {
     pub(super) tokens: u64,
     /// Into this run of the server, where it was known.
     pub(super) run: Option<Invocation>,
+}
+
+impl Unproven {
+    pub(super) fn new(note: &Note, tokens: u64, run: Option<Invocation>) -> Self {
+        Self { file: note.file.clone(), fit: note.fit.clone(), tokens, run }
+    }
 }
 
 impl Seen {

@@ -1,0 +1,50 @@
+//! What is done about saved slots beside all operations.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::oneshot;
+use tracing::info;
+
+use super::{Done, Driver, TENDED_WITHIN, Tend, World};
+use crate::machine::Warning;
+
+/// A round of tidying that has not ended after so long is given up. The adapters' own deadlines are shorter.
+const TIDIED_WITHIN: Duration = Duration::from_mins(15);
+
+impl<W: World> Driver<W> {
+    /// Writes down what has become known of restores.
+    pub(super) fn prove(&mut self) {
+        for (backend, task) in self.proofs.told(&self.reading, &self.view, &self.setup.policy) {
+            info!(?backend, ?task, "what was restored has been used, or not");
+            let (answer, _) = oneshot::channel();
+            self.tend(Tend { backend, task, answer });
+        }
+        self.schedule.use_tells(self.proofs.are_awaited());
+    }
+
+    /// Tends saved slots, beside all else: nothing waits for it but who has asked.
+    pub(super) fn tend(&mut self, Tend { backend, task, answer }: Tend) {
+        self.tended += 1;
+        let world = Arc::clone(&self.world);
+        self.tasks.spawn(async move {
+            let told = tokio::time::timeout(TENDED_WITHIN, world.tend_slots(backend, task)).await;
+            let told = told.unwrap_or_else(|_| Err(Warning::new("no_answer", "it was not done in time")));
+            // Who does not listen any more does not mind.
+            let _ = answer.send(told);
+            Done::Tended
+        });
+    }
+
+    /// Has done what can wait, if nothing is under way: whoever switches does not wait for a file that is read for its digest.
+    pub(super) fn tidy(&mut self) {
+        if self.tidying || self.view.operation.is_some() || self.order.is_some() {
+            return;
+        }
+        self.tidying = true;
+        let world = Arc::clone(&self.world);
+        self.tasks.spawn(async move {
+            let more = tokio::time::timeout(TIDIED_WITHIN, world.tidy()).await;
+            Done::Tidied { more: more.unwrap_or(false) }
+        });
+    }
+}
