@@ -1,19 +1,23 @@
-//! Journals of steps of real daemons: they replay, and every law holds on every step.
+//! Journals of steps of real daemons: they replay, every law holds on every step, and each is a step that was explored.
 
 use std::io::BufRead;
 
 use wechsler::driver::replay::{Summary, Told, replay};
 
-use crate::spec::{explore::Edge, laws::LAWS};
+use crate::spec::{explore::Edge, laws::LAWS, matrix::Committed};
 
 /// Replays a journal; the first difference, damage or broken law is the error.
 pub fn check(journal: impl BufRead) -> Result<Summary, String> {
-    let mut broken = None;
+    let (mut broken, committed) = (None, Committed::read());
     let summary = replay(journal, |told| {
         let Told::Step(step) = told else { return };
         let was = step.before.view();
         let happened = (step.event.kind(), step.at, step.event);
         let edge = Edge::new((step.before, &was), happened, (step.effects, step.after));
+        let leaf = step.before.place().kind;
+        if !committed.is_explored(leaf, step.event) && broken.is_none() {
+            broken = Some(format!("line {}: never explored: {:?} in {leaf}", step.line, step.event));
+        }
         for law in LAWS {
             if let (Err(why), None) = ((law.holds)(&edge), &broken) {
                 broken = Some(format!(

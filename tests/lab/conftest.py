@@ -59,6 +59,8 @@ def new_daemon(server, request, tmp_path):
     yield make
     for number, wechsler in enumerate(made):
         wechsler.stop()
+        if kept := os.environ.get("LAB_JOURNALS"):
+            wechsler.keep_journal(pathlib.Path(kept), f"{request.node.name}-{number}")
         if _failed(request):
             print(f"--- log of daemon {number} ---\n" + wechsler.log_tail(150))
 

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
@@ -128,6 +129,12 @@ class Wechsler:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(5)
+
+    def keep_journal(self, folder: pathlib.Path, name: str) -> None:
+        """Copies what it has written down of its steps: `cargo test --test replay` can do them again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in (self.folder / "state").glob("steps*.jsonl"):
+            shutil.copy(part, folder / f"{name.replace('/', '-')}.{part.name}")
 
     def command(self, *words: str) -> list[str]:
         return [BIN, "--config", str(self.config), "--socket", str(self.socket), *words]
