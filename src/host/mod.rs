@@ -422,7 +422,14 @@ impl Backend {
             reading.http = Some(Dated { at: now, value: http });
         }
         if ask.activity && self.ready.load(Ordering::Relaxed) {
+            let run = self.run();
             let activity = self.probe.activity(now).await;
+            if let (Some(slots), Some(activity)) = (&self.slots, &activity)
+                && !activity.slots.is_empty()
+            {
+                slots.store.meets(run);
+                slots.store.answers().await;
+            }
             reading.activity = activity.map(|value| Dated { at: now, value });
         }
         if ask.saved

@@ -15,14 +15,16 @@
 //!   noted size (a truncated file aborts the server), into a slot never used since the start.
 //! * A file whose whole was read once in calm, for its digest, is read again while the backend loads: a flipped bit would be
 //!   restored like any other.
-//! * Before a restore is sent, its note says so, and then the slot is looked at once more; a file whose restore failed, or never
-//!   ended, is put aside and never sent again.
+//! * Before a restore is sent, its note says so, and then the slot is looked at once more; a file that killed the server or was
+//!   rejected is put aside and never sent again. What proves nothing against it (no end in time, a server that is gone, an
+//!   error) costs it one chance of two.
 //! * What a restore was worth only a request tells (`cache_n`): the next real one, or one of ours ([`at_once`]). Where it was
 //!   nothing twice in a row, none is sent by itself any more.
 //! * Slot files are transcripts of conversations: what is kept, for how long, and how much, is configured, and forgotten is gone.
 
 mod at_once;
 mod digest;
+mod doubt;
 mod head;
 mod name;
 mod note;
@@ -61,6 +63,7 @@ use crate::{
     },
 };
 use digest::Digested;
+use doubt::UNFINISHED;
 pub use head::check as check_head;
 use note::{Fit, Model, Note, Notes, Shelf};
 pub use reason::Reason;
@@ -101,8 +104,6 @@ struct Seen {
     undigested: BTreeSet<String>,
     /// By slot: what was restored into it last, until it is known what that was worth.
     unproven: BTreeMap<u32, Unproven>,
-    /// Files whose restore was begun in this life, and has not ended.
-    sent: BTreeSet<String>,
     /// Damaged notes that were reported.
     damaged: BTreeSet<String>,
     /// What was looked at while the backend loaded.
@@ -319,27 +320,12 @@ impl SlotStore {
     }
 }
 
-impl Seen {
-    /// Its restore was begun, is not under way, and may have killed the server.
-    fn is_unfinished(&self, note: &Note) -> bool {
-        note.restoring && self.restoring.as_ref() != Some(&note.file) && !self.survived(note)
-    }
-
-    /// A daemon was killed while this was restored, and the server has survived it.
-    fn survived(&self, note: &Note) -> bool {
-        note.restoring && note.sent_to.is_some() && note.sent_to == self.run && !self.sent.contains(&note.file)
-    }
-}
-
 /// While it lives, a restore is under way; dropped with the future that waits for it, whatever ends that.
 struct UnderWay<'a>(&'a SlotStore);
 
 impl<'a> UnderWay<'a> {
     fn new(store: &'a SlotStore, note: &Note) -> Self {
-        let mut seen = store.seen();
-        seen.restoring = Some(note.file.clone());
-        seen.sent.insert(note.file.clone());
-        drop(seen);
+        store.seen().restoring = Some(note.file.clone());
         Self(store)
     }
 }
@@ -349,9 +335,6 @@ impl Drop for UnderWay<'_> {
         self.0.seen().restoring = None;
     }
 }
-
-/// Why a note whose restore was begun and never ended is put aside.
-const UNFINISHED: &str = "its restore never ended: it may have killed the server";
 
 /// The slot that a note tells of, where `text` is a note of that name. For those who try odd ones.
 ///

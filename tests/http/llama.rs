@@ -61,6 +61,8 @@ pub(crate) struct State {
     pub(crate) hangs: bool,
     /// Every restore is rejected.
     pub(crate) rejects: bool,
+    /// Every restore ends with an error of the server's.
+    pub(crate) restore_fails: bool,
     /// A restore brings back so many tokens fewer.
     pub(crate) loses: u32,
     pub(crate) decoded: u64,
@@ -115,6 +117,7 @@ impl World {
             other_folder: false,
             hangs: false,
             rejects: false,
+            restore_fails: false,
             loses: 0,
             decoded: 0,
             computed: 0,
@@ -295,6 +298,9 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
                 r#"{{"id_slot":{id},"filename":"{file}","n_saved":{tokens},"n_written":{written},"timings":{{}}}}"#
             ),
         );
+    }
+    if state.restore_fails {
+        return error(500, "out of memory");
     }
     let rejected = "Unable to restore slot: No available space in KV cache or invalid slot save file";
     let Some(bytes) = state.disk.get(&file).filter(|_| !state.rejects) else {

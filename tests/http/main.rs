@@ -4,6 +4,7 @@
 mod at_once;
 mod choice;
 mod digest;
+mod doubt;
 mod health;
 mod llama;
 mod restore;

@@ -86,12 +86,15 @@ pub(super) struct Note {
     pub(super) fit: Fit,
     /// Version word of the file.
     pub(super) format: u32,
-    /// A restore was begun. Found without one under way, it may have killed the server.
+    /// A restore was begun. Found without one under way, nobody knows how it ended.
     #[serde(default)]
     pub(super) restoring: bool,
     /// ... into this run of the server, where it was known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) sent_to: Option<Invocation>,
+    /// A restore of it went wrong, or never ended, and nothing shows that the file is to blame: not so a second time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) doubted: bool,
     /// Never restored again, and why.
     #[serde(default)]
     pub(super) put_aside: Option<String>,

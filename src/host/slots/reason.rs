@@ -110,11 +110,11 @@ reasons! {
     RestoreRejected = "restore_rejected";
     /// The server died of it. The file is put aside.
     RestoreKilledProcess = "restore_killed_process";
-    /// The restore did not end in time; it may yet. The file is put aside.
+    /// The restore did not end in time; it may yet.
     RestoreTimeout = "restore_timeout";
     /// Fewer or more tokens came back than were saved.
     RestorePartial = "restore_partial";
-    /// The server failed at it, or could not be asked.
+    /// The server failed at it, or said what cannot be understood.
     RestoreFailed = "restore_failed";
 }
 

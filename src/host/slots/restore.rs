@@ -108,8 +108,10 @@ impl SlotStore {
     ) {
         let ahead = self.seen().checked.take().filter(|checked| checked.at.elapsed() < CHECKED_FOR);
         let notes = self.notes().await;
-        for note in notes.notes.iter().filter(|n| n.restoring) {
-            self.clear_up(note).await;
+        let marked: Vec<&Note> = notes.notes.iter().filter(|n| n.restoring).collect();
+        if let Err(closed) = self.settle(&marked, probe).await {
+            said.push(closed.say(Reason::RestoreNotSupported, Reason::RestoreAsleep, Reason::RestoreUnchecked));
+            return;
         }
         let notes = self.notes().await;
         let good = match choice {
@@ -256,23 +258,7 @@ impl SlotStore {
         others.map(|slot| slot.tokens.unwrap_or_else(|| restored(slot.id))).fold(0, u64::saturating_add)
     }
 
-    /// A mark was found, and no restore is under way.
-    async fn clear_up(&self, note: &Note) {
-        let survived = self.seen().survived(note);
-        if survived {
-            self.unmark(&Note { restoring: false, sent_to: None, ..note.clone() }).await;
-        } else {
-            self.put_aside(note, UNFINISHED).await;
-        }
-    }
-
-    async fn unmark(&self, note: &Note) {
-        if let Err(error) = self.shelf.write(note).await {
-            tracing::warn!(file = note.file, %error, "a note stays marked as being restored");
-        }
-    }
-
-    /// Sends one restore. From here on the file is either restored or never sent again.
+    /// Sends one restore. What becomes of it is on its note, also where nobody is left to write it.
     async fn send(&self, probe: &Probe, slot: &SlotReading, note: &Note, file: &FileName, deadline: Instant) -> Said {
         let name = &note.name;
         let marked = Note { restoring: true, sent_to: self.seen().run, ..note.clone() };
@@ -297,22 +283,16 @@ impl SlotStore {
             }
             Err(said) => said,
         };
-        let aside = match said.reason {
-            Reason::Restored
-            | Reason::RestorePartial
+        let why = || format!("{}: {}", said.reason.code(), said.message);
+        match said.reason {
+            Reason::Restored | Reason::RestorePartial => self.clear(&note).await,
+            Reason::RestoreRejected | Reason::RestoreKilledProcess => self.put_aside(&note, &why()).await,
+            Reason::RestoreFailed => self.doubt(&note, &why()).await,
+            // It may be under way still. The mark stays until the server answers again, or is gone.
+            Reason::RestoreTimeout => {}
             // Surely not begun: the file has done nothing.
-            | Reason::RestoreNoSlot
-            | Reason::RestoreSlotBusy
-            | Reason::RestoreSlotUsed
-            | Reason::RestoreNotSupported
-            | Reason::RestoreUnchecked => None,
-            _ => Some(format!("{}: {}", said.reason.code(), said.message)),
-        };
-        match aside {
-            Some(why) => self.put_aside(&note, &why).await,
-            None => self.unmark(&note).await,
+            _ => self.unmark(&note).await,
         }
-        self.seen().sent.remove(&note.file);
         said
     }
 }

@@ -238,6 +238,7 @@ impl SlotStore {
                     format: 0,
                     restoring: false,
                     sent_to: None,
+                    doubted: false,
                     put_aside: None,
                     digest: None,
                     last_restore: None,
