@@ -59,6 +59,8 @@ pub(crate) struct State {
     pub(crate) other_folder: bool,
     /// Saves and restores hang.
     pub(crate) hangs: bool,
+    /// Each slot has a cache of its own, as large as the one that they share otherwise.
+    pub(crate) split: bool,
     /// Every restore is rejected.
     pub(crate) rejects: bool,
     /// Every restore ends with an error of the server's.
@@ -116,6 +118,7 @@ impl World {
             dead: false,
             other_folder: false,
             hangs: false,
+            split: false,
             rejects: false,
             restore_fails: false,
             loses: 0,
@@ -311,6 +314,13 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
     if bytes.len() < slot_file(tokens).len() {
         state.dead = true;
         return Reply::Raw(vec![]);
+    }
+    let holds = |slot: &Slot| u64::from(slot.tokens.unwrap_or(slot.restored));
+    let beside: u64 =
+        state.slots.iter().enumerate().filter(|(other, _)| *other != id).map(|(_, slot)| holds(slot)).sum();
+    if !state.split && beside + u64::from(tokens) > state.n_ctx {
+        state.slots[id] = Slot::default();
+        return error(400, rejected);
     }
     let tokens = tokens - state.loses;
     let read = bytes.len();

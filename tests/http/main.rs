@@ -8,6 +8,7 @@ mod doubt;
 mod health;
 mod llama;
 mod restore;
+mod room;
 mod save;
 mod server;
 mod tend;

@@ -106,7 +106,8 @@ reasons! {
     RestoreAsleep = "restore_asleep";
     /// The server does not restore slots, or does not show them.
     RestoreNotSupported = "restore_not_supported";
-    /// The server rejected the file, and has emptied the slot. The file is put aside.
+    /// The server rejected the file, and has emptied the slot. The file is put aside; where other slots held something, it may
+    /// have been for want of room: then only the second time.
     RestoreRejected = "restore_rejected";
     /// The server died of it. The file is put aside.
     RestoreKilledProcess = "restore_killed_process";

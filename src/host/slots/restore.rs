@@ -41,6 +41,21 @@ impl Checked {
     }
 }
 
+/// What lies in the cache beside a slot, where all slots share one.
+struct Beside {
+    tokens: u64,
+    /// Nothing but what one save has found there, too.
+    same_round: bool,
+}
+
+impl Beside {
+    /// Slots of one save fitted in beside each other then and do now, unless that went wrong once; whatever else comes must
+    /// surely fit in.
+    const fn leaves_room(&self, note: &Note, slot: &SlotReading) -> bool {
+        (self.same_round && !note.doubted) || self.tokens.saturating_add(note.tokens) <= slot.n_ctx
+    }
+}
+
 impl SlotStore {
     /// What may be restored, newest first.
     fn restorable<'a>(&self, notes: &'a [Note]) -> impl Iterator<Item = &'a Note> {
@@ -144,10 +159,6 @@ impl SlotStore {
         for note in good {
             goals.entry(only.unwrap_or(note.slot)).or_default().push(note);
         }
-        // Slots of one save fitted in beside each other then and do now; what else comes must fit in beside them even if all
-        // slots share one cache.
-        let fitted = |note: &Note| only.is_none() && note.round == newest.round;
-        let mut held = only.map_or(0, |goal| self.held_beside(&awake, goal));
         // Newest first.
         let mut order: Vec<(&SlotReading, Vec<&Note>)> = Vec::new();
         for (id, notes) in goals {
@@ -186,15 +197,13 @@ impl SlotStore {
             }
             let chosen = self.choose(&now, &notes, &mut checked, files, deadline, said).await;
             let Some((note, file)) = chosen else { continue };
-            if !fitted(note) && held + note.tokens > slot.n_ctx {
-                let why = format!("{}: {} tokens may not fit in", note.name, note.tokens);
+            let beside = self.beside(&awake, slot.id, note.round, checked.flags.as_ref());
+            if !beside.leaves_room(note, slot) {
+                let why = format!("{}: {} tokens may not fit in beside {}", note.name, note.tokens, beside.tokens);
                 said.push(Reason::RestoreNoRoom.say(why));
                 continue;
             }
-            let outcome = self.send(probe, slot, note, &file, deadline).await;
-            if outcome.reason.has_come_back() {
-                held += note.tokens;
-            }
+            let outcome = self.send(probe, slot, note, &file, &beside, deadline).await;
             let goes_on = !outcome.reason.is_spoilt();
             said.push(outcome);
             if !goes_on {
@@ -249,17 +258,38 @@ impl SlotStore {
         None
     }
 
-    /// Tokens that all slots but one hold. What was restored and not used since is not shown.
-    fn held_beside(&self, awake: &Awake, goal: u32) -> u64 {
+    /// What lies beside slot `goal`. What was restored and not used since is not shown by the server.
+    fn beside(&self, awake: &Awake, goal: u32, round: u64, flags: Option<&LaunchFlags>) -> Beside {
+        let mut beside = Beside { tokens: 0, same_round: true };
+        if flags.is_some_and(LaunchFlags::splits_cache) {
+            return beside;
+        }
         let mut seen = self.seen();
         seen.forget_earlier_runs();
-        let restored = |id| seen.unproven.get(&id).map_or(0, |restore| restore.tokens);
-        let others = awake.slots.iter().filter(|slot| slot.id != goal);
-        others.map(|slot| slot.tokens.unwrap_or_else(|| restored(slot.id))).fold(0, u64::saturating_add)
+        for slot in awake.slots.iter().filter(|slot| slot.id != goal) {
+            let (tokens, same_round) = match (slot.tokens, seen.unproven.get(&slot.id)) {
+                // How far it goes nobody knows.
+                _ if slot.is_processing => (slot.n_ctx, false),
+                (Some(tokens), _) => (tokens, false),
+                (None, Some(restored)) => (restored.tokens, restored.round == round),
+                (None, None) => (0, true),
+            };
+            beside.tokens = beside.tokens.saturating_add(tokens);
+            beside.same_round &= same_round || tokens == 0;
+        }
+        beside
     }
 
     /// Sends one restore. What becomes of it is on its note, also where nobody is left to write it.
-    async fn send(&self, probe: &Probe, slot: &SlotReading, note: &Note, file: &FileName, deadline: Instant) -> Said {
+    async fn send(
+        &self,
+        probe: &Probe,
+        slot: &SlotReading,
+        note: &Note,
+        file: &FileName,
+        beside: &Beside,
+        deadline: Instant,
+    ) -> Said {
         let name = &note.name;
         let marked = Note { restoring: true, sent_to: self.seen().run, ..note.clone() };
         let _under_way = UnderWay::new(self, note);
@@ -277,8 +307,8 @@ impl SlotStore {
             Ok((tokens, said)) => {
                 note.last_restore = Some(LastRestore { at: now(), tokens, reuse: None });
                 let mut seen = self.seen();
-                let (file, fit, run) = (note.file.clone(), note.fit.clone(), seen.run);
-                seen.unproven.insert(slot.id, Unproven { file, fit, tokens, run });
+                let (file, round, fit, run) = (note.file.clone(), note.round, note.fit.clone(), seen.run);
+                seen.unproven.insert(slot.id, Unproven { file, round, fit, tokens, run });
                 said
             }
             Err(said) => said,
@@ -286,6 +316,8 @@ impl SlotStore {
         let why = || format!("{}: {}", said.reason.code(), said.message);
         match said.reason {
             Reason::Restored | Reason::RestorePartial => self.clear(&note).await,
+            // The same answer as to a damaged file.
+            Reason::RestoreRejected if beside.tokens > 0 => self.doubt(&note, &format!("no room, or {}", why())).await,
             Reason::RestoreRejected | Reason::RestoreKilledProcess => self.put_aside(&note, &why()).await,
             Reason::RestoreFailed => self.doubt(&note, &why()).await,
             // It may be under way still. The mark stays until the server answers again, or is gone.

@@ -34,6 +34,8 @@ struct Verdict {
 #[derive(Clone, Debug)]
 pub(super) struct Unproven {
     pub(super) file: String,
+    /// The save it is of.
+    pub(super) round: u64,
     pub(super) fit: Fit,
     /// Came back.
     pub(super) tokens: u64,
