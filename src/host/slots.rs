@@ -53,7 +53,7 @@ use crate::{
     config,
     driver::world::{NamedSlot, SlotChoice},
     host::{
-        http::{Probe, Props, SlotError},
+        http::{Probe, Props, SlotError, WireError},
         launch_flags::LaunchFlags,
         slot_files::{FileName, FileStat, Found, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey, Surveyed},
     },
@@ -356,20 +356,25 @@ enum Closed {
     Router,
     Asleep,
     Hidden,
+    /// Not in time: it may be working on a prompt.
+    Late(String),
     Silent(String),
 }
 
 /// Asks `/props`, and `/slots` if that does no harm.
 async fn look_in(probe: &Probe) -> Result<Awake, Closed> {
-    let silent = |what: &str, e: &dyn std::fmt::Display| Closed::Silent(format!("{what}: {e}"));
-    let props = probe.props().await.map_err(|e| silent("/props", &e))?;
+    let silent = |what: &str, error: WireError| match error {
+        WireError::TimedOut => Closed::Late(format!("{what}: {error}")),
+        _ => Closed::Silent(format!("{what}: {error}")),
+    };
+    let props = probe.props().await.map_err(|error| silent("/props", error))?;
     if props.is_router() {
         return Err(Closed::Router);
     }
     if props.is_sleeping {
         return Err(Closed::Asleep);
     }
-    let mut slots = probe.slots().await.map_err(|e| silent("/slots", &e))?;
+    let mut slots = probe.slots().await.map_err(|error| silent("/slots", error))?;
     if slots.is_empty() {
         return Err(Closed::Hidden);
     }
@@ -386,7 +391,7 @@ impl Closed {
             Self::Router => not_supported.say("the server is in router mode"),
             Self::Asleep => asleep.say("the server sleeps; its slots are empty"),
             Self::Hidden => not_supported.say("the server does not show its slots (--no-slots)"),
-            Self::Silent(why) => failed.say(why),
+            Self::Late(why) | Self::Silent(why) => failed.say(why),
         }
     }
 }

@@ -55,6 +55,11 @@ pub(crate) struct State {
     pub(crate) without_slot_folder: bool,
     pub(crate) without_metrics: bool,
     pub(crate) dead: bool,
+    /// A request goes on with whatever is saved while it is saved.
+    pub(crate) used_while_saved: bool,
+    /// A request comes once something is saved: the server works on its prompt and tells nothing.
+    pub(crate) works_after_save: bool,
+    pub(crate) works: bool,
     /// Saves are written elsewhere.
     pub(crate) other_folder: bool,
     /// Saves and restores hang.
@@ -116,6 +121,9 @@ impl World {
             without_slot_folder: false,
             without_metrics: false,
             dead: false,
+            used_while_saved: false,
+            works_after_save: false,
+            works: false,
             other_folder: false,
             hangs: false,
             split: false,
@@ -202,6 +210,7 @@ fn answer(state: &mut State, question: &Question) -> Reply {
             !state.without_metrics,
             state.n_ctx
         )),
+        "GET /slots" if state.works => Reply::Stall(vec![]),
         "GET /slots" => {
             state.sleeping = false;
             let slots: Vec<String> = state
@@ -292,6 +301,10 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
             state.free = 0;
             return error(500, "Unable to save slot");
         }
+        if state.used_while_saved {
+            generate(state, id, tokens + 1);
+        }
+        state.works = state.works_after_save;
         if !state.other_folder {
             state.disk.insert(file.clone(), bytes);
         }
@@ -435,7 +448,7 @@ pub(crate) struct Rig {
     pub(crate) probe: Probe,
     pub(crate) store: SlotStore,
     pub(crate) state_dir: PathBuf,
-    _server: Server,
+    server: Server,
 }
 
 impl Drop for Rig {
@@ -451,13 +464,12 @@ impl Rig {
         let state_dir = std::env::temp_dir().join(format!("wechsler-slots-{}-{number}", std::process::id()));
         let world = World::new();
         let server = world.serve().await;
-        Self {
-            probe: server.probe(BackendKind::LlamaCpp),
-            store: store_in(&state_dir, 3),
-            world,
-            state_dir,
-            _server: server,
-        }
+        Self { probe: server.probe(BackendKind::LlamaCpp), store: store_in(&state_dir, 3), world, state_dir, server }
+    }
+
+    /// What gets no answer is given up soon.
+    pub(crate) fn hasty(&mut self) {
+        self.probe = self.server.hasty_probe(BackendKind::LlamaCpp);
     }
 
     pub(crate) async fn save(&self) -> Outcome {

@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use wechsler::{driver::world::SlotChoice, machine::Outcome};
 
-use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, store_in};
+use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, message, store_in};
 
 #[tokio::test]
 async fn a_save_goes_to_a_new_name_is_checked_and_noted() {
@@ -206,6 +206,25 @@ async fn a_save_that_hangs_ends_in_time() {
     let outcome = rig.store.save(&rig.probe, &rig.world, &SlotChoice::All, within).await;
     assert_eq!(codes(&outcome), ["!save_timeout"]);
     assert!(rig.store.saved().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_slot_that_is_used_each_time_it_was_saved_is_said_to_be_busy() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().used_while_saved = true;
+    let outcome = rig.save().await;
+    assert_eq!(codes(&outcome), ["saved", "saved", "saved", "slot_busy"]);
+    assert!(message(outcome).contains("used each time it was saved: slot 0"));
+}
+
+#[tokio::test]
+async fn a_server_that_works_on_a_prompt_after_the_save_is_said_to_be_busy_though_it_tells_nothing() {
+    let mut rig = Rig::new().await;
+    rig.hasty();
+    rig.world.use_slot(0, 909);
+    rig.world.state().works_after_save = true;
+    assert_eq!(codes(&rig.save().await), ["saved", "slot_busy"]);
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use std::cmp::Reverse;
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileStat, Fit, LaunchFlags, NamedSlot, Note, Notes, Probe, Reason, Said, SlotChoice, SlotError, SlotFiles,
-    SlotReading, SlotStore, Survey, left, look_in,
+    Awake, Closed, FileStat, Fit, LaunchFlags, NamedSlot, Note, Notes, Probe, Reason, Said, SlotChoice, SlotError,
+    SlotFiles, SlotReading, SlotStore, Survey, left, look_in,
     name::{self, Names},
     note::MANY_NOTES,
     now, remove, whole,
@@ -139,13 +139,29 @@ impl SlotStore {
             }
             let (checked, after) = tokio::join!(self.check(&round, unchecked), look_in(probe));
             said.extend(checked);
+            let after = match after {
+                Ok(after) => after,
+                Err(closed) => {
+                    // Whoever works on a prompt tells nothing. What is gone, or asleep, was not used.
+                    if let Closed::Late(why) = closed {
+                        said.push(
+                            Reason::SlotBusy.say(format!("whether what was saved is used again is not known: {why}")),
+                        );
+                    }
+                    slots.clear();
+                    break;
+                }
+            };
             // What was used meanwhile is not what was saved.
-            let Ok(after) = after else { break };
             slots = after.slots.iter().filter(is_meant).filter(|slot| !known.contains(slot)).cloned().collect();
             if slots.is_empty() {
                 break;
             }
             known = after.slots;
+        }
+        if !slots.is_empty() && said.iter().all(|said| said.reason != Reason::SlotBusy) {
+            let used: Vec<String> = slots.iter().map(|slot| format!("slot {}", slot.id)).collect();
+            said.push(Reason::SlotBusy.say(format!("used each time it was saved: {}", used.join(", "))));
         }
         if !holds {
             said.push(Reason::SlotEmpty.say("no slot holds tokens that are not saved already"));
