@@ -52,6 +52,8 @@ pub enum SlotChoice {
     /// Each that holds something worth it, under its own name.
     #[default]
     All,
+    /// The same, and nothing else is asked for: that there was nothing to save is worth a word.
+    Asked,
     /// The same while the backend goes on running, as far as the limits for that allow.
     Checkpoint,
     /// One.

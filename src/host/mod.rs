@@ -551,7 +551,7 @@ impl World for Host {
                     slots.store.meets(backend.run());
                     Box::pin(slots.store.restore(&backend.probe, &slots.folder, &choice, within)).await
                 };
-                return slots::without_news(outcome);
+                return slots::without_news(outcome, &choice);
             }
         };
         let until = Clock::now() + within;

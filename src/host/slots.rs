@@ -474,15 +474,17 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The outcome without what is no warning: good news, and empty slots.
+/// The outcome without what is no warning: good news, and empty slots unless somebody asked for just them.
 #[must_use]
-pub fn without_news(outcome: Outcome) -> Outcome {
+pub fn without_news(outcome: Outcome, choice: &SlotChoice) -> Outcome {
+    let is_news = |reason: &&Reason| {
+        reason.is_news()
+            || (**reason == Reason::SlotEmpty && !matches!(choice, SlotChoice::Asked | SlotChoice::Named(_)))
+    };
+    let news: Vec<&str> = Reason::ALL.iter().filter(is_news).map(|reason| reason.code()).collect();
     match outcome {
         Outcome::Succeeded(mut said) => {
-            said.retain(|w| {
-                let news = [Reason::Saved, Reason::Restored, Reason::RestoreEffective, Reason::SlotEmpty];
-                !news.iter().any(|news| news.code() == w.code)
-            });
+            said.retain(|warning| !news.contains(&warning.code.as_str()));
             Outcome::Succeeded(said)
         }
         other => other,

@@ -2,9 +2,9 @@
 
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-use wechsler::{driver::world::SlotChoice, machine::Outcome};
+use wechsler::{driver::world::SlotChoice, host::slots::without_news, machine::Outcome};
 
-use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, message, store_in};
+use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, message, store_in, store_with};
 
 #[tokio::test]
 async fn a_save_goes_to_a_new_name_is_checked_and_noted() {
@@ -43,6 +43,18 @@ async fn each_slot_has_its_name_and_what_holds_most_is_saved_first() {
     let mut names: Vec<_> = rig.store.saved().await.into_iter().map(|s| s.name).collect();
     names.sort();
     assert_eq!(names, ["localbot", "localbot-2"]);
+}
+
+#[tokio::test]
+async fn whoever_asks_for_a_save_hears_that_there_was_nothing_and_a_stop_does_not() {
+    let rig = Rig::new().await;
+    for (choice, code) in [(SlotChoice::Asked, Some("slot_empty")), (SlotChoice::All, None)] {
+        let told = without_news(rig.save_by(&choice).await, &choice);
+        assert_eq!(codes(&told), Vec::from_iter(code), "{choice:?}");
+    }
+    rig.world.use_slot(0, 909);
+    let told = without_news(rig.save_by(&SlotChoice::Asked).await, &SlotChoice::Asked);
+    assert_eq!(codes(&told), [""; 0]);
 }
 
 #[tokio::test]

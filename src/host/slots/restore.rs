@@ -131,7 +131,7 @@ impl SlotStore {
         let notes = self.notes().await;
         let good = match choice {
             SlotChoice::Named(named) => self.generations(&notes.notes, named),
-            SlotChoice::All | SlotChoice::Checkpoint => Ok(self.own(&notes.notes).collect()),
+            _ => Ok(self.own(&notes.notes).collect()),
         };
         let good: Vec<&Note> = match good {
             Ok(good) => good,
@@ -152,7 +152,7 @@ impl SlotStore {
         };
         let only = match choice {
             SlotChoice::Named(named) => Some(named.slot.unwrap_or(newest.slot)),
-            SlotChoice::All | SlotChoice::Checkpoint => None,
+            _ => None,
         };
         // By the slot it goes into.
         let mut goals: BTreeMap<u32, Vec<&Note>> = BTreeMap::new();

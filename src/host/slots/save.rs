@@ -206,7 +206,7 @@ impl SlotStore {
     ) -> Option<Result<Written, Said>> {
         let name = match round.choice {
             SlotChoice::Named(named) => named.name.clone(),
-            SlotChoice::All | SlotChoice::Checkpoint => name::of_slot(&self.slots.name, slot.id),
+            SlotChoice::All | SlotChoice::Asked | SlotChoice::Checkpoint => name::of_slot(&self.slots.name, slot.id),
         };
         if slot.is_processing {
             let why = format!("{name}: slot {} is processing a request", slot.id);
