@@ -60,6 +60,8 @@ pub(crate) struct State {
     /// A request comes once something is saved: the server works on its prompt and tells nothing.
     pub(crate) works_after_save: bool,
     pub(crate) works: bool,
+    /// So many bytes of a file do not depend on its tokens.
+    pub(crate) state_bytes: usize,
     /// Saves are written elsewhere.
     pub(crate) other_folder: bool,
     /// Saves and restores hang.
@@ -124,6 +126,7 @@ impl World {
             used_while_saved: false,
             works_after_save: false,
             works: false,
+            state_bytes: 0,
             other_folder: false,
             hangs: false,
             split: false,
@@ -293,7 +296,8 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
     let file = body["filename"].as_str().expect("a file name").to_owned();
     if action == "save" {
         let tokens = state.slots[id].tokens.unwrap_or(state.slots[id].restored);
-        let bytes = slot_file(tokens);
+        let mut bytes = slot_file(tokens);
+        bytes.resize(bytes.len() + state.state_bytes, 7);
         let written = bytes.len();
         if state.free < written as u64 {
             let room = usize::try_from(state.free).expect("less than the file");

@@ -132,11 +132,27 @@ async fn trap_2_a_full_disk_costs_the_new_file_and_no_older_one() {
 #[tokio::test]
 async fn trap_2_a_save_that_cannot_fit_is_not_even_tried() {
     let rig = Rig::new().await;
-    rig.save_and_restart(100).await;
-    rig.world.use_slot(0, 1000);
+    rig.save_and_restart(600).await;
     rig.world.state().free = 300 * BYTES_PER_TOKEN as u64;
-    assert_eq!(codes(&rig.save().await), ["!disk_full"]);
-    assert_eq!(rig.sent(), [""; 0]);
+    for tokens in [500, 1000] {
+        rig.world.use_slot(0, tokens);
+        assert_eq!(codes(&rig.save().await), ["!disk_full"]);
+        assert_eq!(rig.sent(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_short_save_with_a_large_state_of_its_own_keeps_no_long_one_from_being_tried() {
+    let mut rig = Rig::new().await;
+    rig.world.state().state_bytes = 1 << 20;
+    rig.save_and_restart(3).await;
+    rig.world.state().free = 8 << 20;
+    rig.world.use_slot(0, 3000);
+    rig.store = store_with(&rig.state_dir, |slots| slots.checkpoint_most_mib = Some(3));
+    assert_eq!(codes(&rig.save_by(&SlotChoice::Checkpoint).await), ["checkpoint_unknown_size"]);
+    assert_eq!(codes(&rig.save().await), ["saved"]);
+    rig.world.use_slot(0, 2900);
+    assert_eq!(codes(&rig.save_by(&SlotChoice::Checkpoint).await), ["saved"], "its like is known now");
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ reasons! {
     SaveNotSupported = "save_not_supported";
     /// It is larger than what is saved while the backend goes on running.
     CheckpointTooLarge = "checkpoint_too_large";
-    /// How large it will be is not known before the first save, and there is a limit while the backend goes on running.
+    /// How large it will be is not known before a save of such a length, and there is a limit while the backend goes on running.
     CheckpointUnknownSize = "checkpoint_unknown_size";
     /// Several slots hold something, and the name does not tell which is meant.
     SlotAmbiguous = "slot_ambiguous";
