@@ -220,6 +220,16 @@ async fn a_model_for_which_restores_do_nothing_is_no_longer_paid_for() {
 }
 
 #[tokio::test]
+async fn short_prompts_that_went_on_with_nothing_say_nothing_about_the_model() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    for _ in 0..3 {
+        rig.restore_and_prove(Reuse { reused: 3, computed: 97 }).await;
+        assert_eq!(rig.newest().await.useless, None);
+    }
+}
+
+#[tokio::test]
 async fn by_its_name_it_can_be_tried_again_and_one_effect_is_enough() {
     let rig = Rig::new().await;
     rig.save_and_restart(909).await;

@@ -95,12 +95,17 @@ impl SlotStore {
         let mut told = vec![];
         for restore in &proven {
             // What the prompts of several slots found is one sum: one verdict.
+            let all = reuse.reused.saturating_add(reuse.computed);
             if judged.iter().all(|fit| !fit.differences(&restore.fit).is_empty()) {
-                useless.judge(&restore.fit, reuse, now());
+                let beside = proven.iter().filter(|other| other.fit.differences(&restore.fit).is_empty());
+                let restored: u64 = beside.map(|other| other.tokens).fold(0, u64::saturating_add);
+                // Whoever goes on with a conversation sends all of it; a short prompt was about something else.
+                if reuse.is_effective() || all >= restored / 2 {
+                    useless.judge(&restore.fit, reuse, now());
+                }
                 judged.push(&restore.fit);
             }
             let reason = if reuse.is_effective() { Reason::RestoreEffective } else { Reason::RestoreIneffective };
-            let all = reuse.reused.saturating_add(reuse.computed);
             let mut said = reason.say(format!("{} of {all} tokens were found", reuse.reused));
             let noted = self.amend(&restore.file, |note| {
                 if let Some(last) = &mut note.last_restore {
