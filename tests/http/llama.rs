@@ -48,6 +48,10 @@ pub(crate) struct State {
     pub(crate) build: &'static str,
     pub(crate) model_path: &'static str,
     pub(crate) model_mtime: u64,
+    /// Nobody may look at the model's file.
+    pub(crate) model_hidden: bool,
+    /// The next look at the folder gets no answer.
+    pub(crate) survey_fails: bool,
     /// The words of its command line; empty: nobody may read it.
     pub(crate) command_line: &'static str,
     pub(crate) sleeping: bool,
@@ -117,6 +121,8 @@ impl World {
             build: "b11434-abcdef",
             model_path: "/models/m.gguf",
             model_mtime: 1,
+            model_hidden: false,
+            survey_fails: false,
             command_line: "llama-server --swa-full",
             sleeping: false,
             router: false,
@@ -383,7 +389,10 @@ impl SlotFiles for World {
         if state.used_meanwhile && !what.files.is_empty() {
             state.slots[0] = Slot { tokens: Some(5), ..Slot::default() };
         }
-        let is_model = what.model.is_some_and(|path| path == state.model_path);
+        if std::mem::take(&mut state.survey_fails) {
+            return Err(SlotFilesError::Unreachable("the session broke".into()));
+        }
+        let is_model = !state.model_hidden && what.model.is_some_and(|path| path == state.model_path);
         Ok(Surveyed {
             free: what.free.then_some(state.free),
             model: is_model.then_some(FileStat { bytes: 1000, mtime: state.model_mtime }),

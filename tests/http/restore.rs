@@ -179,6 +179,43 @@ async fn files_looked_at_while_the_backend_loads_are_not_looked_at_again() {
 }
 
 #[tokio::test]
+async fn what_was_looked_at_too_early_is_looked_at_again() {
+    let changes: [(Change, Change); 4] = [
+        (|s| s.command_line = "/bin/sh /opt/llama/llama-run.sh", |s| s.command_line = "llama-server --swa-full"),
+        (|s| s.command_line = "", |s| s.command_line = "llama-server -ctk q8_0"),
+        (|s| s.model_hidden = true, |s| (s.model_hidden, s.model_mtime) = (false, 2)),
+        (
+            |s| s.disk.values_mut().for_each(|bytes| bytes.insert(0, 0)),
+            |s| {
+                s.disk.values_mut().for_each(|bytes| _ = bytes.remove(0));
+            },
+        ),
+    ];
+    let codes_of = ["restored", "!restore_mismatch", "!restore_mismatch", "restored"];
+    for ((early, later), code) in changes.into_iter().zip(codes_of) {
+        let rig = Rig::new().await;
+        rig.save_and_restart(909).await;
+        early(&mut rig.world.state());
+        rig.store.look_ahead(&rig.world).await;
+        later(&mut rig.world.state());
+        assert_eq!(codes(&rig.restore().await), [code]);
+        assert_eq!(rig.store.saved().await[0].put_aside, None);
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_can_tell_the_model_nothing_comes_back_by_itself_and_nothing_is_put_aside() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.world.state().model_hidden = true;
+    let outcome = rig.restore().await;
+    assert_eq!(codes(&outcome), ["!restore_unchecked"]);
+    assert!(message(outcome).contains("the same model"));
+    assert_eq!(rig.sent(), [""; 0]);
+    assert_eq!(codes(&rig.restore_by(&crate::llama::named("localbot")).await), ["restored"], "people may know better");
+}
+
+#[tokio::test]
 async fn trap_15_a_slot_that_the_server_has_no_more_is_not_restored_into_another() {
     let rig = Rig::new().await;
     rig.world.state().slots = vec![Slot::default(); 2];

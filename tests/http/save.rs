@@ -207,6 +207,17 @@ async fn a_save_that_nobody_could_check_does_not_count() {
 }
 
 #[tokio::test]
+async fn what_a_save_fits_is_asked_once_more_where_nobody_answered() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().survey_fails = true;
+    assert_eq!(codes(&rig.save().await), ["saved"]);
+    rig.world.restart();
+    rig.world.state().model_mtime = 2;
+    assert_eq!(codes(&rig.restore().await), ["!restore_mismatch"]);
+}
+
+#[tokio::test]
 async fn a_server_without_a_slot_folder_says_so_and_is_remembered() {
     let rig = Rig::new().await;
     rig.world.use_slot(0, 909);

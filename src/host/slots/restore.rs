@@ -34,6 +34,17 @@ impl Checked {
         Self { at: Instant::now(), model_path, model: surveyed.model, flags: surveyed.flags, files }
     }
 
+    /// All is as `note` hopes for. Else it may have been looked at too early: before the server's own process was there, or
+    /// its share.
+    fn confirms(&self, note: &Note) -> bool {
+        let (model, flags) = (&note.fit.model, &note.fit.flags);
+        let found = FileName::new(&note.file).and_then(|file| self.files.get(&file));
+        matches!(found, Some(Ok(Some(found))) if as_noted(found, note).is_ok())
+            && (model.bytes.is_none() || model.bytes == self.model.map(|stat| stat.bytes))
+            && (model.mtime.is_none() || model.mtime == self.model.map(|stat| stat.mtime))
+            && (flags.is_none() || *flags == self.flags)
+    }
+
     /// Takes over what a newer look has found.
     fn add(&mut self, newer: Self) {
         (self.model_path, self.model, self.flags) = (newer.model_path, newer.model, newer.flags);
@@ -178,8 +189,8 @@ impl SlotStore {
         if order.is_empty() {
             return;
         }
-        let wanted = order.iter().filter_map(|(_, notes)| FileName::new(&notes[0].file)).take(MOST_SURVEYED);
-        let mut checked = match looked_at(ahead, &awake, wanted.collect(), files).await {
+        let wanted: Vec<&Note> = order.iter().map(|(_, notes)| notes[0]).take(MOST_SURVEYED).collect();
+        let mut checked = match looked_at(ahead, &awake, &wanted, files).await {
             Ok(checked) => checked,
             Err(error) => {
                 said.push(Reason::RestoreUnchecked.say(error.to_string()));
@@ -197,6 +208,11 @@ impl SlotStore {
             }
             let chosen = self.choose(&now, &notes, &mut checked, files, deadline, said).await;
             let Some((note, file)) = chosen else { continue };
+            if only.is_none() && note.fit.model.bytes.is_some() && checked.model.is_none() {
+                let why = "whether it is the same model nobody can tell: its file could not be looked at";
+                said.push(Reason::RestoreUnchecked.say(format!("{}: {why}", note.name)));
+                continue;
+            }
             let beside = self.beside(&awake, slot.id, note.round, checked.flags.as_ref());
             if !beside.leaves_room(note, slot) {
                 let why = format!("{}: {} tokens may not fit in beside {}", note.name, note.tokens, beside.tokens);
@@ -368,19 +384,20 @@ async fn survey(
     Ok(Checked::new(model_path, wanted, surveyed))
 }
 
-/// What is known of the wanted files and of the model that the server has loaded; looks where it is not known.
+/// What is known of the wanted files and of the model that the server has loaded; looks where it is not known for sure.
 async fn looked_at(
     ahead: Option<Checked>,
     awake: &Awake,
-    wanted: Vec<FileName>,
+    wanted: &[&Note],
     files: &impl SlotFiles,
 ) -> Result<Checked, SlotFilesError> {
     let model_path = awake.model_path().map(str::to_owned);
     match ahead {
-        Some(ahead) if ahead.model_path == model_path && wanted.iter().all(|f| ahead.files.contains_key(f)) => {
-            Ok(ahead)
+        Some(ahead) if ahead.model_path == model_path && wanted.iter().all(|note| ahead.confirms(note)) => Ok(ahead),
+        _ => {
+            let wanted = wanted.iter().filter_map(|note| FileName::new(&note.file));
+            survey(files, model_path, wanted.collect()).await
         }
-        _ => survey(files, model_path, wanted).await,
     }
 }
 

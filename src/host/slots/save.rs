@@ -101,7 +101,11 @@ impl SlotStore {
             }
         };
         let is_meant = |slot: &&SlotReading| only.is_none_or(|id| id == slot.id);
-        let surveyed = if awake.model_path() == guess { surveyed } else { survey(awake.model_path()).await };
+        let mut surveyed = if awake.model_path() == guess { surveyed } else { survey(awake.model_path()).await };
+        if surveyed.is_err() {
+            // What the file fits is noted now or never.
+            surveyed = survey(awake.model_path()).await;
+        }
         let surveyed = surveyed.unwrap_or_default();
         let mut free = surveyed.free;
         let first = newest.map_or(1, |n| n.round.saturating_add(1));
