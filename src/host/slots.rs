@@ -47,7 +47,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     config,
@@ -88,6 +91,8 @@ pub struct SlotStore {
     turn: tokio::sync::Mutex<()>,
     /// Whole files that were read while the backend loaded; held while they are read.
     digests: tokio::sync::Mutex<BTreeMap<FileName, Digested>>,
+    /// Files are to be read for a restore: what is read for no hurry is given up.
+    files_wanted: Notify,
     seen: Mutex<Seen>,
 }
 
@@ -126,6 +131,7 @@ impl SlotStore {
             serial: AtomicU16::new(serial),
             turn: tokio::sync::Mutex::default(),
             digests: tokio::sync::Mutex::default(),
+            files_wanted: Notify::new(),
             seen: Mutex::default(),
         }
     }
