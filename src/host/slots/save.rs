@@ -100,6 +100,12 @@ impl SlotStore {
                 return;
             }
         };
+        let busy = awake.slots.iter().find(|slot| slot.is_processing);
+        if let (SlotChoice::Checkpoint, Some(busy)) = (choice, busy) {
+            // Whoever waits for it would wait for the save of any other slot.
+            said.push(Reason::SlotBusy.say(format!("slot {} is processing a request", busy.id)));
+            return;
+        }
         let is_meant = |slot: &&SlotReading| only.is_none_or(|id| id == slot.id);
         let mut surveyed = if awake.model_path() == guess { surveyed } else { survey(awake.model_path()).await };
         if surveyed.is_err() {
