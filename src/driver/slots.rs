@@ -3,18 +3,16 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use tokio::sync::oneshot;
 
+pub use super::world::TENDED_WITHIN;
 use super::world::{NamedSlot, SlotChoice, SlotTask, SlotTold};
 use crate::machine::{BackendId, Goal, Selection, Warning};
 
 /// Names that are remembered: far more than commands can wait.
 const MOST_NAMES: usize = 128;
-/// Whatever is done about saved slots has ended after so long, or nobody waits for it any more. Files are read whole.
-pub const TENDED_WITHIN: Duration = Duration::from_mins(5);
 /// So much of it at once: each may hold a file open for long.
 pub(super) const MOST_TENDED: usize = 4;
 

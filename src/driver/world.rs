@@ -46,6 +46,9 @@ pub trait World: Send + Sync + 'static {
     fn post_mortem(&self, backend: BackendId) -> impl Future<Output = PostMortem> + Send;
 }
 
+/// Whatever is done about saved slots has ended after so long, or nobody waits for it any more. Files are read whole.
+pub const TENDED_WITHIN: Duration = Duration::from_mins(5);
+
 /// Which slots are saved or restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SlotChoice {

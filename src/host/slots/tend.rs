@@ -8,17 +8,17 @@ use super::{
     FileName, Found, MOST_SURVEYED, Note, Reason, Said, SlotFiles, SlotFilesError, SlotStore, Survey, as_noted, named,
 };
 use crate::{
-    driver::world::{SlotTask, SlotTold},
+    driver::world::{SlotTask, SlotTold, TENDED_WITHIN},
     machine::{Warning, reading::Reuse},
 };
 
 /// A save or restore under way is waited for so long.
 const TURN_WITHIN: Duration = Duration::from_secs(30);
-/// All files of one question together are read for so long.
-const VERIFIED_WITHIN: Duration = Duration::from_mins(10);
+/// All files of one question together are read for so long: whoever asked still waits then.
+const VERIFIED_WITHIN: Duration = TENDED_WITHIN.saturating_sub(Duration::from_secs(15));
 
 impl SlotStore {
-    /// Does `task`. Ends by itself: within half a minute and a few exchanges, a verification within ten minutes.
+    /// Does `task`. Ends by itself: within half a minute and a few exchanges, a verification within [`TENDED_WITHIN`].
     ///
     /// # Errors
     /// Why nothing was done, with its stable code.
