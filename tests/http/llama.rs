@@ -66,6 +66,8 @@ pub(crate) struct State {
     pub(crate) works: bool,
     /// So many bytes of a file do not depend on its tokens.
     pub(crate) state_bytes: usize,
+    /// Of a save so many bytes never reach the disk.
+    pub(crate) short_by: usize,
     /// Saves are written elsewhere.
     pub(crate) other_folder: bool,
     /// Saves and restores hang.
@@ -135,6 +137,7 @@ impl World {
             works_after_save: false,
             works: false,
             state_bytes: 0,
+            short_by: 0,
             other_folder: false,
             hangs: false,
             split: false,
@@ -319,6 +322,7 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
         }
         state.works = state.works_after_save;
         if !state.other_folder {
+            bytes.truncate(written - state.short_by);
             state.disk.insert(file.clone(), bytes);
         }
         return Reply::Say(

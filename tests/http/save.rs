@@ -198,6 +198,54 @@ async fn a_save_into_another_folder_does_not_count() {
 }
 
 #[tokio::test]
+async fn a_save_that_is_shorter_than_the_server_says_does_not_count_and_leaves_nothing() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().short_by = 1;
+    assert_eq!(codes(&rig.save().await), ["!save_damaged"]);
+    assert!(rig.store.saved().await.is_empty() && rig.world.files().is_empty());
+}
+
+#[tokio::test]
+async fn a_save_whose_note_cannot_be_written_does_not_count_and_leaves_nothing() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    std::fs::create_dir_all(&rig.state_dir).expect("a folder");
+    std::fs::write(rig.state_dir.join("slots"), "no folder").expect("a file");
+    assert_eq!(codes(&rig.save().await), ["!note_failed"]);
+    assert!(rig.world.files().is_empty());
+}
+
+#[tokio::test]
+async fn a_save_whose_note_is_late_keeps_its_file_for_it() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(5).await;
+    rig.world.use_slot(0, 909);
+    let hangs = rig.note_path("x").with_file_name(".note.tmp");
+    let made = std::process::Command::new("mkfifo").arg(&hangs).status().expect("there is a mkfifo");
+    assert!(made.success());
+    assert_eq!(codes(&rig.save().await), ["!note_late"]);
+    assert_eq!(rig.world.files().iter().filter(|file| file.ends_with(".slot")).count(), 2);
+    // Whoever waits in there is let go.
+    std::fs::File::open(&hangs).expect("the other end");
+}
+
+#[tokio::test]
+async fn notes_that_are_too_many_to_be_read_are_the_oldest_whatever_their_names() {
+    let mut rig = Rig::new().await;
+    rig.save_and_restart(10).await;
+    let file = rig.file();
+    let note = std::fs::read_to_string(rig.note_path(&file)).expect("a note");
+    for number in 0..520 {
+        let other = file.replace("localbot.2", &format!("other-{number}.1"));
+        let text = note.replace(&file, &other).replace("\"localbot\"", &format!("\"other-{number}\""));
+        std::fs::write(rig.note_path(&other), text).expect("a note");
+    }
+    rig.next_life();
+    assert!(rig.store.saved().await.iter().any(|saved| saved.file == file));
+}
+
+#[tokio::test]
 async fn a_save_that_nobody_could_check_does_not_count() {
     let rig = Rig::new().await;
     rig.world.use_slot(0, 909);

@@ -402,7 +402,7 @@ fn component(name: &str) -> String {
     if safe.trim_matches('.').is_empty() { "_".into() } else { safe }
 }
 
-/// The names of notes in a folder.
+/// The names of notes in a folder, newest first by the stamps in them.
 fn names(dir: &Path) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in none_if_missing(fs::read_dir(dir))?.into_iter().flatten() {
@@ -412,7 +412,8 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
             found.push(name);
         }
     }
-    found.sort_unstable_by(|a, b| b.cmp(a));
+    // `NAME.STAMP.slot.json`
+    found.sort_unstable_by(|a, b| b.rsplit('.').nth(2).cmp(&a.rsplit('.').nth(2)));
     Ok(found)
 }
 
