@@ -144,7 +144,7 @@ impl Reason {
         matches!(self, Self::Restored | Self::RestorePartial)
     }
 
-    /// A restore that was sent and went wrong: nothing more may be sent to this process.
+    /// A restore that was sent and went wrong: nothing more is sent with it, and it is what the whole has come to.
     pub(super) const fn is_spoilt(self) -> bool {
         matches!(self, Self::RestoreRejected | Self::RestoreKilledProcess | Self::RestoreTimeout | Self::RestoreFailed)
     }
