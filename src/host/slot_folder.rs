@@ -104,12 +104,12 @@ pub fn parse_survey(answer: &str, asked: usize) -> Result<Surveyed, SlotFilesErr
         return Err(garbled(answer));
     }
     let processes = parts.iter().filter(|(mark, _)| *mark == "process");
-    let flags = processes.filter_map(|(_, line)| {
+    let mut flags = processes.filter_map(|(_, line)| {
         let line: Option<Vec<u8>> = bytes_of(line).collect();
         LaunchFlags::of_command_line(&line?)
     });
     // Others that are called so only start it.
-    let flags = flags.last();
+    let flags = flags.next_back();
     Ok(Surveyed { free: parse_free(part("free")), model: parse_stat(part("model")), flags, files })
 }
 
@@ -255,7 +255,8 @@ mod tests {
     fn of_several_processes_that_are_called_like_the_server_the_last_one_is_it() {
         let process = |line: &str| {
             let words = line.split(' ').flat_map(|word| [word, "\0"]).collect::<String>();
-            format!("@@process\n{}\n", words.bytes().map(|byte| format!(" {byte:02x}")).collect::<String>())
+            let bytes: Vec<String> = words.bytes().map(|byte| format!("{byte:02x}")).collect();
+            format!("@@process\n{}\n", bytes.join(" "))
         };
         let wrapped = ["/bin/sh /opt/llama/llama-run.sh", "/opt/llama/llama-server --swa-full", "logger"].map(process);
         let found = parse_survey(&format!("{}@@end\n", wrapped.concat()), 0).expect("a whole answer");

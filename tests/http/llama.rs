@@ -65,7 +65,7 @@ pub(crate) struct State {
     pub(crate) works_after_save: bool,
     pub(crate) works: bool,
     /// So many bytes of a file do not depend on its tokens.
-    pub(crate) state_bytes: usize,
+    pub(crate) fixed_bytes: usize,
     /// Of a save so many bytes never reach the disk.
     pub(crate) short_by: usize,
     /// Saves are written elsewhere.
@@ -136,7 +136,7 @@ impl World {
             used_while_saved: false,
             works_after_save: false,
             works: false,
-            state_bytes: 0,
+            fixed_bytes: 0,
             short_by: 0,
             other_folder: false,
             hangs: false,
@@ -309,7 +309,7 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
     if action == "save" {
         let tokens = state.slots[id].tokens.unwrap_or(state.slots[id].restored);
         let mut bytes = slot_file(tokens);
-        bytes.resize(bytes.len() + state.state_bytes, 7);
+        bytes.resize(bytes.len() + state.fixed_bytes, 7);
         let written = bytes.len();
         if state.free < written as u64 {
             let room = usize::try_from(state.free).expect("less than the file");
