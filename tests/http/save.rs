@@ -257,6 +257,7 @@ async fn a_save_that_nobody_could_check_does_not_count() {
 #[tokio::test]
 async fn what_a_save_fits_is_asked_once_more_where_nobody_answered() {
     let rig = Rig::new().await;
+    rig.save_and_restart(5).await;
     rig.world.use_slot(0, 909);
     rig.world.state().survey_fails = true;
     assert_eq!(codes(&rig.save().await), ["saved"]);
