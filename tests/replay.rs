@@ -16,10 +16,8 @@ use std::{
 use wechsler::driver::replay::{Told, Why, replay};
 
 fn journals() -> Vec<PathBuf> {
-    let folder = std::env::var_os("JOURNALS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journals"),
-        PathBuf::from,
-    );
+    let folder = std::env::var_os("JOURNALS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journals"), PathBuf::from);
     let files = fs::read_dir(folder).expect("the folder of journals").map(|entry| entry.expect("an entry").path());
     let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "jsonl")).collect();
     files.sort();

@@ -566,6 +566,30 @@ async fn a_bit_flipped_on_the_disk_is_found_before_llama_cpp_sees_it() {
 }
 
 #[tokio::test]
+async fn that_a_run_has_outlived_its_restore_is_written_down_by_the_look_that_sees_it() {
+    let lab = on().await;
+    lab.up(LLAMA).await;
+    let address = lab.server.unit_address(LLAMA_UNIT).expect("its address");
+    let body = serde_json::json!({"prompt": "The cellar key hangs behind the third book.", "n_predict": 4});
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    client.post(format!("http://{address}/completion")).json(&body).send().await.expect("an answer");
+    lab.done(Verb::SaveSlots(LLAMA)).await;
+    let notes = lab.config.daemon.state_dir.join("slots").join(&lab.config.server.name).join("llama-cpp");
+    let note = fs::read_dir(notes).expect("notes").next().expect("a note").expect("a note").path();
+    let read = || serde_json::from_slice::<serde_json::Value>(&fs::read(&note).expect("a note")).expect("JSON");
+    // As a daemon leaves it that is killed while it restores.
+    let mut marked = read();
+    marked["restoring"] = true.into();
+    marked["sent_to"] = serde_json::to_value(lab.unit(LLAMA).await.invocation).expect("JSON");
+    fs::write(&note, marked.to_string()).expect("a note");
+    let next = Host::new(&lab.config).expect("a host");
+    next.look(UNITS, now()).await;
+    assert_eq!(read()["restoring"], true);
+    next.look(Ask { http: true, activity: true, ..UNITS }, now()).await;
+    assert_eq!(read()["restoring"], false);
+}
+
+#[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "the answer comes from our own server")]
 async fn a_restore_is_proved_at_once_wherever_the_folder_is_looked_at() {
     let all = Ask { http: true, activity: true, saved: true, ..UNITS };

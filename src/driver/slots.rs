@@ -3,18 +3,16 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use tokio::sync::oneshot;
 
+pub use super::world::TENDED_WITHIN;
 use super::world::{NamedSlot, SlotChoice, SlotTask, SlotTold};
 use crate::machine::{BackendId, Goal, Selection, Warning};
 
 /// Names that are remembered: far more than commands can wait.
 const MOST_NAMES: usize = 128;
-/// Whatever is done about saved slots has ended after so long, or nobody waits for it any more. Files are read whole.
-pub const TENDED_WITHIN: Duration = Duration::from_mins(5);
 /// So much of it at once: each may hold a file open for long.
 pub(super) const MOST_TENDED: usize = 4;
 
@@ -59,6 +57,7 @@ impl Selections {
     /// What an operation with that goal is to save or restore; `None` if its name was forgotten.
     pub(super) fn choice(&self, goal: Option<Goal>) -> Option<SlotChoice> {
         let number = match goal {
+            Some(Goal::Save(_, Selection::All)) => return Some(SlotChoice::Asked),
             Some(Goal::Save(_, Selection::Checkpoint)) => return Some(SlotChoice::Checkpoint),
             Some(Goal::Save(_, Selection::Named(number)) | Goal::Restore(_, Selection::Named(number))) => number,
             _ => return Some(SlotChoice::All),
@@ -92,11 +91,11 @@ mod tests {
     #[test]
     fn a_save_on_the_way_to_something_else_is_of_all_slots() {
         let selections = Selections::default();
-        for goal in
-            [None, Some(Goal::Stop), Some(Goal::Run(BackendId(1))), Some(Goal::Save(BackendId(0), Selection::All))]
-        {
+        for goal in [None, Some(Goal::Stop), Some(Goal::Run(BackendId(1)))] {
             assert_eq!(selections.choice(goal), Some(SlotChoice::All));
         }
+        let asked = Goal::Save(BackendId(0), Selection::All);
+        assert_eq!(selections.choice(Some(asked)), Some(SlotChoice::Asked));
         let checkpoint = Goal::Save(BackendId(0), Selection::Checkpoint);
         assert_eq!(selections.choice(Some(checkpoint)), Some(SlotChoice::Checkpoint));
     }

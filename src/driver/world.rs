@@ -51,12 +51,17 @@ pub trait World: Send + Sync + 'static {
     fn post_mortem(&self, backend: BackendId) -> impl Future<Output = PostMortem> + Send;
 }
 
+/// Whatever is done about saved slots has ended after so long, or nobody waits for it any more. Files are read whole.
+pub const TENDED_WITHIN: Duration = Duration::from_mins(5);
+
 /// Which slots are saved or restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SlotChoice {
     /// Each that holds something worth it, under its own name.
     #[default]
     All,
+    /// The same, and nothing else is asked for: that there was nothing to save is worth a word.
+    Asked,
     /// The same while the backend goes on running, as far as the limits for that allow.
     Checkpoint,
     /// One.

@@ -128,6 +128,11 @@ impl LaunchFlags {
         values.push_str(value);
     }
 
+    /// Each slot has a cache of its own: several were asked for, and not that they share one, as they do where nothing is said.
+    pub(super) fn splits_cache(&self) -> bool {
+        self.0.contains_key("parallel") && self.0.get("kv-unified").is_none_or(|value| value != "on")
+    }
+
     /// What `now` has otherwise, for people.
     pub(super) fn differences(&self, now: &Self) -> Vec<String> {
         let shown = |name: &str, value: &str| match value {
@@ -196,6 +201,13 @@ mod tests {
     #[test]
     fn what_is_the_default_is_as_if_it_were_not_given() {
         assert_eq!(given("-ctk f16 --cache-type-v f16 -fa auto -np -1 --port 8080"), "");
+    }
+
+    #[test]
+    fn slots_share_one_cache_unless_several_were_asked_for_and_no_more() {
+        let splits = |line: &str| flags(&format!("llama-server {line}")).expect("it is one").splits_cache();
+        assert!(splits("-np 4") && splits("--parallel 4 --no-kv-unified"));
+        assert!(!splits("") && !splits("-np 4 -kvu") && !splits("-np -1") && !splits("-no-kvu"));
     }
 
     #[test]

@@ -392,7 +392,14 @@ impl Backend {
             reading.http = Some(Dated { at: now, value: http });
         }
         if ask.activity && self.ready.load(Ordering::Relaxed) {
+            let run = self.run();
             let activity = self.probe.activity(now).await;
+            if let (Some(slots), Some(activity)) = (&self.slots, &activity)
+                && !activity.slots.is_empty()
+            {
+                slots.store.meets(run);
+                slots.store.answers().await;
+            }
             reading.activity = activity.map(|value| Dated { at: now, value });
         }
         if ask.saved
@@ -472,7 +479,7 @@ impl World for Host {
                     slots.store.meets(backend.run());
                     Box::pin(slots.store.restore(&backend.probe, &slots.folder, &choice, within)).await
                 };
-                return slots::without_news(outcome);
+                return slots::without_news(outcome, &choice);
             }
         };
         let until = Clock::now() + within;

@@ -2,7 +2,8 @@
 //!
 //! A share that hangs holds whoever touches it, without limit. So all work on it is done beside the daemon's one thread, one
 //! piece at a time, and waited for no longer than a command over SSH would be: a hung share costs one thread, one more where
-//! a whole file is being read, and what waits for it hears of a deadline. Work that nobody waits for any more changes nothing.
+//! a whole file is being read, and what waits for it hears of a deadline. Work that nobody waits for any more ends at its next step; a
+//! step that hangs may still be done when the share comes back.
 //!
 //! The folder may be open to others: no symbolic link is followed, and nothing but regular files is opened.
 

@@ -103,11 +103,13 @@ pub fn parse_survey(answer: &str, asked: usize) -> Result<Surveyed, SlotFilesErr
     if files.len() != asked {
         return Err(garbled(answer));
     }
-    let mut processes = parts.iter().filter(|(mark, _)| *mark == "process");
-    let flags = processes.find_map(|(_, line)| {
+    let processes = parts.iter().filter(|(mark, _)| *mark == "process");
+    let mut flags = processes.filter_map(|(_, line)| {
         let line: Option<Vec<u8>> = bytes_of(line).collect();
         LaunchFlags::of_command_line(&line?)
     });
+    // Others that are called so only start it.
+    let flags = flags.next_back();
     Ok(Surveyed { free: parse_free(part("free")), model: parse_stat(part("model")), flags, files })
 }
 
@@ -247,6 +249,18 @@ mod tests {
         assert!(matches!(&found.files[2], Err(SlotFilesError::Refused(why)) if why.contains("denied")));
         assert!(parse_survey(answer, 2).is_err());
         assert!(parse_survey(answer.trim_end_matches("@@end\n"), 3).is_err());
+    }
+
+    #[test]
+    fn of_several_processes_that_are_called_like_the_server_the_last_one_is_it() {
+        let process = |line: &str| {
+            let words = line.split(' ').flat_map(|word| [word, "\0"]).collect::<String>();
+            let bytes: Vec<String> = words.bytes().map(|byte| format!("{byte:02x}")).collect();
+            format!("@@process\n{}\n", bytes.join(" "))
+        };
+        let wrapped = ["/bin/sh /opt/llama/llama-run.sh", "/opt/llama/llama-server --swa-full", "logger"].map(process);
+        let found = parse_survey(&format!("{}@@end\n", wrapped.concat()), 0).expect("a whole answer");
+        assert_eq!(found.flags, LaunchFlags::of_command_line(b"llama-server\0--swa-full\0"));
     }
 
     #[test]

@@ -16,14 +16,16 @@
 //! * A file whose whole was read once in calm, for its digest, is read again while the backend loads: a flipped bit would be
 //!   restored like any other.
 //! * A run of the server that was restored into by an earlier life of the daemon is not restored into again by itself.
-//! * Before a restore is sent, its note says so, and then the slot is looked at once more; a file whose restore failed, or never
-//!   ended, is put aside and never sent again.
+//! * Before a restore is sent, its note says so, and then the slot is looked at once more; a file that killed the server or was
+//!   rejected is put aside and never sent again. What proves nothing against it (no end in time, a server that is gone, an
+//!   error) costs it one chance of two.
 //! * What a restore was worth only a request tells (`cache_n`): the next real one, or one of ours ([`at_once`]). Where it was
 //!   nothing twice in a row, none is sent by itself any more.
 //! * Slot files are transcripts of conversations: what is kept, for how long, and how much, is configured, and forgotten is gone.
 
 mod at_once;
 mod digest;
+mod doubt;
 mod head;
 mod name;
 mod note;
@@ -47,13 +49,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     config,
     driver::world::{NamedSlot, SlotChoice},
     host::{
-        http::{Probe, Props, SlotError},
+        http::{Probe, Props, SlotError, WireError},
         launch_flags::LaunchFlags,
         slot_files::{FileName, FileStat, Found, MOST_SURVEYED, SlotFiles, SlotFilesError, Survey, Surveyed},
     },
@@ -63,6 +68,7 @@ use crate::{
     },
 };
 use digest::{Digested, Unread};
+use doubt::UNFINISHED;
 pub use head::check as check_head;
 use note::{Fit, Model, Note, Notes, Place, Shelf};
 pub use reason::Reason;
@@ -85,6 +91,8 @@ pub struct SlotStore {
     turn: tokio::sync::Mutex<()>,
     /// Whole files that were read while the backend loaded; held while they are read.
     digests: tokio::sync::Mutex<BTreeMap<FileName, Digested>>,
+    /// Files are to be read for a restore: what is read for no hurry is given up.
+    files_wanted: Notify,
     seen: Mutex<Seen>,
 }
 
@@ -101,8 +109,6 @@ struct Seen {
     undigested: BTreeSet<String>,
     /// By slot: what was restored into it last, until it is known what that was worth.
     unproven: BTreeMap<u32, Unproven>,
-    /// Files whose restore was begun in this life, and has not ended.
-    sent: BTreeSet<String>,
     /// Damaged notes that were reported.
     damaged: BTreeSet<String>,
     /// What was looked at while the backend loaded.
@@ -125,6 +131,7 @@ impl SlotStore {
             serial: AtomicU16::new(serial),
             turn: tokio::sync::Mutex::default(),
             digests: tokio::sync::Mutex::default(),
+            files_wanted: Notify::new(),
             seen: Mutex::default(),
         }
     }
@@ -296,27 +303,12 @@ impl SlotStore {
     }
 }
 
-impl Seen {
-    /// Its restore was begun, is not under way, and may have killed the server.
-    fn is_unfinished(&self, note: &Note) -> bool {
-        note.restoring && self.restoring.as_ref() != Some(&note.file) && !self.survived(note)
-    }
-
-    /// A daemon was killed while this was restored, and the server has survived it.
-    fn survived(&self, note: &Note) -> bool {
-        note.restoring && note.sent_to.is_some() && note.sent_to == self.run && !self.sent.contains(&note.file)
-    }
-}
-
 /// While it lives, a restore is under way; dropped with the future that waits for it, whatever ends that.
 struct UnderWay<'a>(&'a SlotStore);
 
 impl<'a> UnderWay<'a> {
     fn new(store: &'a SlotStore, note: &Note) -> Self {
-        let mut seen = store.seen();
-        seen.restoring = Some(note.file.clone());
-        seen.sent.insert(note.file.clone());
-        drop(seen);
+        store.seen().restoring = Some(note.file.clone());
         Self(store)
     }
 }
@@ -326,9 +318,6 @@ impl Drop for UnderWay<'_> {
         self.0.seen().restoring = None;
     }
 }
-
-/// Why a note whose restore was begun and never ended is put aside.
-const UNFINISHED: &str = "its restore never ended: it may have killed the server";
 
 /// The slot that a note tells of, where `text` is a note of that name. For those who try odd ones.
 ///
@@ -350,20 +339,25 @@ enum Closed {
     Router,
     Asleep,
     Hidden,
+    /// Not in time: it may be working on a prompt.
+    Late(String),
     Silent(String),
 }
 
 /// Asks `/props`, and `/slots` if that does no harm.
 async fn look_in(probe: &Probe) -> Result<Awake, Closed> {
-    let silent = |what: &str, e: &dyn std::fmt::Display| Closed::Silent(format!("{what}: {e}"));
-    let props = probe.props().await.map_err(|e| silent("/props", &e))?;
+    let silent = |what: &str, error: WireError| match error {
+        WireError::TimedOut => Closed::Late(format!("{what}: {error}")),
+        _ => Closed::Silent(format!("{what}: {error}")),
+    };
+    let props = probe.props().await.map_err(|error| silent("/props", error))?;
     if props.is_router() {
         return Err(Closed::Router);
     }
     if props.is_sleeping {
         return Err(Closed::Asleep);
     }
-    let mut slots = probe.slots().await.map_err(|e| silent("/slots", &e))?;
+    let mut slots = probe.slots().await.map_err(|error| silent("/slots", error))?;
     if slots.is_empty() {
         return Err(Closed::Hidden);
     }
@@ -380,7 +374,7 @@ impl Closed {
             Self::Router => not_supported.say("the server is in router mode"),
             Self::Asleep => asleep.say("the server sleeps; its slots are empty"),
             Self::Hidden => not_supported.say("the server does not show its slots (--no-slots)"),
-            Self::Silent(why) => failed.say(why),
+            Self::Late(why) | Self::Silent(why) => failed.say(why),
         }
     }
 }
@@ -463,15 +457,17 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The outcome without what is no warning: good news, and empty slots.
+/// The outcome without what is no warning: good news, and empty slots unless somebody asked for just them.
 #[must_use]
-pub fn without_news(outcome: Outcome) -> Outcome {
+pub fn without_news(outcome: Outcome, choice: &SlotChoice) -> Outcome {
+    let is_news = |reason: &&Reason| {
+        reason.is_news()
+            || (**reason == Reason::SlotEmpty && !matches!(choice, SlotChoice::Asked | SlotChoice::Named(_)))
+    };
+    let news: Vec<&str> = Reason::ALL.iter().filter(is_news).map(|reason| reason.code()).collect();
     match outcome {
         Outcome::Succeeded(mut said) => {
-            said.retain(|w| {
-                let news = [Reason::Saved, Reason::Restored, Reason::RestoreEffective, Reason::SlotEmpty];
-                !news.iter().any(|news| news.code() == w.code)
-            });
+            said.retain(|warning| !news.contains(&warning.code.as_str()));
             Outcome::Succeeded(said)
         }
         other => other,

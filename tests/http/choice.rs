@@ -190,7 +190,15 @@ async fn a_checkpoint_saves_what_is_idle_and_small_enough() {
     assert_eq!(codes(&rig.save_by(&SlotChoice::Checkpoint).await), ["checkpoint_too_large", "saved"]);
     assert_eq!(rig.sent(), ["POST /slots/0?action=save"]);
     rig.world.state().slots[0].busy = true;
-    assert_eq!(codes(&rig.save_by(&SlotChoice::Checkpoint).await), ["checkpoint_too_large", "slot_busy"]);
+    assert_eq!(codes(&rig.save_by(&SlotChoice::Checkpoint).await), ["slot_busy"]);
+    assert_eq!(rig.sent(), [""; 0]);
+}
+
+#[tokio::test]
+async fn no_slot_is_saved_by_a_checkpoint_while_another_one_is_busy() {
+    let rig = Rig::with_two(500, 10).await;
+    rig.world.state().slots[1].busy = true;
+    assert_eq!(codes(&rig.save_by(&SlotChoice::Checkpoint).await), ["slot_busy"]);
     assert_eq!(rig.sent(), [""; 0]);
 }
 

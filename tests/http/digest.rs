@@ -63,6 +63,36 @@ async fn a_file_that_cannot_be_read_is_not_read_for_ever() {
 }
 
 #[tokio::test]
+async fn a_file_that_takes_too_long_to_read_is_not_read_for_ever() {
+    let mut rig = Rig::new().await;
+    rig.store = store_with(&rig.state_dir, |slots| slots.digest = true);
+    rig.save_and_restart(909).await;
+    rig.world.state().digest_takes = Duration::from_hours(1);
+    tokio::time::pause();
+    for _ in 0..3 {
+        rig.store.take_digest(&rig.world).await;
+    }
+    assert_eq!(rig.digests(), 1);
+}
+
+#[tokio::test]
+async fn a_digest_that_nobody_waits_for_gives_way_to_a_restore_and_is_taken_later() {
+    let rig = Rig::with_digest(800).await;
+    rig.save_and_restart(909).await;
+    rig.world.state().digest_takes = Duration::from_mins(5);
+    let begins = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        rig.world.state().digest_takes = Duration::from_millis(50);
+        rig.store.look_ahead(&rig.world).await;
+    };
+    let both = async { tokio::join!(rig.store.take_digest(&rig.world), begins) };
+    tokio::time::timeout(Duration::from_secs(5), both).await.expect("it gives way");
+    assert_eq!(rig.digests(), 0, "the newest has none that it could be held against");
+    rig.store.take_digest(&rig.world).await;
+    assert_eq!(rig.digests(), 1);
+}
+
+#[tokio::test]
 async fn where_digests_are_off_no_file_is_read() {
     let rig = Rig::new().await;
     rig.save_and_restart(909).await;

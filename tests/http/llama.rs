@@ -48,6 +48,10 @@ pub(crate) struct State {
     pub(crate) build: &'static str,
     pub(crate) model_path: &'static str,
     pub(crate) model_mtime: u64,
+    /// Nobody may look at the model's file.
+    pub(crate) model_hidden: bool,
+    /// The next look at the folder gets no answer.
+    pub(crate) survey_fails: bool,
     /// The words of its command line; empty: nobody may read it.
     pub(crate) command_line: &'static str,
     pub(crate) sleeping: bool,
@@ -55,12 +59,25 @@ pub(crate) struct State {
     pub(crate) without_slot_folder: bool,
     pub(crate) without_metrics: bool,
     pub(crate) dead: bool,
+    /// A request goes on with whatever is saved while it is saved.
+    pub(crate) used_while_saved: bool,
+    /// A request comes once something is saved: the server works on its prompt and tells nothing.
+    pub(crate) works_after_save: bool,
+    pub(crate) works: bool,
+    /// So many bytes of a file do not depend on its tokens.
+    pub(crate) fixed_bytes: usize,
+    /// Of a save so many bytes never reach the disk.
+    pub(crate) short_by: usize,
     /// Saves are written elsewhere.
     pub(crate) other_folder: bool,
     /// Saves and restores hang.
     pub(crate) hangs: bool,
+    /// Each slot has a cache of its own, as large as the one that they share otherwise.
+    pub(crate) split: bool,
     /// Every restore is rejected.
     pub(crate) rejects: bool,
+    /// Every restore ends with an error of the server's.
+    pub(crate) restore_fails: bool,
     /// A restore brings back so many tokens fewer.
     pub(crate) loses: u32,
     pub(crate) decoded: u64,
@@ -86,10 +103,10 @@ pub(crate) struct State {
     pub(crate) surveys: u32,
     /// How often a whole file was read.
     pub(crate) digests: u32,
+    /// Reading a whole file takes so long.
+    pub(crate) digest_takes: Duration,
     /// Whole files cannot be read.
     pub(crate) digest_fails: bool,
-    /// How long it takes to read one.
-    pub(crate) digest_takes: Duration,
     /// Everybody may look into the folder.
     pub(crate) open_folder: bool,
     /// The folder cannot be listed: the call never ends.
@@ -110,15 +127,24 @@ impl World {
             build: "b11434-abcdef",
             model_path: "/models/m.gguf",
             model_mtime: 1,
+            model_hidden: false,
+            survey_fails: false,
             command_line: "llama-server --swa-full",
             sleeping: false,
             router: false,
             without_slot_folder: false,
             without_metrics: false,
             dead: false,
+            used_while_saved: false,
+            works_after_save: false,
+            works: false,
+            fixed_bytes: 0,
+            short_by: 0,
             other_folder: false,
             hangs: false,
+            split: false,
             rejects: false,
+            restore_fails: false,
             loses: 0,
             decoded: 0,
             computed: 0,
@@ -134,8 +160,8 @@ impl World {
             used_meanwhile: false,
             surveys: 0,
             digests: 0,
-            digest_fails: false,
             digest_takes: Duration::from_millis(50),
+            digest_fails: false,
             open_folder: false,
             listing_hangs: false,
             asked: vec![],
@@ -202,6 +228,7 @@ fn answer(state: &mut State, question: &Question) -> Reply {
             !state.without_metrics,
             state.n_ctx
         )),
+        "GET /slots" if state.works => Reply::Stall(vec![]),
         "GET /slots" => {
             state.sleeping = false;
             let slots: Vec<String> = state
@@ -284,7 +311,8 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
     let file = body["filename"].as_str().expect("a file name").to_owned();
     if action == "save" {
         let tokens = state.slots[id].tokens.unwrap_or(state.slots[id].restored);
-        let bytes = slot_file(tokens);
+        let mut bytes = slot_file(tokens);
+        bytes.resize(bytes.len() + state.fixed_bytes, 7);
         let written = bytes.len();
         if state.free < written as u64 {
             let room = usize::try_from(state.free).expect("less than the file");
@@ -292,7 +320,12 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
             state.free = 0;
             return error(500, "Unable to save slot");
         }
+        if state.used_while_saved {
+            generate(state, id, tokens + 1);
+        }
+        state.works = state.works_after_save;
         if !state.other_folder {
+            bytes.truncate(written - state.short_by);
             state.disk.insert(file.clone(), bytes);
         }
         return Reply::Say(
@@ -301,6 +334,9 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
                 r#"{{"id_slot":{id},"filename":"{file}","n_saved":{tokens},"n_written":{written},"timings":{{}}}}"#
             ),
         );
+    }
+    if state.restore_fails {
+        return error(500, "out of memory");
     }
     let rejected = "Unable to restore slot: No available space in KV cache or invalid slot save file";
     let Some(bytes) = state.disk.get(&file).filter(|_| !state.rejects) else {
@@ -311,6 +347,13 @@ fn slot_action(state: &mut State, id: &str, action: &str, body: &str) -> Reply {
     if bytes.len() < slot_file(tokens).len() {
         state.dead = true;
         return Reply::Raw(vec![]);
+    }
+    let holds = |slot: &Slot| u64::from(slot.tokens.unwrap_or(slot.restored));
+    let beside: u64 =
+        state.slots.iter().enumerate().filter(|(other, _)| *other != id).map(|(_, slot)| holds(slot)).sum();
+    if !state.split && beside + u64::from(tokens) > state.n_ctx {
+        state.slots[id] = Slot::default();
+        return error(400, rejected);
     }
     let tokens = tokens - state.loses;
     let read = bytes.len();
@@ -356,7 +399,10 @@ impl SlotFiles for World {
         if state.used_meanwhile && !what.files.is_empty() {
             state.slots[0] = Slot { tokens: Some(5), ..Slot::default() };
         }
-        let is_model = what.model.is_some_and(|path| path == state.model_path);
+        if std::mem::take(&mut state.survey_fails) {
+            return Err(SlotFilesError::Unreachable("the session broke".into()));
+        }
+        let is_model = !state.model_hidden && what.model.is_some_and(|path| path == state.model_path);
         Ok(Surveyed {
             free: what.free.then_some(state.free),
             model: is_model.then_some(FileStat { bytes: 1000, mtime: state.model_mtime }),
@@ -383,12 +429,14 @@ impl SlotFiles for World {
     }
 
     async fn digest(&self, name: &FileName, within: Duration) -> Result<Option<String>, SlotFilesError> {
-        // Reading a whole file takes its time.
         let takes = self.state().digest_takes;
         tokio::time::sleep(takes.min(within)).await;
         let mut state = self.ssh()?;
         state.digests += 1;
-        if state.digest_fails || takes > within {
+        if takes > within {
+            return Err(SlotFilesError::Unreachable("the share has not answered in time".into()));
+        }
+        if state.digest_fails {
             return Err(SlotFilesError::Refused("not read in time".into()));
         }
         // Any digest will do where nobody knows another one.
@@ -429,7 +477,7 @@ pub(crate) struct Rig {
     pub(crate) probe: Probe,
     pub(crate) store: SlotStore,
     pub(crate) state_dir: PathBuf,
-    _server: Server,
+    server: Server,
 }
 
 impl Drop for Rig {
@@ -445,13 +493,12 @@ impl Rig {
         let state_dir = std::env::temp_dir().join(format!("wechsler-slots-{}-{number}", std::process::id()));
         let world = World::new();
         let server = world.serve().await;
-        Self {
-            probe: server.probe(BackendKind::LlamaCpp),
-            store: store_in(&state_dir, 3),
-            world,
-            state_dir,
-            _server: server,
-        }
+        Self { probe: server.probe(BackendKind::LlamaCpp), store: store_in(&state_dir, 3), world, state_dir, server }
+    }
+
+    /// What gets no answer is given up soon.
+    pub(crate) fn hasty(&mut self) {
+        self.probe = self.server.hasty_probe(BackendKind::LlamaCpp);
     }
 
     pub(crate) async fn save(&self) -> Outcome {

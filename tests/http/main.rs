@@ -4,9 +4,11 @@
 mod at_once;
 mod choice;
 mod digest;
+mod doubt;
 mod health;
 mod llama;
 mod restore;
+mod room;
 mod save;
 mod server;
 mod tend;

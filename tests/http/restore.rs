@@ -1,10 +1,6 @@
 //! Restoring slots.
 
-use std::time::Duration;
-
-use wechsler::{driver::world::SlotChoice, machine::Invocation};
-
-use crate::llama::{Rig, Slot, State, codes, message, store_in};
+use crate::llama::{Rig, Slot, State, codes, message};
 
 type Change = fn(&mut State);
 
@@ -199,6 +195,43 @@ async fn files_looked_at_while_the_backend_loads_are_not_looked_at_again() {
 }
 
 #[tokio::test]
+async fn what_was_looked_at_too_early_is_looked_at_again() {
+    let changes: [(Change, Change); 4] = [
+        (|s| s.command_line = "/bin/sh /opt/llama/llama-run.sh", |s| s.command_line = "llama-server --swa-full"),
+        (|s| s.command_line = "", |s| s.command_line = "llama-server -ctk q8_0"),
+        (|s| s.model_hidden = true, |s| (s.model_hidden, s.model_mtime) = (false, 2)),
+        (
+            |s| s.disk.values_mut().for_each(|bytes| bytes.insert(0, 0)),
+            |s| {
+                s.disk.values_mut().for_each(|bytes| _ = bytes.remove(0));
+            },
+        ),
+    ];
+    let codes_of = ["restored", "!restore_mismatch", "!restore_mismatch", "restored"];
+    for ((early, later), code) in changes.into_iter().zip(codes_of) {
+        let rig = Rig::new().await;
+        rig.save_and_restart(909).await;
+        early(&mut rig.world.state());
+        rig.store.look_ahead(&rig.world).await;
+        later(&mut rig.world.state());
+        assert_eq!(codes(&rig.restore().await), [code]);
+        assert_eq!(rig.store.saved().await[0].put_aside, None);
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_can_tell_the_model_nothing_comes_back_by_itself_and_nothing_is_put_aside() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.world.state().model_hidden = true;
+    let outcome = rig.restore().await;
+    assert_eq!(codes(&outcome), ["!restore_unchecked"]);
+    assert!(message(outcome).contains("the same model"));
+    assert_eq!(rig.sent(), [""; 0]);
+    assert_eq!(codes(&rig.restore_by(&crate::llama::named("localbot")).await), ["restored"], "people may know better");
+}
+
+#[tokio::test]
 async fn trap_15_a_slot_that_the_server_has_no_more_is_not_restored_into_another() {
     let rig = Rig::new().await;
     rig.world.state().slots = vec![Slot::default(); 2];
@@ -273,69 +306,6 @@ async fn a_file_that_kills_the_server_is_put_aside() {
     rig.world.restart();
     assert_eq!(codes(&rig.restore().await), ["!restore_nothing"]);
     assert!(!rig.world.state().dead);
-}
-
-#[tokio::test]
-async fn a_restore_is_noted_before_it_is_sent_and_one_that_never_ended_is_not_repeated() {
-    let rig = Rig::new().await;
-    rig.save_and_restart(909).await;
-    rig.world.state().hangs = true;
-    let note = rig.note_path(&rig.file());
-    {
-        let restore = rig.restore();
-        tokio::pin!(restore);
-        while rig.sent().is_empty() {
-            tokio::select! {
-                outcome = &mut restore => panic!("ended: {outcome:?}"),
-                () = tokio::time::sleep(Duration::from_millis(5)) => {}
-            }
-        }
-        let text = std::fs::read_to_string(&note).expect("a note");
-        assert!(text.contains(r#""restoring": true"#), "{text}");
-        assert_eq!(rig.store.saved().await[0].put_aside, None, "it is under way");
-        // The daemon is killed here.
-    }
-    rig.world.state().hangs = false;
-    rig.world.restart();
-    let next_life = store_in(&rig.state_dir, 3);
-    assert!(next_life.saved().await[0].put_aside.is_some());
-    let outcome = next_life.restore(&rig.probe, &rig.world, &SlotChoice::All, Duration::from_secs(10)).await;
-    assert_eq!(codes(&outcome), ["!restore_nothing"]);
-    assert_eq!(rig.sent(), [""; 0]);
-}
-
-#[tokio::test]
-async fn what_a_killed_daemon_was_restoring_is_put_aside_only_where_the_server_may_have_died_of_it() {
-    for (run, code) in [(Invocation(7), "restored"), (Invocation(8), "!restore_nothing")] {
-        let rig = Rig::new().await;
-        rig.save_and_restart(909).await;
-        rig.world.state().hangs = true;
-        rig.store.meets(Some(Invocation(7)));
-        // The daemon is killed when it has sent it.
-        tokio::select! {
-            outcome = rig.restore() => panic!("ended: {outcome:?}"),
-            () = async { while rig.sent().is_empty() { tokio::time::sleep(Duration::from_millis(5)).await } } => {}
-        }
-        rig.world.state().hangs = false;
-        rig.world.restart();
-        let next_life = store_in(&rig.state_dir, 3);
-        next_life.meets(Some(run));
-        assert_eq!(next_life.saved().await[0].put_aside.is_some(), code != "restored");
-        let outcome = next_life.restore(&rig.probe, &rig.world, &SlotChoice::All, Duration::from_secs(10)).await;
-        assert_eq!(codes(&outcome), [code]);
-    }
-}
-
-#[tokio::test]
-async fn a_restore_that_hangs_ends_in_time_in_doubt() {
-    let rig = Rig::new().await;
-    rig.store.meets(Some(Invocation(7)));
-    rig.save_and_restart(909).await;
-    rig.world.state().hangs = true;
-    let within = Duration::from_millis(400);
-    let outcome = rig.store.restore(&rig.probe, &rig.world, &SlotChoice::All, within).await;
-    assert_eq!(codes(&outcome), ["?restore_timeout"]);
-    assert!(rig.store.saved().await[0].put_aside.is_some());
 }
 
 #[tokio::test]

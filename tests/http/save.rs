@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use wechsler::{driver::world::SlotChoice, machine::Outcome};
+use wechsler::{driver::world::SlotChoice, host::slots::without_news, machine::Outcome};
 
-use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, store_in};
+use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, message, store_in, store_with};
 
 #[tokio::test]
 async fn a_save_goes_to_a_new_name_is_checked_and_noted() {
@@ -47,6 +47,18 @@ async fn each_slot_has_its_name_and_what_holds_most_is_saved_first() {
     let mut names: Vec<_> = rig.store.saved().await.into_iter().map(|s| s.name).collect();
     names.sort();
     assert_eq!(names, ["localbot", "localbot-2"]);
+}
+
+#[tokio::test]
+async fn whoever_asks_for_a_save_hears_that_there_was_nothing_and_a_stop_does_not() {
+    let rig = Rig::new().await;
+    for (choice, code) in [(SlotChoice::Asked, Some("slot_empty")), (SlotChoice::All, None)] {
+        let told = without_news(rig.save_by(&choice).await, &choice);
+        assert_eq!(codes(&told), Vec::from_iter(code), "{choice:?}");
+    }
+    rig.world.use_slot(0, 909);
+    let told = without_news(rig.save_by(&SlotChoice::Asked).await, &SlotChoice::Asked);
+    assert_eq!(codes(&told), [""; 0]);
 }
 
 #[tokio::test]
@@ -124,11 +136,27 @@ async fn trap_2_a_full_disk_costs_the_new_file_and_no_older_one() {
 #[tokio::test]
 async fn trap_2_a_save_that_cannot_fit_is_not_even_tried() {
     let rig = Rig::new().await;
-    rig.save_and_restart(100).await;
-    rig.world.use_slot(0, 1000);
+    rig.save_and_restart(600).await;
     rig.world.state().free = 300 * BYTES_PER_TOKEN as u64;
-    assert_eq!(codes(&rig.save().await), ["!disk_full"]);
-    assert_eq!(rig.sent(), [""; 0]);
+    for tokens in [500, 1000] {
+        rig.world.use_slot(0, tokens);
+        assert_eq!(codes(&rig.save().await), ["!disk_full"]);
+        assert_eq!(rig.sent(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_short_save_with_a_large_state_of_its_own_keeps_no_long_one_from_being_tried() {
+    let mut rig = Rig::new().await;
+    rig.world.state().fixed_bytes = 1 << 20;
+    rig.save_and_restart(3).await;
+    rig.world.state().free = 8 << 20;
+    rig.world.use_slot(0, 3000);
+    rig.store = store_with(&rig.state_dir, |slots| slots.checkpoint_most_mib = Some(3));
+    assert_eq!(codes(&rig.save_by(&SlotChoice::Checkpoint).await), ["checkpoint_unknown_size"]);
+    assert_eq!(codes(&rig.save().await), ["saved"]);
+    rig.world.use_slot(0, 2900);
+    assert_eq!(codes(&rig.save_by(&SlotChoice::Checkpoint).await), ["saved"], "its like is known now");
 }
 
 #[tokio::test]
@@ -174,12 +202,72 @@ async fn a_save_into_another_folder_does_not_count() {
 }
 
 #[tokio::test]
+async fn a_save_that_is_shorter_than_the_server_says_does_not_count_and_leaves_nothing() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().short_by = 1;
+    assert_eq!(codes(&rig.save().await), ["!save_damaged"]);
+    assert!(rig.store.saved().await.is_empty() && rig.world.files().is_empty());
+}
+
+#[tokio::test]
+async fn a_save_whose_note_cannot_be_written_does_not_count_and_leaves_nothing() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    std::fs::create_dir_all(&rig.state_dir).expect("a folder");
+    std::fs::write(rig.state_dir.join("slots"), "no folder").expect("a file");
+    assert_eq!(codes(&rig.save().await), ["!note_failed"]);
+    assert!(rig.world.files().is_empty());
+}
+
+#[tokio::test]
+async fn a_save_whose_note_is_late_keeps_its_file_for_it() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(5).await;
+    rig.world.use_slot(0, 909);
+    let hangs = rig.note_path("x").with_file_name(".note.tmp");
+    let made = std::process::Command::new("mkfifo").arg(&hangs).status().expect("there is a mkfifo");
+    assert!(made.success());
+    assert_eq!(codes(&rig.save().await), ["!note_late"]);
+    assert_eq!(rig.world.files().iter().filter(|file| file.contains(".slot")).count(), 2);
+    // Whoever waits in there is let go.
+    std::fs::File::open(&hangs).expect("the other end");
+}
+
+#[tokio::test]
+async fn notes_that_are_too_many_to_be_read_are_the_oldest_whatever_their_names() {
+    let mut rig = Rig::new().await;
+    rig.save_and_restart(10).await;
+    let file = rig.file();
+    let note = std::fs::read_to_string(rig.note_path(&file)).expect("a note");
+    for number in 0..520 {
+        let other = file.replace("localbot.2", &format!("other-{number}.1"));
+        let text = note.replace(&file, &other).replace("\"localbot\"", &format!("\"other-{number}\""));
+        std::fs::write(rig.note_path(&other), text).expect("a note");
+    }
+    rig.next_life();
+    assert!(rig.store.saved().await.iter().any(|saved| saved.file == file));
+}
+
+#[tokio::test]
 async fn a_save_that_nobody_could_check_does_not_count() {
     let rig = Rig::new().await;
     rig.world.use_slot(0, 909);
     rig.world.state().ssh_down = true;
     assert_eq!(codes(&rig.save().await), ["!save_unchecked"]);
     assert!(rig.store.saved().await.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_save_fits_is_asked_once_more_where_nobody_answered() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(5).await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().survey_fails = true;
+    assert_eq!(codes(&rig.save().await), ["saved"]);
+    rig.world.restart();
+    rig.world.state().model_mtime = 2;
+    assert_eq!(codes(&rig.restore().await), ["!restore_mismatch"]);
 }
 
 #[tokio::test]
@@ -210,6 +298,25 @@ async fn a_save_that_hangs_ends_in_time() {
     let outcome = rig.store.save(&rig.probe, &rig.world, &SlotChoice::All, within).await;
     assert_eq!(codes(&outcome), ["!save_timeout"]);
     assert!(rig.store.saved().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_slot_that_is_used_each_time_it_was_saved_is_said_to_be_busy() {
+    let rig = Rig::new().await;
+    rig.world.use_slot(0, 909);
+    rig.world.state().used_while_saved = true;
+    let outcome = rig.save().await;
+    assert_eq!(codes(&outcome), ["saved", "saved", "saved", "slot_busy"]);
+    assert!(message(outcome).contains("used each time it was saved: slot 0"));
+}
+
+#[tokio::test]
+async fn a_server_that_works_on_a_prompt_after_the_save_is_said_to_be_busy_though_it_tells_nothing() {
+    let mut rig = Rig::new().await;
+    rig.hasty();
+    rig.world.use_slot(0, 909);
+    rig.world.state().works_after_save = true;
+    assert_eq!(codes(&rig.save().await), ["saved", "slot_busy"]);
 }
 
 #[tokio::test]

@@ -133,6 +133,18 @@ async fn a_verification_reads_the_whole_file_where_a_digest_is_on_record() {
 }
 
 #[tokio::test]
+async fn a_verification_tells_what_it_could_not_read_while_somebody_still_waits() {
+    let mut rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.digested().await;
+    rig.world.state().digest_takes = std::time::Duration::from_hours(1);
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    assert_eq!(rig.tend(verify("localbot", None)).await, ["localbot 1 unreadable"]);
+    assert!(began.elapsed() < wechsler::driver::slots::TENDED_WITHIN);
+}
+
+#[tokio::test]
 async fn what_is_found_damaged_is_put_aside_and_never_sent() {
     type Damage = fn(&Rig, &str);
     let damages: [(Damage, &str); 3] = [
@@ -229,6 +241,16 @@ async fn a_model_for_which_restores_do_nothing_is_no_longer_paid_for() {
     rig.world.state().surveys = 0;
     rig.store.look_ahead(&rig.world).await;
     assert_eq!(rig.world.state().surveys, 0, "nothing is looked at for it");
+}
+
+#[tokio::test]
+async fn short_prompts_that_went_on_with_nothing_say_nothing_about_the_model() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    for _ in 0..3 {
+        rig.restore_and_prove(Reuse { reused: 3, computed: 97 }).await;
+        assert_eq!(rig.newest().await.useless, None);
+    }
 }
 
 #[tokio::test]

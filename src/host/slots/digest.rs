@@ -57,7 +57,13 @@ impl SlotStore {
             notes.notes.iter().find(is_wanted).and_then(|note| FileName::new(&note.file))
         };
         let Some(file) = unread else { return false };
-        match files.digest(&file, READ_WITHIN).await {
+        let began = Instant::now();
+        let read = tokio::select! {
+            read = files.digest(&file, READ_WITHIN) => read,
+            // It would have a restore wait for it, or go without its check.
+            () = self.files_wanted.notified() => return false,
+        };
+        match read {
             Ok(Some(digest)) => {
                 let _turn = self.turn.lock().await;
                 let written = self.amend(file.as_str(), |note| note.digest = Some(digest)).await;
@@ -67,7 +73,7 @@ impl SlotStore {
                 written.is_ok()
             }
             // It is asked again when there is somebody to ask.
-            Err(SlotFilesError::Unreachable(_)) => false,
+            Err(SlotFilesError::Unreachable(_)) if began.elapsed() < READ_WITHIN => false,
             failed => {
                 let why = failed.err().map_or_else(|| "it is gone".into(), |error| error.to_string());
                 tracing::warn!(%file, why, "a saved slot has no digest");
@@ -83,6 +89,7 @@ impl SlotStore {
         files: &impl SlotFiles,
         wanted: impl Future<Output = Vec<(FileName, FileStat)>>,
     ) {
+        self.files_wanted.notify_waiters();
         let mut known = self.digests.lock().await;
         known.clear();
         let within = self.slots.restore_timeout;

@@ -1,7 +1,8 @@
 //! Names of slot files: `NAME.YYYYmmddTHHMMSS-XXXXXXXXXXXXXXXX.slot`, UTC. The hexadecimal digits are twelve that tell whose
 //! file it is (this very state directory, server and backend) and four that count up, so that no name is ever used twice.
 //!
-//! Until a save was checked its file ends in `.part`. What ends in `.slot` was whole once, and goes only with its note.
+//! Until a save was checked its file ends in `.part`. What ends in `.slot` had the size and the first bytes it should, was
+//! flushed to the disk, and goes only with its note.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},

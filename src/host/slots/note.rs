@@ -86,12 +86,15 @@ pub(super) struct Note {
     pub(super) fit: Fit,
     /// Version word of the file.
     pub(super) format: u32,
-    /// A restore was begun. Found without one under way, it may have killed the server.
+    /// A restore was begun. Found without one under way, nobody knows how it ended.
     #[serde(default)]
     pub(super) restoring: bool,
     /// ... into this run of the server, where it was known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) sent_to: Option<Invocation>,
+    /// A restore of it went wrong, or never ended, and nothing shows that the file is to blame: not so a second time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) doubted: bool,
     /// Never restored again, and why.
     #[serde(default)]
     pub(super) put_aside: Option<String>,
@@ -425,7 +428,7 @@ fn component(name: &str) -> String {
     if safe.trim_matches('.').is_empty() { "_".into() } else { safe }
 }
 
-/// The names of notes in a folder.
+/// The names of notes in a folder, newest first by the stamps in them.
 fn names(dir: &Path) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in none_if_missing(fs::read_dir(dir))?.into_iter().flatten() {
@@ -435,7 +438,8 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
             found.push(name);
         }
     }
-    found.sort_unstable_by(|a, b| b.cmp(a));
+    // `NAME.STAMP.slot.json`
+    found.sort_unstable_by(|a, b| b.rsplit('.').nth(2).cmp(&a.rsplit('.').nth(2)));
     Ok(found)
 }
 

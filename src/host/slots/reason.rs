@@ -38,7 +38,7 @@ reasons! {
     SaveNotSupported = "save_not_supported";
     /// It is larger than what is saved while the backend goes on running.
     CheckpointTooLarge = "checkpoint_too_large";
-    /// How large it will be is not known before the first save, and there is a limit while the backend goes on running.
+    /// How large it will be is not known before a save of such a length, and there is a limit while the backend goes on running.
     CheckpointUnknownSize = "checkpoint_unknown_size";
     /// Several slots hold something, and the name does not tell which is meant.
     SlotAmbiguous = "slot_ambiguous";
@@ -106,15 +106,16 @@ reasons! {
     RestoreAsleep = "restore_asleep";
     /// The server does not restore slots, or does not show them.
     RestoreNotSupported = "restore_not_supported";
-    /// The server rejected the file, and has emptied the slot. The file is put aside.
+    /// The server rejected the file, and has emptied the slot. The file is put aside; where other slots held something, it may
+    /// have been for want of room: then only the second time.
     RestoreRejected = "restore_rejected";
     /// The server died of it. The file is put aside.
     RestoreKilledProcess = "restore_killed_process";
-    /// The restore did not end in time; it may yet. The file is put aside.
+    /// The restore did not end in time; it may yet.
     RestoreTimeout = "restore_timeout";
     /// Fewer or more tokens came back than were saved.
     RestorePartial = "restore_partial";
-    /// The server failed at it, or could not be asked.
+    /// The server failed at it, or said what cannot be understood.
     RestoreFailed = "restore_failed";
 }
 
@@ -144,7 +145,7 @@ impl Reason {
         matches!(self, Self::Restored | Self::RestorePartial)
     }
 
-    /// A restore that was sent and went wrong: nothing more may be sent to this process.
+    /// A restore that was sent and went wrong: nothing more is sent with it, and it is what the whole has come to.
     pub(super) const fn is_spoilt(self) -> bool {
         matches!(self, Self::RestoreRejected | Self::RestoreKilledProcess | Self::RestoreTimeout | Self::RestoreFailed)
     }

@@ -37,10 +37,36 @@ impl Checked {
         Self { at: Instant::now(), model_path, model: surveyed.model, flags: surveyed.flags, files }
     }
 
+    /// All is as `note` hopes for. Else it may have been looked at too early: before the server's own process was there, or
+    /// its share.
+    fn confirms(&self, note: &Note) -> bool {
+        let (model, flags) = (&note.fit.model, &note.fit.flags);
+        let found = FileName::new(&note.file).and_then(|file| self.files.get(&file));
+        matches!(found, Some(Ok(Some(found))) if as_noted(found, note).is_ok())
+            && (model.bytes.is_none() || model.bytes == self.model.map(|stat| stat.bytes))
+            && (model.mtime.is_none() || model.mtime == self.model.map(|stat| stat.mtime))
+            && (flags.is_none() || *flags == self.flags)
+    }
+
     /// Takes over what a newer look has found.
     fn add(&mut self, newer: Self) {
         (self.model_path, self.model, self.flags) = (newer.model_path, newer.model, newer.flags);
         self.files.extend(newer.files);
+    }
+}
+
+/// What lies in the cache beside a slot, where all slots share one.
+struct Beside {
+    tokens: u64,
+    /// Nothing but what one save has found there, too.
+    same_round: bool,
+}
+
+impl Beside {
+    /// Slots of one save fitted in beside each other then and do now, unless that went wrong once; whatever else comes must
+    /// surely fit in.
+    const fn leaves_room(&self, note: &Note, slot: &SlotReading) -> bool {
+        (self.same_round && !note.doubted) || self.tokens.saturating_add(note.tokens) <= slot.n_ctx
     }
 }
 
@@ -112,13 +138,15 @@ impl SlotStore {
     ) {
         let ahead = self.seen().checked.take().filter(|checked| checked.at.elapsed() < CHECKED_FOR);
         let notes = self.notes().await;
-        for note in notes.notes.iter().filter(|n| n.restoring) {
-            self.clear_up(note).await;
+        let marked: Vec<&Note> = notes.notes.iter().filter(|n| n.restoring).collect();
+        if let Err(closed) = self.settle(&marked, probe).await {
+            said.push(closed.say(Reason::RestoreNotSupported, Reason::RestoreAsleep, Reason::RestoreUnchecked));
+            return;
         }
         let notes = self.notes().await;
         let good = match choice {
             SlotChoice::Named(named) => self.generations(&notes.notes, named),
-            SlotChoice::All | SlotChoice::Checkpoint => Ok(self.own(&notes.notes).collect()),
+            _ => Ok(self.own(&notes.notes).collect()),
         };
         let good: Vec<&Note> = match good {
             Ok(good) => good,
@@ -139,17 +167,13 @@ impl SlotStore {
         };
         let only = match choice {
             SlotChoice::Named(named) => Some(named.slot.unwrap_or(newest.slot)),
-            SlotChoice::All | SlotChoice::Checkpoint => None,
+            _ => None,
         };
         // By the slot it goes into.
         let mut goals: BTreeMap<u32, Vec<&Note>> = BTreeMap::new();
         for note in good {
             goals.entry(only.unwrap_or(note.slot)).or_default().push(note);
         }
-        // Slots of one save fitted in beside each other then and do now; what else comes must fit in beside them even if all
-        // slots share one cache.
-        let fitted = |note: &Note| only.is_none() && note.round == newest.round;
-        let mut held = only.map_or(0, |goal| self.held_beside(&awake, goal));
         // Newest first.
         let mut order: Vec<(&SlotReading, Vec<&Note>)> = Vec::new();
         for (id, notes) in goals {
@@ -168,8 +192,7 @@ impl SlotStore {
         });
         if only.is_none() {
             order.retain(|(slot, _)| match self.is_there(&notes.notes, slot) {
-                Some((tokens, there)) => {
-                    held += tokens;
+                Some(there) => {
                     said.push(there);
                     false
                 }
@@ -179,8 +202,8 @@ impl SlotStore {
         if order.is_empty() {
             return;
         }
-        let wanted = order.iter().filter_map(|(_, notes)| FileName::new(&notes[0].file)).take(MOST_SURVEYED);
-        let mut checked = match looked_at(ahead, &awake, wanted.collect(), files).await {
+        let wanted: Vec<&Note> = order.iter().map(|(_, notes)| notes[0]).take(MOST_SURVEYED).collect();
+        let mut checked = match looked_at(ahead, &awake, &wanted, files).await {
             Ok(checked) => checked,
             Err(error) => {
                 said.push(Reason::RestoreUnchecked.say(error.to_string()));
@@ -198,15 +221,18 @@ impl SlotStore {
             }
             let chosen = self.choose(&now, &notes, &mut checked, files, deadline, said).await;
             let Some((note, file)) = chosen else { continue };
-            if !fitted(&note) && held + note.tokens > slot.n_ctx {
-                let why = format!("{}: {} tokens may not fit in", note.name, note.tokens);
+            if only.is_none() && note.fit.model.bytes.is_some() && checked.model.is_none() {
+                let why = "whether it is the same model nobody can tell: its file could not be looked at";
+                said.push(Reason::RestoreUnchecked.say(format!("{}: {why}", note.name)));
+                continue;
+            }
+            let beside = self.beside(&awake, slot.id, note.round, checked.flags.as_ref());
+            if !beside.leaves_room(&note, slot) {
+                let why = format!("{}: {} tokens may not fit in beside {}", note.name, note.tokens, beside.tokens);
                 said.push(Reason::RestoreNoRoom.say(why));
                 continue;
             }
-            let outcome = self.send(probe, slot, &note, &file, deadline).await;
-            if outcome.reason.has_come_back() {
-                held += note.tokens;
-            }
+            let outcome = self.send(probe, slot, &note, &file, &beside, deadline).await;
             let goes_on = !outcome.reason.is_spoilt();
             said.push(outcome);
             if !goes_on {
@@ -265,7 +291,7 @@ impl SlotStore {
 
     /// So many tokens are in this slot, which was not used since, from a restore into this very run; perhaps by an earlier life
     /// of the daemon, that has not told yet what it was worth.
-    fn is_there(&self, notes: &[Note], slot: &SlotReading) -> Option<(u64, Said)> {
+    fn is_there(&self, notes: &[Note], slot: &SlotReading) -> Option<Said> {
         let mut seen = self.seen();
         let place = Place { run: seen.run?, slot: slot.id };
         let restored = notes.iter().filter(|note| note.restored_into == Some(place));
@@ -274,36 +300,41 @@ impl SlotStore {
             seen.unproven.entry(slot.id).or_insert_with(|| Unproven::new(note, last.tokens, Some(place.run)));
         }
         let why = format!("{}: {} tokens are in slot {} of this run already", note.name, last.tokens, slot.id);
-        Some((last.tokens, Reason::Restored.say(why)))
+        Some(Reason::Restored.say(why))
     }
 
-    /// Tokens that all slots but one hold. What was restored and not used since is not shown.
-    fn held_beside(&self, awake: &Awake, goal: u32) -> u64 {
+    /// What lies beside slot `goal`. What was restored and not used since is not shown by the server.
+    fn beside(&self, awake: &Awake, goal: u32, round: u64, flags: Option<&LaunchFlags>) -> Beside {
+        let mut beside = Beside { tokens: 0, same_round: true };
+        if flags.is_some_and(LaunchFlags::splits_cache) {
+            return beside;
+        }
         let mut seen = self.seen();
         seen.forget_earlier_runs();
-        let restored = |id| seen.unproven.get(&id).map_or(0, |restore| restore.tokens);
-        let others = awake.slots.iter().filter(|slot| slot.id != goal);
-        others.map(|slot| slot.tokens.unwrap_or_else(|| restored(slot.id))).fold(0, u64::saturating_add)
-    }
-
-    /// A mark was found, and no restore is under way.
-    async fn clear_up(&self, note: &Note) {
-        let survived = self.seen().survived(note);
-        if survived {
-            self.unmark(&Note { restoring: false, sent_to: None, ..note.clone() }).await;
-        } else {
-            self.put_aside(note, UNFINISHED).await;
+        for slot in awake.slots.iter().filter(|slot| slot.id != goal) {
+            let (tokens, same_round) = match (slot.tokens, seen.unproven.get(&slot.id)) {
+                // How far it goes nobody knows.
+                _ if slot.is_processing => (slot.n_ctx, false),
+                (Some(tokens), _) => (tokens, false),
+                (None, Some(restored)) => (restored.tokens, restored.round == round),
+                (None, None) => (0, true),
+            };
+            beside.tokens = beside.tokens.saturating_add(tokens);
+            beside.same_round &= same_round || tokens == 0;
         }
+        beside
     }
 
-    async fn unmark(&self, note: &Note) {
-        if let Err(error) = self.shelf.write(note).await {
-            tracing::warn!(file = note.file, %error, "a note stays marked as being restored");
-        }
-    }
-
-    /// Sends one restore. From here on the file is either restored or never sent again.
-    async fn send(&self, probe: &Probe, slot: &SlotReading, note: &Note, file: &FileName, deadline: Instant) -> Said {
+    /// Sends one restore. What becomes of it is on its note, also where nobody is left to write it.
+    async fn send(
+        &self,
+        probe: &Probe,
+        slot: &SlotReading,
+        note: &Note,
+        file: &FileName,
+        beside: &Beside,
+        deadline: Instant,
+    ) -> Said {
         let name = &note.name;
         let marked = Note { restoring: true, sent_to: self.seen().run, ..note.clone() };
         let _under_way = UnderWay::new(self, note);
@@ -328,22 +359,18 @@ impl SlotStore {
             }
             Err(said) => said,
         };
-        let aside = match said.reason {
-            Reason::Restored
-            | Reason::RestorePartial
+        let why = || format!("{}: {}", said.reason.code(), said.message);
+        match said.reason {
+            Reason::Restored | Reason::RestorePartial => self.clear(&note).await,
+            // The same answer as to a damaged file.
+            Reason::RestoreRejected if beside.tokens > 0 => self.doubt(&note, &format!("no room, or {}", why())).await,
+            Reason::RestoreRejected | Reason::RestoreKilledProcess => self.put_aside(&note, &why()).await,
+            Reason::RestoreFailed => self.doubt(&note, &why()).await,
+            // It may be under way still. The mark stays until the server answers again, or is gone.
+            Reason::RestoreTimeout => {}
             // Surely not begun: the file has done nothing.
-            | Reason::RestoreNoSlot
-            | Reason::RestoreSlotBusy
-            | Reason::RestoreSlotUsed
-            | Reason::RestoreNotSupported
-            | Reason::RestoreUnchecked => None,
-            _ => Some(format!("{}: {}", said.reason.code(), said.message)),
-        };
-        match aside {
-            Some(why) => self.put_aside(&note, &why).await,
-            None => self.unmark(&note).await,
+            _ => self.unmark(&note).await,
         }
-        self.seen().sent.remove(&note.file);
         said
     }
 }
@@ -394,19 +421,20 @@ async fn survey(
     Ok(Checked::new(model_path, wanted, surveyed))
 }
 
-/// What is known of the wanted files and of the model that the server has loaded; looks where it is not known.
+/// What is known of the wanted files and of the model that the server has loaded; looks where it is not known for sure.
 async fn looked_at(
     ahead: Option<Checked>,
     awake: &Awake,
-    wanted: Vec<FileName>,
+    wanted: &[&Note],
     files: &impl SlotFiles,
 ) -> Result<Checked, SlotFilesError> {
     let model_path = awake.model_path().map(str::to_owned);
     match ahead {
-        Some(ahead) if ahead.model_path == model_path && wanted.iter().all(|f| ahead.files.contains_key(f)) => {
-            Ok(ahead)
+        Some(ahead) if ahead.model_path == model_path && wanted.iter().all(|note| ahead.confirms(note)) => Ok(ahead),
+        _ => {
+            let wanted = wanted.iter().filter_map(|note| FileName::new(&note.file));
+            survey(files, model_path, wanted.collect()).await
         }
-        _ => survey(files, model_path, wanted).await,
     }
 }
 

@@ -8,8 +8,8 @@ use std::cmp::Reverse;
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileStat, Fit, LaunchFlags, NamedSlot, Note, Notes, Probe, Reason, Said, SlotChoice, SlotError, SlotFiles,
-    SlotReading, SlotStore, Survey, left, look_in,
+    Awake, Closed, FileStat, Fit, LaunchFlags, NamedSlot, Note, Notes, Probe, Reason, Said, SlotChoice, SlotError,
+    SlotFiles, SlotReading, SlotStore, Survey, left, look_in,
     name::{self, Names},
     note::MANY_NOTES,
     now, remove, whole,
@@ -100,8 +100,18 @@ impl SlotStore {
                 return;
             }
         };
+        let busy = awake.slots.iter().find(|slot| slot.is_processing);
+        if let (SlotChoice::Checkpoint, Some(busy)) = (choice, busy) {
+            // Whoever waits for it would wait for the save of any other slot.
+            said.push(Reason::SlotBusy.say(format!("slot {} is processing a request", busy.id)));
+            return;
+        }
         let is_meant = |slot: &&SlotReading| only.is_none_or(|id| id == slot.id);
-        let surveyed = if awake.model_path() == guess { surveyed } else { survey(awake.model_path()).await };
+        let mut surveyed = if awake.model_path() == guess { surveyed } else { survey(awake.model_path()).await };
+        if surveyed.is_err() {
+            // What the file fits is noted now or never.
+            surveyed = survey(awake.model_path()).await;
+        }
         let surveyed = surveyed.unwrap_or_default();
         let mut free = surveyed.free;
         let first = newest.map_or(1, |n| n.round.saturating_add(1));
@@ -139,13 +149,29 @@ impl SlotStore {
             }
             let (checked, after) = tokio::join!(self.check(&round, unchecked), look_in(probe));
             said.extend(checked);
+            let after = match after {
+                Ok(after) => after,
+                Err(closed) => {
+                    // Whoever works on a prompt tells nothing. What is gone, or asleep, was not used.
+                    if let Closed::Late(why) = closed {
+                        said.push(
+                            Reason::SlotBusy.say(format!("whether what was saved is used again is not known: {why}")),
+                        );
+                    }
+                    slots.clear();
+                    break;
+                }
+            };
             // What was used meanwhile is not what was saved.
-            let Ok(after) = after else { break };
             slots = after.slots.iter().filter(is_meant).filter(|slot| !known.contains(slot)).cloned().collect();
             if slots.is_empty() {
                 break;
             }
             known = after.slots;
+        }
+        if !slots.is_empty() && said.iter().all(|said| said.reason != Reason::SlotBusy) {
+            let used: Vec<String> = slots.iter().map(|slot| format!("slot {}", slot.id)).collect();
+            said.push(Reason::SlotBusy.say(format!("used each time it was saved: {}", used.join(", "))));
         }
         if !holds {
             said.push(Reason::SlotEmpty.say("no slot holds tokens that are not saved already"));
@@ -190,7 +216,7 @@ impl SlotStore {
     ) -> Option<Result<Written, Said>> {
         let name = match round.choice {
             SlotChoice::Named(named) => named.name.clone(),
-            SlotChoice::All | SlotChoice::Checkpoint => name::of_slot(&self.slots.name, slot.id),
+            SlotChoice::All | SlotChoice::Asked | SlotChoice::Checkpoint => name::of_slot(&self.slots.name, slot.id),
         };
         if slot.is_processing {
             let why = format!("{name}: slot {} is processing a request", slot.id);
@@ -213,14 +239,14 @@ impl SlotStore {
         let names = name::new_file(name, round.at, round.tag, self.next_serial())
             .ok_or_else(|| Reason::SaveFailed.say(format!("{name:?} cannot be a file name")))?;
         let fit = round.awake.fit(slot.n_ctx, round.model, round.flags);
-        let needed = needed(round.notes, &fit, slot);
+        let size = size(round.notes, &fit, slot);
         if *round.choice == SlotChoice::Checkpoint {
-            self.is_small_enough(name, needed)?;
+            self.is_small_enough(name, size)?;
         }
-        if let (Some(free), Some(needed)) = (*free, needed)
-            && free < needed
+        if let (Some(free), Some((least, _))) = (*free, size)
+            && free < least
         {
-            return Err(Reason::DiskFull.say(format!("{name}: about {needed} bytes needed, {free} free")));
+            return Err(Reason::DiskFull.say(format!("{name}: at least {least} bytes needed, {free} free")));
         }
         let saved = round.probe.save_slot(slot.id, &names.unfinished, left(round.deadline)).await;
         let why = match saved {
@@ -238,6 +264,7 @@ impl SlotStore {
                     format: 0,
                     restoring: false,
                     sent_to: None,
+                    doubted: false,
                     put_aside: None,
                     digest: None,
                     unread_within: None,
@@ -258,17 +285,21 @@ impl SlotStore {
         Err(why)
     }
 
-    /// While a slot is saved, requests wait. How large it gets without any earlier save nobody can tell: then it is not tried,
-    /// for the limit is a promise.
-    fn is_small_enough(&self, name: &str, needed: Option<u64>) -> Result<(), Said> {
+    /// While a slot is saved, requests wait. How large it gets without an earlier save like it nobody can tell: then it is not
+    /// tried, for the limit is a promise.
+    fn is_small_enough(&self, name: &str, size: Option<(u64, u64)>) -> Result<(), Said> {
         let Some(most_mib) = self.slots.checkpoint_most_mib else { return Ok(()) };
-        match needed {
-            Some(needed) if needed <= most_mib.saturating_mul(MIB) => Ok(()),
-            Some(needed) => {
-                let why = format!("{name}: about {} MiB, at most {most_mib} are saved", needed / MIB);
+        let limit = most_mib.saturating_mul(MIB);
+        match size {
+            Some((_, most)) if most <= limit => Ok(()),
+            Some((least, _)) if least > limit => {
+                let why = format!("{name}: at least {} MiB, at most {most_mib} are saved", least / MIB);
                 Err(Reason::CheckpointTooLarge.say(why))
             }
-            None => Err(Reason::CheckpointUnknownSize.say(format!("{name}: its size is known after its first save"))),
+            _ => {
+                let why = format!("{name}: how large it is shows with the next save before a stop");
+                Err(Reason::CheckpointUnknownSize.say(why))
+            }
         }
     }
 
@@ -313,11 +344,19 @@ impl SlotStore {
     }
 }
 
-/// About how many bytes a save of this slot will take, judging by earlier ones that fit the same server.
-fn needed(notes: &Notes, fit: &Fit, slot: &SlotReading) -> Option<u64> {
-    let like = notes.notes.iter().find(|n| n.tokens > 0 && n.fit.differences(fit).is_empty())?;
-    let bytes = u128::from(like.bytes) * u128::from(slot.tokens?) / u128::from(like.tokens);
-    u64::try_from(bytes).ok()
+/// At least and at most how many bytes a save of this slot will take, judging by earlier ones that fit the same server.
+///
+/// A file grows with its tokens, and less and less with each: some state has one size for all, a window is full at some time.
+/// So one of twice the tokens is at least as large and at most twice as large.
+fn size(notes: &Notes, fit: &Fit, slot: &SlotReading) -> Option<(u64, u64)> {
+    let tokens = slot.tokens?;
+    let like = notes.notes.iter().filter(|note| note.tokens > 0 && note.fit.differences(fit).is_empty());
+    let bounds = like.map(|note| {
+        let in_proportion = u128::from(note.bytes) * u128::from(tokens) / u128::from(note.tokens);
+        let in_proportion = u64::try_from(in_proportion).unwrap_or(u64::MAX);
+        (note.bytes.min(in_proportion), note.bytes.max(in_proportion))
+    });
+    bounds.reduce(|(least, most), (low, high)| (least.max(low), most.min(high)))
 }
 
 fn failure(error: &SlotError, free: Option<u64>) -> Reason {

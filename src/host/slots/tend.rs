@@ -8,17 +8,17 @@ use super::{
     FileName, Found, MOST_SURVEYED, Note, Reason, Said, SlotFiles, SlotFilesError, SlotStore, Survey, as_noted, named,
 };
 use crate::{
-    driver::world::{SlotTask, SlotTold},
+    driver::world::{SlotTask, SlotTold, TENDED_WITHIN},
     machine::{Warning, reading::Reuse},
 };
 
 /// A save or restore under way is waited for so long.
 const TURN_WITHIN: Duration = Duration::from_secs(30);
-/// All files of one question together are read for so long.
-const VERIFIED_WITHIN: Duration = Duration::from_mins(10);
+/// All files of one question together are read for so long: whoever asked still waits then.
+const VERIFIED_WITHIN: Duration = TENDED_WITHIN.saturating_sub(Duration::from_secs(15));
 
 impl SlotStore {
-    /// Does `task`. Ends by itself: within half a minute and a few exchanges, a verification within ten minutes.
+    /// Does `task`. Ends by itself: within half a minute and a few exchanges, a verification within [`TENDED_WITHIN`].
     ///
     /// # Errors
     /// Why nothing was done, with its stable code.
@@ -55,7 +55,8 @@ impl SlotStore {
         Ok(told)
     }
 
-    /// Saves and restores go on meanwhile. What is found damaged is put aside.
+    /// Saves and restores go on meanwhile. What is found damaged is put aside; what is whole comes back from there, unless it
+    /// killed the server or was rejected.
     async fn verify(
         &self,
         files: &impl SlotFiles,
@@ -80,9 +81,14 @@ impl SlotStore {
             for (note, file) in some.iter().zip(&asked) {
                 let found = found.next().unwrap_or(Ok(None));
                 let said = verdict(files, note, file, found, deadline).await;
-                if said.reason == Reason::Damaged {
-                    self.damaged_file(note, &said.message).await;
-                }
+                let said = match said.reason {
+                    Reason::Damaged => {
+                        self.damaged_file(note, &said.message).await;
+                        said
+                    }
+                    Reason::Whole => self.whole_file(note, said).await,
+                    _ => said,
+                };
                 told.push(told_of(note, said));
             }
         }
@@ -96,6 +102,35 @@ impl SlotStore {
         };
         if let Err(error) = noted {
             tracing::warn!(file = note.file, why, %error, "a damaged file could not be put aside");
+        }
+    }
+
+    /// As it was saved, whatever was thought of it.
+    async fn whole_file(&self, note: &Note, said: Said) -> Said {
+        if note.is_proven_bad() {
+            return said.reason.say(format!("{}, and yet put aside", said.message));
+        }
+        if note.put_aside.is_none() && !note.doubted {
+            return said;
+        }
+        let noted = match self.turn_of_ours().await {
+            Ok(_turn) => {
+                let clear = |note: &mut Note| {
+                    if !note.is_proven_bad() {
+                        (note.put_aside, note.doubted) = (None, false);
+                    }
+                };
+                self.amend(&note.file, clear).await
+            }
+            Err(busy) => Err(std::io::Error::other(busy.message)),
+        };
+        match noted {
+            Ok(()) if note.put_aside.is_none() => said,
+            Ok(()) => said.reason.say(format!("{}; it is not put aside any more", said.message)),
+            Err(error) => {
+                tracing::warn!(file = note.file, %error, "a whole file stays put aside");
+                said
+            }
         }
     }
 

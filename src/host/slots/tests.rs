@@ -32,6 +32,7 @@ fn note(round: u64, tokens: u64) -> Note {
         format: 4,
         restoring: false,
         sent_to: None,
+        doubted: false,
         put_aside: None,
         digest: None,
         unread_within: None,

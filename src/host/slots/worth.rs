@@ -34,6 +34,8 @@ struct Verdict {
 #[derive(Clone, Debug)]
 pub(super) struct Unproven {
     pub(super) file: String,
+    /// The save it is of.
+    pub(super) round: u64,
     pub(super) fit: Fit,
     /// Came back.
     pub(super) tokens: u64,
@@ -43,7 +45,7 @@ pub(super) struct Unproven {
 
 impl Unproven {
     pub(super) fn new(note: &Note, tokens: u64, run: Option<Invocation>) -> Self {
-        Self { file: note.file.clone(), fit: note.fit.clone(), tokens, run }
+        Self { file: note.file.clone(), round: note.round, fit: note.fit.clone(), tokens, run }
     }
 }
 
@@ -99,12 +101,17 @@ impl SlotStore {
         let mut told = vec![];
         for restore in &proven {
             // What the prompts of several slots found is one sum: one verdict.
+            let all = reuse.reused.saturating_add(reuse.computed);
             if judged.iter().all(|fit| !fit.differences(&restore.fit).is_empty()) {
-                useless.judge(&restore.fit, reuse, now());
+                let beside = proven.iter().filter(|other| other.fit.differences(&restore.fit).is_empty());
+                let restored: u64 = beside.map(|other| other.tokens).fold(0, u64::saturating_add);
+                // Whoever goes on with a conversation sends all of it; a short prompt was about something else.
+                if reuse.is_effective() || all >= restored / 2 {
+                    useless.judge(&restore.fit, reuse, now());
+                }
                 judged.push(&restore.fit);
             }
             let reason = if reuse.is_effective() { Reason::RestoreEffective } else { Reason::RestoreIneffective };
-            let all = reuse.reused.saturating_add(reuse.computed);
             let mut said = reason.say(format!("{} of {all} tokens were found", reuse.reused));
             let noted = self.amend(&restore.file, |note| {
                 if let Some(last) = &mut note.last_restore {
