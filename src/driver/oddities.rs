@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::unsaved::{self, Unsaved};
 use crate::machine::{
     BackendId, BackendKind, Instant, Invocation, Policy, Seen, View,
     reading::{BackendReading, Dated, Gpu, Reading},
@@ -31,6 +32,8 @@ pub(super) struct Oddity {
 pub(super) struct Oddities {
     backends: Vec<Memory>,
     found: Vec<Oddity>,
+    /// What was stopped without being saved.
+    pub(super) unsaved: Unsaved,
 }
 
 /// Of one backend.
@@ -97,6 +100,14 @@ impl Oddities {
             let before = self.found.iter().find(|o| o.code == odd.code && o.backend == odd.backend);
             odd.since = before.map_or(odd.since, |before| before.since);
         }
+        self.unsaved.note(view, now);
+        found.extend(self.unsaved.lost().map(|(backend, why, since)| Oddity {
+            code: "not_saved",
+            message: format!("what it held when it was stopped was not saved: {} [{}]", why.message, why.code),
+            hint: unsaved::hint(&why.code).unwrap_or("see the daemon's journal"),
+            backend,
+            since,
+        }));
         self.found = found;
     }
 }

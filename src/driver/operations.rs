@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::{
     PostMortem,
     clock::Clock,
-    handle::{OPERATIONS_KEPT, OperationRecord},
+    handle::{NotSaved, OPERATIONS_KEPT, OperationRecord},
     status::ErrorStatus,
 };
 use crate::machine::{BackendId, Cause, End, Failure, Goal, Instant, OpId, Operation, Policy, Warning};
@@ -55,13 +55,14 @@ impl Operations {
         end: &End,
         at: Instant,
         post_mortem: Vec<String>,
+        not_saved: Vec<NotSaved>,
         clock: &Clock,
     ) -> Option<OperationRecord> {
         let record = self.kept.iter_mut().rev().find(|r| r.id == op.0)?;
         let when = clock.rfc3339(at);
         record.ended = Some(when.clone());
         record.end = Some(end_name(end).into());
-        record.post_mortem = post_mortem;
+        (record.post_mortem, record.not_saved) = (post_mortem, not_saved);
         match end {
             End::Done { warnings } => {
                 record.warnings.clone_from(warnings);
@@ -204,7 +205,7 @@ mod tests {
         assert_eq!(listener.borrow().first().map(|r| r.id), Some(2));
         let done = End::Done { warnings: vec![] };
         let now = clock.now();
-        assert!(record.ended(OpId(1), &done, now, vec![], &clock).is_none());
+        assert!(record.ended(OpId(1), &done, now, vec![], vec![], &clock).is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -216,13 +217,13 @@ mod tests {
         let done = End::Done { warnings: vec![] };
         let run = Goal::Run(BackendId(0));
         record.began(&operation(1, run), &clock, &policy());
-        record.ended(OpId(1), &failed, now, vec!["it said so".into()], &clock);
+        record.ended(OpId(1), &failed, now, vec!["it said so".into()], vec![], &clock);
         record.began(&operation(2, Goal::Stop), &clock, &policy());
-        record.ended(OpId(2), &done, now, vec![], &clock);
+        record.ended(OpId(2), &done, now, vec![], vec![], &clock);
         let code = record.last_error().map(|e| e.code);
         assert_eq!(code.as_deref(), Some("health_timeout"));
         record.began(&operation(3, run), &clock, &policy());
-        record.ended(OpId(3), &done, now, vec![], &clock);
+        record.ended(OpId(3), &done, now, vec![], vec![], &clock);
         assert_eq!(record.last_error(), None);
     }
 }
