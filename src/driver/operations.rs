@@ -9,6 +9,7 @@ use super::{
     clock::Clock,
     handle::{NotSaved, OPERATIONS_KEPT, OperationRecord},
     status::ErrorStatus,
+    unsaved,
 };
 use crate::machine::{BackendId, Cause, End, Failure, Goal, Instant, OpId, Operation, Policy, Warning};
 
@@ -74,11 +75,12 @@ impl Operations {
                 record.warnings.clone_from(warnings);
                 record.code = Some(failure.code().into());
                 record.message = Some(message(*failure, warnings));
-                record.hint = Some(failure.hint().into());
+                let hint = hint(*failure, warnings);
+                record.hint = Some(hint.into());
                 let error = ErrorStatus {
                     code: failure.code().into(),
                     message: message(*failure, warnings),
-                    hint: failure.hint().into(),
+                    hint: hint.into(),
                     at: when,
                 };
                 self.last_error = Some((record.kind.clone(), error));
@@ -105,9 +107,25 @@ impl Operations {
     }
 }
 
-/// What happened, with the details that were told first.
+/// The warning that says why. Of slots the failure itself says nothing: what became of them, and why, was told first.
+fn reason(failure: Failure, warnings: &[Warning]) -> Option<&Warning> {
+    match failure {
+        Failure::SaveFailed | Failure::RestoreFailed => warnings.first(),
+        _ => warnings.iter().find(|w| w.code == failure.code()),
+    }
+}
+
+fn hint(failure: Failure, warnings: &[Warning]) -> &'static str {
+    let of_reason = || reason(failure, warnings).and_then(|why| unsaved::hint(&why.code));
+    match failure {
+        Failure::SaveFailed | Failure::RestoreFailed => of_reason().unwrap_or(failure.hint()),
+        _ => failure.hint(),
+    }
+}
+
+/// What happened, and why.
 fn message(failure: Failure, warnings: &[Warning]) -> String {
-    match warnings.iter().find(|w| w.code == failure.code()) {
+    match reason(failure, warnings) {
         Some(detail) if detail.message != failure.message() => {
             format!("{} ({})", failure.message(), detail.message)
         }
@@ -178,7 +196,7 @@ pub(super) fn named_better(end: End, told: &PostMortem) -> End {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::RequestId;
+    use crate::machine::{RequestId, Selection};
 
     fn policy() -> Policy {
         crate::driver::tests_policy()
@@ -206,6 +224,21 @@ mod tests {
         let done = End::Done { warnings: vec![] };
         let now = clock.now();
         assert!(record.ended(OpId(1), &done, now, vec![], vec![], &clock).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_restore_says_why_and_claims_nothing_of_the_context() {
+        let (mut record, _listener) = Operations::new();
+        let clock = Clock::start();
+        record.began(&operation(1, Goal::Restore(BackendId(0), Selection::All)), &clock, &policy());
+        let used = Warning::new("restore_slot_used", "localbot: slot 0 was used since the start");
+        let failed = End::Failed { failure: Failure::RestoreFailed, warnings: vec![used] };
+        let told = record.ended(OpId(1), &failed, clock.now(), vec![], vec![], &clock);
+        let error = record.last_error().expect("it failed");
+        let why = "The slots could not be restored. (localbot: slot 0 was used since the start)";
+        assert_eq!((error.code.as_str(), error.message.as_str()), ("restore_failed", why));
+        assert_eq!(error.hint, "restart the backend, which restores before any use");
+        assert_eq!(told.and_then(|record| record.hint), Some(error.hint));
     }
 
     #[tokio::test(start_paused = true)]

@@ -120,6 +120,7 @@ pub(super) fn hint(code: &str) -> Option<&'static str> {
         "save_misplaced" => "`slots.dir` and its --slot-save-path must be the same folder",
         "save_unchecked" => "check SSH to the server, and our user's rights in the slot folder",
         "save_damaged" => "check the disk of its slot folder",
+        "restore_slot_used" | "restore_slot_busy" => "restart the backend, which restores before any use",
         "note_failed" | "note_late" => "check room and rights of the daemon's state directory",
         _ => return None,
     })

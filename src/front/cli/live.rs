@@ -153,10 +153,9 @@ pub(super) fn conclusion(record: &OperationRecord, paint: Paint) -> String {
     if let Some(hint) = record.hint.as_deref().filter(|hint| !hint.is_empty()) {
         text.push_str(&format!("  hint: {}\n", plain(hint)));
     }
-    let is_told = |warning: &&Warning| {
-        let of = |lost: &NotSaved| lost.code == warning.code && lost.message == warning.message;
-        record.end.as_deref() == Some("done") && record.not_saved.iter().any(of)
-    };
+    // What the first line says is not said again.
+    let first = text.lines().next().unwrap_or_default().to_owned();
+    let is_told = |warning: &&Warning| !warning.message.is_empty() && first.contains(&plain(&warning.message));
     for warning in record.warnings.iter().filter(|warning| !is_told(warning)) {
         text.push_str(&format!(
             "  {} {} {}\n",
@@ -225,6 +224,16 @@ mod tests {
             "✓ start llama-cpp: done in 8.2s, but what vllm held was not saved: localbot: failed with 500 \
              [save_failed]\n  warning: More. [other]\n"
         );
+    }
+
+    #[test]
+    fn a_reason_that_the_first_line_tells_is_not_told_again() {
+        let mut record = record("failed");
+        record.message = Some("The slots could not be restored. (nothing is saved as \"nope\")".into());
+        record.warnings = vec![Warning::new("no_such_slot", "nothing is saved as \"nope\"")];
+        let told = conclusion(&record, Paint::PLAIN);
+        assert!(told.contains("failed after 8.2s: The slots could not be restored. (nothing is saved"), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
     }
 
     #[test]
