@@ -186,6 +186,24 @@ fn refusals_exit_4_with_code_and_hint() {
 }
 
 #[test]
+fn a_name_that_nothing_is_saved_under_is_refused_and_one_that_cannot_be_is_wrong_use() {
+    let (_folder, fake) = daemon();
+    for verb in ["restore", "forget", "verify"] {
+        let output = run(&fake.socket, &["slots", verb, "lokalbot"]);
+        assert_eq!(code(&output), 4, "{verb}: {}", err(&output));
+        assert!(err(&output).contains("[no_such_slot]"), "{verb}: {}", err(&output));
+        assert!(err(&output).contains("did you mean `localbot`?"), "{verb}: {}", err(&output));
+    }
+    let output = run(&fake.socket, &["slots", "restore", "localbot", "--generation", "8"]);
+    assert_eq!(code(&output), 4);
+    assert!(err(&output).contains("of `localbot` there are: 7 [no_such_generation]"), "{}", err(&output));
+    for name in ["", "a b", "../x"] {
+        let output = run(&fake.socket, &["slots", "save", name]);
+        assert_eq!(code(&output), 2, "{name:?}: {}", err(&output));
+    }
+}
+
+#[test]
 fn without_a_daemon_the_client_exits_3_and_names_the_socket() {
     let folder = Folder::new();
     let socket = folder.socket();

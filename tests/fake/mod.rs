@@ -355,7 +355,7 @@ pub fn serving() -> Status {
             ("llama-cpp".into(), backend("llama-cpp", "running", 8.0)),
             ("vllm".into(), backend("vllm", "stopped", 80.0)),
         ]),
-        ages: BTreeMap::from([("ssh".into(), 0.5)]),
+        ages: BTreeMap::from([("ssh".into(), 0.5), ("llama-cpp.saved".into(), 0.5)]),
         ..Status::default()
     }
 }
