@@ -373,6 +373,8 @@ fn help_completions_and_man_page_come_from_the_same_definitions() {
         assert_eq!(code(&run(socket, &[verb, "--help"])), 0, "{verb}");
     }
     assert!(out(&help).contains("Exit codes:"));
+    let save = out(&run(socket, &["slots", "save", "--help"]));
+    assert!(save.contains("the newest `keep` saves stay") && !save.contains("until it is forgotten"), "{save}");
     assert_eq!(code(&run(socket, &["--version"])), 0);
     for shell in ["bash", "zsh", "fish"] {
         assert!(out(&run(socket, &["completions", shell])).contains("no-drain"), "{shell}");
