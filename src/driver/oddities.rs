@@ -77,6 +77,13 @@ impl Oddities {
                     "if it does not recover, `wechsler restart --no-drain` it",
                 );
             }
+            if backend.folder_is_open == Some(true) {
+                odd(
+                    "slots_folder_open",
+                    "its saved conversations lie in a folder that is open to others than its owner and group",
+                    "close it: `chmod 2770` on the folder of `slots.dir`, see contrib/README.md",
+                );
+            }
             let mut saved = backend.saved.iter().flat_map(|saved| &saved.value);
             if let (Some(why), Some(_)) = (saved.find_map(|slot| slot.useless.as_deref()), &memory.ready) {
                 odd(

@@ -112,8 +112,9 @@ struct Swept {
     tries: u32,
 }
 
-/// Leftovers are looked for in each new SSH session, and again after so long: what was too young may be one by now.
-const SWEEP_AGAIN: Duration = Duration::from_hours(1);
+/// Leftovers are looked for in each new SSH session, after each save, and again after so long: what was too young may be one by
+/// now, and a folder may have been opened to others.
+const SWEEP_AGAIN: Duration = Duration::from_mins(10);
 
 /// A sweep that fails is tried so many times in one SSH session.
 const SWEEPS: u32 = 5;
@@ -430,6 +431,7 @@ impl Backend {
         {
             slots.store.meets(self.run());
             reading.saved = Some(Dated { at: now, value: slots.store.saved().await });
+            reading.folder_is_open = slots.store.folder_is_open();
             // A server that is off is not called for this; and nobody waits for it.
             if calm && self.ssh.is_open() && !slots.tidying.swap(true, Ordering::Relaxed) {
                 let (slots, ssh, name) = (Arc::clone(slots), Arc::clone(&self.ssh), self.name.clone());
@@ -539,6 +541,7 @@ impl World for Host {
                 };
                 // Boxed: large, and rare.
                 let outcome = if let Verb::SaveSlots(_) = verb {
+                    *locked(&slots.swept) = Swept::default();
                     Box::pin(slots.store.save(&backend.probe, &slots.folder, &choice, within)).await
                 } else {
                     slots.store.meets(backend.run());

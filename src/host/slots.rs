@@ -95,8 +95,8 @@ struct Seen {
     run: Option<Invocation>,
     /// The file whose restore is under way.
     restoring: Option<String>,
-    /// That the slot folder is open to others was reported.
-    open_told: bool,
+    /// The slot folder is open to others, as it was last looked at.
+    folder_is_open: Option<bool>,
     /// Files that could not be read whole.
     undigested: BTreeSet<String>,
     /// By slot: what was restored into it last, until it is known what that was worth.
@@ -241,7 +241,8 @@ impl SlotStore {
         let _turn = self.turn.lock().await;
         let tag = self.tag().await.map_err(|error| format!("whose files are ours is not known: {error}"))?;
         let listed = files.list(name::UNFINISHED).await.map_err(|error| error.to_string())?;
-        if listed.open && !std::mem::replace(&mut self.seen().open_told, true) {
+        let before = self.seen().folder_is_open.replace(listed.open);
+        if listed.open && before != Some(true) {
             let (code, folder) = ("slots_folder_open", self.slots.dir.display());
             tracing::warn!(code, %folder, "saved conversations lie in a folder that is open to others: mode 2770 closes it");
         }
@@ -253,6 +254,11 @@ impl SlotStore {
             tracing::info!(?leftovers, "leftovers of broken-off saves are removed");
         }
         Ok(leftovers.len())
+    }
+
+    /// Whether the slot folder was open to others when it was last swept; `None`: never yet.
+    pub fn folder_is_open(&self) -> Option<bool> {
+        self.seen().folder_is_open
     }
 
     /// Removes generations beyond those to keep, file first: what then has a note still is tried again by the next call.

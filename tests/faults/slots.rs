@@ -401,3 +401,23 @@ async fn row_k12_a_first_request_that_hangs_in_the_cache_layer_is_drained_within
     tokio::time::sleep(Duration::ZERO).await;
     bench.works().await;
 }
+
+#[tokio::test]
+async fn a_slot_folder_that_was_opened_to_others_is_told_after_the_next_saves() {
+    let bench = control().await;
+    let folder = bench.server.setup().slot_dir();
+    let is_told = |bench: &Bench| bench.status().attention.iter().any(|a| a.code == "slots_folder_open");
+    assert!(!is_told(&bench), "the control");
+    for (mode, told) in [(0o755, true), (0o700, false)] {
+        fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).expect("ours");
+        // The folder is looked at beside a save, and shown by the look after the next one at the latest.
+        for _ in 0..50 {
+            if is_told(&bench) == told {
+                break;
+            }
+            done(&bench, SAVE).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(is_told(&bench), told, "{mode:o}");
+    }
+}
