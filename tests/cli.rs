@@ -98,6 +98,18 @@ fn documents_come_as_one_object_with_json() {
 }
 
 #[test]
+fn what_was_done_about_saved_slots_has_its_outcome_in_json() {
+    let (_folder, fake) = daemon();
+    let output = run(&fake.socket, &["slots", "forget", "localbot", "--json"]);
+    let document = object(&output);
+    assert_eq!((code(&output), &document["outcome"], &document["exit_code"]), (0, &"done".into(), &0.into()));
+    assert_eq!(document["slots"][0]["code"], "forgotten");
+    let output = run(&fake.socket, &["slots", "verify", "--json"]);
+    let document = object(&output);
+    assert_eq!((code(&output), &document["outcome"], &document["exit_code"]), (1, &"failed".into(), &1.into()));
+}
+
+#[test]
 fn a_start_in_a_pipe_tells_each_phase_once_and_then_what_came_of_it() {
     let (_folder, fake) = daemon();
     let output = run(&fake.socket, &["start"]);
@@ -191,7 +203,8 @@ fn a_name_that_nothing_is_saved_under_is_refused_and_one_that_cannot_be_is_wrong
     for verb in ["restore", "forget", "verify"] {
         let output = run(&fake.socket, &["slots", verb, "lokalbot"]);
         assert_eq!(code(&output), 4, "{verb}: {}", err(&output));
-        assert!(err(&output).contains("[no_such_slot]"), "{verb}: {}", err(&output));
+        let says = "No slot is saved under that name: `lokalbot` is none; there are: localbot [no_such_slot]";
+        assert!(err(&output).contains(says), "{verb}: {}", err(&output));
         assert!(err(&output).contains("did you mean `localbot`?"), "{verb}: {}", err(&output));
     }
     let output = run(&fake.socket, &["slots", "restore", "localbot", "--generation", "8"]);

@@ -53,7 +53,7 @@ impl Caller {
         };
         let exit = if tended.slots.iter().all(is_well) { Exit::Done } else { Exit::Failed };
         let text = if self.json {
-            json(&tended) + "\n"
+            json(&serde_json::json!({"outcome": exit.word(), "exit_code": exit as u8, "slots": tended.slots})) + "\n"
         } else {
             tended.slots.iter().map(|end| end_line(end, self.paint)).collect()
         };
@@ -105,13 +105,18 @@ fn generation(saved: &SavedSlotStatus, now: SystemTime, paint: Paint) -> String 
     let age = ago_text(&saved.saved_at, now);
     let told = |last: &RestoreStatus| format!("; restored {}{}", ago_text(&last.at, now), worth(last, paint));
     let restore = saved.last_restore.as_ref().map_or(String::new(), told);
+    // A reason is a sentence, and has a line of its own. That it is of this name stands above.
+    let line = |what: &str, why: &str| {
+        let why = why.replacen(&format!("{}: ", saved.name), "", 1);
+        format!("     {}\n", paint.fair(&format!("{what}: {}", plain(&why))))
+    };
     let wrong = match (&saved.put_aside, &saved.useless) {
-        (Some(why), _) => format!(", {}", paint.fair(&format!("put aside: {}", plain(why)))),
-        (None, Some(why)) => format!(", {}", paint.fair(&format!("not restored by itself: {}", plain(why)))),
+        (Some(why), _) => line("put aside", why),
+        (None, Some(why)) => line("not restored by itself", why),
         (None, None) => String::new(),
     };
     format!(
-        "  {}: {} tokens, {}, {age}, {}{restore}{wrong}\n",
+        "  {}: {} tokens, {}, {age}, {}{restore}\n{wrong}",
         saved.generation,
         saved.tokens,
         size(saved.bytes),
@@ -171,7 +176,7 @@ mod tests {
             vec![
                 SavedSlotStatus { last_restore: Some(last("effective", Some(900))), ..saved("localbot", 9) },
                 SavedSlotStatus { last_restore: Some(last("unknown", None)), ..saved("localbot-1", 9) },
-                SavedSlotStatus { put_aside: Some("restore_rejected".into()), ..saved("localbot", 8) },
+                SavedSlotStatus { put_aside: Some("restore_rejected: localbot: 400".into()), ..saved("localbot", 8) },
                 SavedSlotStatus { useless: Some("no effect".into()), ..saved("localbot", 7) },
             ],
         );
@@ -180,8 +185,8 @@ mod tests {
             "slot 0: 12 tokens of 8k, busy\n\
              saved localbot of llama-cpp\n  \
              9: 4096 tokens, 50MB, 1h ago, Nemotron; restored 1m ago: effective, 90% of the prompt reused\n  \
-             8: 4096 tokens, 50MB, 1h ago, Nemotron, put aside: restore_rejected\n  \
-             7: 4096 tokens, 50MB, 1h ago, Nemotron, not restored by itself: no effect\n\
+             8: 4096 tokens, 50MB, 1h ago, Nemotron\n     put aside: restore_rejected: 400\n  \
+             7: 4096 tokens, 50MB, 1h ago, Nemotron\n     not restored by itself: no effect\n\
              saved localbot-1 of llama-cpp\n  \
              9: 4096 tokens, 50MB, 1h ago, Nemotron; restored 1m ago, not used yet\n"
         );

@@ -220,7 +220,11 @@ impl SlotStore {
         if let (Some(free), Some(needed)) = (*free, needed)
             && free < needed
         {
-            return Err(Reason::DiskFull.say(format!("{name}: about {needed} bytes needed, {free} free")));
+            return Err(Reason::DiskFull.say(format!(
+                "{name}: about {} MiB needed, {} free",
+                needed.div_ceil(MIB),
+                free / MIB
+            )));
         }
         let saved = round.probe.save_slot(slot.id, &names.unfinished, left(round.deadline)).await;
         let why = match saved {
