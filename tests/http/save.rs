@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use wechsler::{driver::world::SlotChoice, machine::Outcome};
 
-use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, store_in};
+use crate::llama::{BYTES_PER_TOKEN, Rig, Slot, codes, message, store_in};
 
 #[tokio::test]
 async fn a_save_goes_to_a_new_name_is_checked_and_noted() {
@@ -123,7 +123,9 @@ async fn trap_2_a_save_that_cannot_fit_is_not_even_tried() {
     rig.save_and_restart(100).await;
     rig.world.use_slot(0, 1000);
     rig.world.state().free = 300 * BYTES_PER_TOKEN as u64;
-    assert_eq!(codes(&rig.save().await), ["!disk_full"]);
+    let outcome = rig.save().await;
+    assert_eq!(codes(&outcome), ["!disk_full"]);
+    assert_eq!(message(outcome), "localbot: about 1 MiB needed, 0 free");
     assert_eq!(rig.sent(), [""; 0]);
 }
 
