@@ -38,7 +38,9 @@ impl Unsaved {
     /// A save has ended. `view` is as it was until then.
     pub(super) fn save_ended(&mut self, id: BackendId, outcome: &Outcome, view: &View) {
         let (Some(op), Some(look)) = (&view.operation, view.look.backends.get(usize::from(id.0))) else { return };
-        let (run, unused, holds) = (look.invocation, look.unused, look.holds_tokens);
+        let (run, holds) = (look.invocation, look.holds_tokens);
+        // What was read before the operation says nothing of a request that came since.
+        let unused = look.unused && look.use_at > op.started;
         let memory = self.memory(id);
         let Some(why) = why_not(outcome) else {
             memory.missed = None;
@@ -200,7 +202,7 @@ mod tests {
         asked.look.backends[0].seen = Seen::Stopped;
         assert_eq!(codes(&mut unsaved, &asked, 0), [""; 0], "the save was only asked for");
         let mut fresh = view(Goal::Stop);
-        fresh.look.backends[0].unused = true;
+        (fresh.look.backends[0].unused, fresh.look.backends[0].use_at) = (true, at(1));
         unsaved.save_ended(LLAMA, &failed(), &fresh);
         fresh.look.backends[0].seen = Seen::Stopped;
         assert_eq!(codes(&mut unsaved, &fresh, 0), [""; 0], "it was never used");
@@ -209,6 +211,16 @@ mod tests {
         unsaved.save_ended(LLAMA, &saved(), &again);
         again.look.backends[0].seen = Seen::Stopped;
         assert_eq!(codes(&mut unsaved, &again, 0), [""; 0], "the second try was good");
+    }
+
+    #[test]
+    fn a_run_that_was_unused_when_it_was_last_read_may_hold_something_by_now() {
+        let mut unsaved = Unsaved::default();
+        let mut view = view(Goal::Stop);
+        (view.look.backends[0].unused, view.look.backends[0].use_at) = (true, Instant::START);
+        unsaved.save_ended(LLAMA, &failed(), &view);
+        view.look.backends[0].seen = Seen::Stopped;
+        assert_eq!(codes(&mut unsaved, &view, 0), ["disk_full"]);
     }
 
     #[test]

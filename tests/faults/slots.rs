@@ -244,6 +244,7 @@ async fn row_k6_a_busy_slot_is_not_waited_for_where_nobody_wants_to_wait() {
     bench.truly("busy", |_| inside.fired("completions-hang") == 1).await;
     let record = done(&bench, TO_VLLM_NOW).await;
     warned(&record, "slot_busy");
+    assert_eq!(record.not_saved.first().map(|lost| lost.code.as_str()), Some("slot_busy"));
     assert!(request.await.expect("no panic").is_none(), "it was cut off");
     bench.works().await;
 }
@@ -258,6 +259,9 @@ async fn row_k6_a_save_that_fails_is_told_and_the_switch_goes_on() {
         inside.set(fault);
         let record = done(&bench, STOP_NOW).await;
         warned(&record, code);
+        let lost: Vec<_> = record.not_saved.iter().map(|lost| (lost.backend.as_str(), lost.code.as_str())).collect();
+        assert_eq!(lost, [("llama-cpp", code)], "and said to be lost");
+        bench.attention("not_saved").await;
         assert_eq!(inside.fired(name), 1);
         inside.clear_all();
         bench.truly("remains are cleared away", |_| slot_files(&bench) == files).await;
