@@ -98,6 +98,18 @@ fn documents_come_as_one_object_with_json() {
 }
 
 #[test]
+fn what_was_done_about_saved_slots_has_its_outcome_in_json() {
+    let (_folder, fake) = daemon();
+    let output = run(&fake.socket, &["slots", "forget", "localbot", "--json"]);
+    let document = object(&output);
+    assert_eq!((code(&output), &document["outcome"], &document["exit_code"]), (0, &"done".into(), &0.into()));
+    assert_eq!(document["slots"][0]["code"], "forgotten");
+    let output = run(&fake.socket, &["slots", "verify", "--json"]);
+    let document = object(&output);
+    assert_eq!((code(&output), &document["outcome"], &document["exit_code"]), (1, &"failed".into(), &1.into()));
+}
+
+#[test]
 fn a_start_in_a_pipe_tells_each_phase_once_and_then_what_came_of_it() {
     let (_folder, fake) = daemon();
     let output = run(&fake.socket, &["start"]);
@@ -183,6 +195,25 @@ fn refusals_exit_4_with_code_and_hint() {
     assert_eq!(document["exit_code"], 4);
     assert_eq!(document["error"]["code"], "nothing_to_cancel");
     assert_eq!(code(&run(&fake.socket, &["release", "9"])), 4);
+}
+
+#[test]
+fn a_name_that_nothing_is_saved_under_is_refused_and_one_that_cannot_be_is_wrong_use() {
+    let (_folder, fake) = daemon();
+    for verb in ["restore", "forget", "verify"] {
+        let output = run(&fake.socket, &["slots", verb, "lokalbot"]);
+        assert_eq!(code(&output), 4, "{verb}: {}", err(&output));
+        let says = "No slot is saved under that name: `lokalbot` is none; there are: localbot [no_such_slot]";
+        assert!(err(&output).contains(says), "{verb}: {}", err(&output));
+        assert!(err(&output).contains("did you mean `localbot`?"), "{verb}: {}", err(&output));
+    }
+    let output = run(&fake.socket, &["slots", "restore", "localbot", "--generation", "8"]);
+    assert_eq!(code(&output), 4);
+    assert!(err(&output).contains("of `localbot` there are: 7 [no_such_generation]"), "{}", err(&output));
+    for name in ["", "a b", "../x"] {
+        let output = run(&fake.socket, &["slots", "save", name]);
+        assert_eq!(code(&output), 2, "{name:?}: {}", err(&output));
+    }
 }
 
 #[test]
@@ -355,6 +386,8 @@ fn help_completions_and_man_page_come_from_the_same_definitions() {
         assert_eq!(code(&run(socket, &[verb, "--help"])), 0, "{verb}");
     }
     assert!(out(&help).contains("Exit codes:"));
+    let save = out(&run(socket, &["slots", "save", "--help"]));
+    assert!(save.contains("the newest `keep` saves stay") && !save.contains("until it is forgotten"), "{save}");
     assert_eq!(code(&run(socket, &["--version"])), 0);
     for shell in ["bash", "zsh", "fish"] {
         assert!(out(&run(socket, &["completions", shell])).contains("no-drain"), "{shell}");

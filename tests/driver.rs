@@ -199,6 +199,56 @@ async fn a_switch_saves_stops_starts_and_switching_back_restores() {
     );
 }
 
+/// llama.cpp holds a conversation, and cannot be saved when that is wanted.
+async fn about_to_lose_a_conversation() -> Bench {
+    let bench = Bench::new(on());
+    bench.state("gpu-idle").await;
+    let op = bench.accepted(START).await;
+    bench.ended(op).await;
+    bench.world.sim().converse(LLAMA, 500);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.world.sim().faults.save_fails = true;
+    bench
+}
+
+fn tells_not_saved(status: &Status) -> bool {
+    status.attention.iter().any(|a| a.code == "not_saved")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_switch_that_could_not_save_is_done_and_says_what_it_cost_until_the_next_good_save() {
+    let bench = about_to_lose_a_conversation().await;
+    let op = bench.accepted(Command::Switch(VLLM, Options::default())).await;
+    let record = bench.ended(op).await;
+    bench.world.sim().heal();
+    assert_eq!(record.end.as_deref(), Some("done"), "{record:?}");
+    let lost: Vec<_> = record.not_saved.iter().map(|lost| (&*lost.backend, &*lost.code, &*lost.message)).collect();
+    assert_eq!(lost, [("llama-cpp", "save_failed", "the server said 500")]);
+    let status = bench.until(|status| tells_not_saved(status)).await;
+    let told = status.attention.iter().find(|a| a.code == "not_saved").expect("just seen");
+    assert!(told.message.starts_with("llama-cpp: ") && told.message.contains("the server said 500"), "{told:?}");
+    let op = bench.accepted(Command::Switch(LLAMA, Options::default())).await;
+    let record = bench.ended(op).await;
+    assert_eq!(record.not_saved, [], "that was another one's doing");
+    bench.world.sim().converse(LLAMA, 500);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(tells_not_saved(&bench.handle.status_now()), "nothing was saved since");
+    let op = bench.accepted(Command::Stop(Options::default())).await;
+    assert_eq!(bench.ended(op).await.not_saved, []);
+    bench.until(|status| !tells_not_saved(status)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_could_not_save_says_so_at_its_end_and_for_a_day() {
+    let bench = about_to_lose_a_conversation().await;
+    let op = bench.accepted(Command::Stop(Options::default())).await;
+    assert_eq!(bench.ended(op).await.not_saved.len(), 1);
+    tokio::time::sleep(Duration::from_hours(23)).await;
+    assert!(tells_not_saved(&bench.handle.status_now()));
+    tokio::time::sleep(Duration::from_hours(2)).await;
+    assert!(!tells_not_saved(&bench.handle.status_now()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_order_whose_answer_is_lost_ends_as_unknown_within_its_time_and_the_look_decides() {
     let dir = scratch("lost");

@@ -159,7 +159,12 @@ async fn only_saves_and_restores_take_a_name_and_only_a_restore_a_generation() {
     for good in [
         named(CommandWord::Save),
         CommandRequest { slot: Some(1), ..named(CommandWord::Save) },
-        CommandRequest { generation: Some(4), slot: Some(1), ..named(CommandWord::Restore) },
+        CommandRequest {
+            name: Some("localbot".into()),
+            generation: Some(7),
+            slot: Some(1),
+            ..CommandRequest::new(CommandWord::Restore)
+        },
     ] {
         assert_eq!(client.command(&good).await.unwrap(), CommandAnswer::Done);
     }
@@ -168,6 +173,8 @@ async fn only_saves_and_restores_take_a_name_and_only_a_restore_a_generation() {
         CommandRequest { generation: Some(4), ..named(CommandWord::Save) },
         CommandRequest { name: None, slot: Some(1), ..named(CommandWord::Save) },
         CommandRequest { name: Some(String::new()), ..named(CommandWord::Save) },
+        CommandRequest { name: Some("a b".into()), ..named(CommandWord::Save) },
+        CommandRequest { name: Some("../x".into()), ..named(CommandWord::Save) },
         CommandRequest { name: Some("x".repeat(200)), ..named(CommandWord::Restore) },
     ] {
         assert_eq!(&*problem(client.command(&bad).await).code, "bad_request", "{bad:?}");

@@ -85,6 +85,9 @@ pub(super) fn ended(record: OperationRecord, status: &Arc<Status>) -> Change {
     if let Some(message) = &record.message {
         line = format!("{line}: {message}");
     }
+    for lost in &record.not_saved {
+        line = format!("{line}; what {} held was not saved", lost.backend);
+    }
     for warning in &record.warnings {
         line = format!("{line}; {}: {}", warning.code, warning.message);
     }

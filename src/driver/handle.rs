@@ -70,8 +70,22 @@ pub struct OperationRecord {
     pub hint: Option<String>,
     /// What went less well on the way.
     pub warnings: Vec<Warning>,
+    /// What was stopped on the way although it could not be saved.
+    #[serde(default)]
+    pub not_saved: Vec<NotSaved>,
     /// The unit's result, exit status and last journal lines, where a start failed.
     pub post_mortem: Vec<String>,
+}
+
+/// What a backend held when it was stopped, and what is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotSaved {
+    /// Its name.
+    pub backend: String,
+    /// Why, as the code of a warning.
+    pub code: String,
+    /// ... and in words.
+    pub message: String,
 }
 
 /// The front's view of the driver. Cheap to clone.

@@ -23,9 +23,10 @@ mod setup;
 pub mod slots;
 pub mod status;
 mod task;
+mod unsaved;
 pub mod world;
 
-pub use handle::{Change, Handle, OperationRecord, Request};
+pub use handle::{Change, Handle, NotSaved, OperationRecord, Request};
 pub use journal::replay;
 pub use setup::{BackendFacts, Pulse, Setup};
 pub use task::{LOOK_AT_MOST, POST_MORTEM_AT_MOST, SHUTDOWN_AT_MOST, VERB_SLACK, spawn};

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::unsaved::{self, Unsaved};
 use crate::machine::{
     BackendId, BackendKind, Instant, Invocation, Policy, Seen, View,
     reading::{BackendReading, Dated, Gpu, Reading},
@@ -31,6 +32,8 @@ pub(super) struct Oddity {
 pub(super) struct Oddities {
     backends: Vec<Memory>,
     found: Vec<Oddity>,
+    /// What was stopped without being saved.
+    pub(super) unsaved: Unsaved,
 }
 
 /// Of one backend.
@@ -74,6 +77,13 @@ impl Oddities {
                     "if it does not recover, `wechsler restart --no-drain` it",
                 );
             }
+            if backend.folder_is_open == Some(true) {
+                odd(
+                    "slots_folder_open",
+                    "its saved conversations lie in a folder that is open to others than its owner and group",
+                    "close it: `chmod 2770` on the folder of `slots.dir`, see contrib/README.md",
+                );
+            }
             let mut saved = backend.saved.iter().flat_map(|saved| &saved.value);
             if let (Some(why), Some(_)) = (saved.find_map(|slot| slot.useless.as_deref()), &memory.ready) {
                 odd(
@@ -97,6 +107,14 @@ impl Oddities {
             let before = self.found.iter().find(|o| o.code == odd.code && o.backend == odd.backend);
             odd.since = before.map_or(odd.since, |before| before.since);
         }
+        self.unsaved.note(view, now);
+        found.extend(self.unsaved.lost().map(|(backend, why, since)| Oddity {
+            code: "not_saved",
+            message: format!("what it held when it was stopped was not saved: {} [{}]", why.message, why.code),
+            hint: unsaved::hint(&why.code).unwrap_or("see the daemon's journal"),
+            backend,
+            since,
+        }));
         self.found = found;
     }
 }

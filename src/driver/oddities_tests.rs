@@ -156,6 +156,22 @@ fn saved() -> SavedSlot {
 }
 
 #[test]
+fn a_slot_folder_that_is_open_to_others_is_told_until_it_is_closed() {
+    let mut scene = Scene::new();
+    let told = |is_open: Option<bool>| Reading {
+        backends: vec![BackendReading { folder_is_open: is_open, ..BackendReading::default() }],
+        ..Reading::default()
+    };
+    scene.reading.absorb(told(Some(true)));
+    assert_eq!(scene.note(20), ["slots_folder_open"]);
+    scene.reading.absorb(told(None));
+    scene.view.look.backends[0].seen = Seen::Stopped;
+    assert_eq!(scene.note(21), ["slots_folder_open"], "nobody has looked again, and the files lie there all the same");
+    scene.reading.absorb(told(Some(false)));
+    assert_eq!(scene.note(22), [""; 0]);
+}
+
+#[test]
 fn a_backend_that_cannot_save_is_told() {
     let mut scene = Scene::new();
     let cannot = |why: &str| Activity { cannot_save: Some(why.into()), ..Activity::default() };

@@ -7,8 +7,9 @@ use tokio::sync::watch;
 use super::{
     PostMortem,
     clock::Clock,
-    handle::{OPERATIONS_KEPT, OperationRecord},
+    handle::{NotSaved, OPERATIONS_KEPT, OperationRecord},
     status::ErrorStatus,
+    unsaved,
 };
 use crate::machine::{BackendId, Cause, End, Failure, Goal, Instant, OpId, Operation, Policy, Warning};
 
@@ -55,13 +56,14 @@ impl Operations {
         end: &End,
         at: Instant,
         post_mortem: Vec<String>,
+        not_saved: Vec<NotSaved>,
         clock: &Clock,
     ) -> Option<OperationRecord> {
         let record = self.kept.iter_mut().rev().find(|r| r.id == op.0)?;
         let when = clock.rfc3339(at);
         record.ended = Some(when.clone());
         record.end = Some(end_name(end).into());
-        record.post_mortem = post_mortem;
+        (record.post_mortem, record.not_saved) = (post_mortem, not_saved);
         match end {
             End::Done { warnings } => {
                 record.warnings.clone_from(warnings);
@@ -73,11 +75,12 @@ impl Operations {
                 record.warnings.clone_from(warnings);
                 record.code = Some(failure.code().into());
                 record.message = Some(message(*failure, warnings));
-                record.hint = Some(failure.hint().into());
+                let hint = hint(*failure, warnings);
+                record.hint = Some(hint.into());
                 let error = ErrorStatus {
                     code: failure.code().into(),
                     message: message(*failure, warnings),
-                    hint: failure.hint().into(),
+                    hint: hint.into(),
                     at: when,
                 };
                 self.last_error = Some((record.kind.clone(), error));
@@ -104,9 +107,25 @@ impl Operations {
     }
 }
 
-/// What happened, with the details that were told first.
+/// The warning that says why. Of slots the failure itself says nothing: what became of them, and why, was told first.
+fn reason(failure: Failure, warnings: &[Warning]) -> Option<&Warning> {
+    match failure {
+        Failure::SaveFailed | Failure::RestoreFailed => warnings.first(),
+        _ => warnings.iter().find(|w| w.code == failure.code()),
+    }
+}
+
+fn hint(failure: Failure, warnings: &[Warning]) -> &'static str {
+    let of_reason = || reason(failure, warnings).and_then(|why| unsaved::hint(&why.code));
+    match failure {
+        Failure::SaveFailed | Failure::RestoreFailed => of_reason().unwrap_or(failure.hint()),
+        _ => failure.hint(),
+    }
+}
+
+/// What happened, and why.
 fn message(failure: Failure, warnings: &[Warning]) -> String {
-    match warnings.iter().find(|w| w.code == failure.code()) {
+    match reason(failure, warnings) {
         Some(detail) if detail.message != failure.message() => {
             format!("{} ({})", failure.message(), detail.message)
         }
@@ -177,7 +196,7 @@ pub(super) fn named_better(end: End, told: &PostMortem) -> End {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::RequestId;
+    use crate::machine::{RequestId, Selection};
 
     fn policy() -> Policy {
         crate::driver::tests_policy()
@@ -204,7 +223,22 @@ mod tests {
         assert_eq!(listener.borrow().first().map(|r| r.id), Some(2));
         let done = End::Done { warnings: vec![] };
         let now = clock.now();
-        assert!(record.ended(OpId(1), &done, now, vec![], &clock).is_none());
+        assert!(record.ended(OpId(1), &done, now, vec![], vec![], &clock).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_restore_says_why_and_claims_nothing_of_the_context() {
+        let (mut record, _listener) = Operations::new();
+        let clock = Clock::start();
+        record.began(&operation(1, Goal::Restore(BackendId(0), Selection::All)), &clock, &policy());
+        let used = Warning::new("restore_slot_used", "localbot: slot 0 was used since the start");
+        let failed = End::Failed { failure: Failure::RestoreFailed, warnings: vec![used] };
+        let told = record.ended(OpId(1), &failed, clock.now(), vec![], vec![], &clock);
+        let error = record.last_error().expect("it failed");
+        let why = "The slots could not be restored. (localbot: slot 0 was used since the start)";
+        assert_eq!((error.code.as_str(), error.message.as_str()), ("restore_failed", why));
+        assert_eq!(error.hint, "restart the backend, which restores before any use");
+        assert_eq!(told.and_then(|record| record.hint), Some(error.hint));
     }
 
     #[tokio::test(start_paused = true)]
@@ -216,13 +250,13 @@ mod tests {
         let done = End::Done { warnings: vec![] };
         let run = Goal::Run(BackendId(0));
         record.began(&operation(1, run), &clock, &policy());
-        record.ended(OpId(1), &failed, now, vec!["it said so".into()], &clock);
+        record.ended(OpId(1), &failed, now, vec!["it said so".into()], vec![], &clock);
         record.began(&operation(2, Goal::Stop), &clock, &policy());
-        record.ended(OpId(2), &done, now, vec![], &clock);
+        record.ended(OpId(2), &done, now, vec![], vec![], &clock);
         let code = record.last_error().map(|e| e.code);
         assert_eq!(code.as_deref(), Some("health_timeout"));
         record.began(&operation(3, run), &clock, &policy());
-        record.ended(OpId(3), &done, now, vec![], &clock);
+        record.ended(OpId(3), &done, now, vec![], vec![], &clock);
         assert_eq!(record.last_error(), None);
     }
 }

@@ -21,9 +21,13 @@ use crate::machine::{
     BackendId, BackendLook, BootPhase, Cause, Failure, Goal, Held, Hold, Instant, Kind, NextAction, RestorePolicy,
     Seen, Server, Use, View,
     reading::{
-        Activity, BackendReading, Dated, Gpu, Http, Identity, LastRestore, People, Reading, Ssh, Unit, WakeArmed,
+        Activity, BackendReading, Dated, Gpu, Http, Identity, LastRestore, People, Reading, SavedSlot, SlotReading,
+        Ssh, Unit, WakeArmed,
     },
 };
+
+/// The server's clock and ours may differ by so many seconds.
+const CLOCKS_DIFFER: u64 = 5;
 
 /// Everything the document is made of.
 #[derive(Debug)]
@@ -74,7 +78,7 @@ impl Source<'_> {
             uptime_seconds: active.map(|id| self.uptime(id, now)),
             operation: self.operation(now),
             model: identity,
-            slots: activity.map(slots).unwrap_or_default(),
+            slots: active.zip(activity).map(|(id, activity)| self.slots(id, &activity.value, now)).unwrap_or_default(),
             saved_slots: self.saved_names(),
             saved_slot_details: self.saved(),
             restore_available: self.restore_available(),
@@ -233,6 +237,29 @@ impl Source<'_> {
             }));
         }
         all
+    }
+
+    fn slots(&self, id: BackendId, activity: &Activity, now: Instant) -> Vec<SlotStatus> {
+        let wall = self.clock.wall(now).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let started = (wall.as_secs() - self.uptime(id, now).min(wall.as_secs())).saturating_sub(CLOCKS_DIFFER);
+        let backend = self.reading.backends.get(usize::from(id.0));
+        let saved = backend.and_then(|backend| backend.saved.as_ref()).map_or(&[][..], |saved| &saved.value);
+        // What was saved under a chosen name can have come back into any slot.
+        let is_of =
+            |slot: u32| move |saved: &&SavedSlot| saved.slot == slot && (!saved.named || activity.slots.len() == 1);
+        let restored = |slot: u32| {
+            let of_slot = saved.iter().filter(is_of(slot)).filter_map(|saved| saved.last_restore.as_ref());
+            let last = of_slot.max_by_key(|restore| restore.at)?;
+            (last.reuse.is_none() && last.at >= started).then_some(last.tokens)
+        };
+        let slot = |s: &SlotReading| SlotStatus {
+            id: s.id,
+            n_ctx: s.n_ctx,
+            is_processing: s.is_processing,
+            tokens: s.tokens,
+            restored_tokens: if s.tokens.is_none() && !s.is_processing { restored(s.id) } else { None },
+        };
+        activity.slots.iter().map(slot).collect()
     }
 
     /// Each name once, and only what may still be restored.
@@ -460,16 +487,6 @@ fn model_status(identity: &Identity) -> Option<ModelStatus> {
     Some(ModelStatus { id: identity.model.clone()?, n_ctx: identity.n_ctx })
 }
 
-fn slots(activity: &Dated<Activity>) -> Vec<SlotStatus> {
-    let slot = |s: &crate::machine::reading::SlotReading| SlotStatus {
-        id: s.id,
-        n_ctx: s.n_ctx,
-        is_processing: s.is_processing,
-        tokens: s.tokens,
-    };
-    activity.value.slots.iter().map(slot).collect()
-}
-
 fn gpu_memory(gpu: Option<&Dated<Gpu>>) -> Option<BTreeMap<String, GpuMemory>> {
     let Some(Gpu::Read { devices, .. }) = gpu.map(|g| &g.value) else {
         return None;
@@ -527,10 +544,15 @@ fn restore_status(restore: &LastRestore) -> RestoreStatus {
         Some(reuse) if reuse.is_effective() => "effective",
         Some(_) => "ineffective",
     };
+    let text = restore.reuse.map_or("not used yet".into(), |reuse| {
+        let share = reuse.reused.saturating_mul(100) / reuse.reused.saturating_add(reuse.computed).max(1);
+        format!("{verdict}, {share}% of the prompt reused")
+    });
     RestoreStatus {
         at: epoch(restore.at),
         tokens: restore.tokens,
         verdict: verdict.into(),
+        text,
         reused: restore.reuse.map(|reuse| reuse.reused),
         computed: restore.reuse.map(|reuse| reuse.computed),
     }

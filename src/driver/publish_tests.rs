@@ -5,7 +5,7 @@ use crate::{
     driver::{BackendFacts, tests_policy},
     machine::{
         BootId, HoldId, Invocation, Machine, OpId, Operation, Place, RequestId,
-        reading::{ActiveState, GpuDevice, GpuProcess, SavedSlot, SlotReading, UnitState},
+        reading::{ActiveState, GpuDevice, GpuProcess, Reuse, UnitState},
     },
 };
 
@@ -283,4 +283,27 @@ async fn an_operation_is_shown_with_its_phase_and_time_goes_on_between_looks() {
     let op = later.operation.expect("under way");
     assert!((op.elapsed_seconds - 7.0).abs() < 1e-9);
     assert_eq!(later.ages.get("gpu"), Some(&15.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_slot_is_told_from_an_unused_one_until_a_request_tells_more() {
+    let mut scene = Scene::running();
+    let now = Instant::after_start(Duration::from_mins(1));
+    let wall = scene.clock.wall(now).duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let restored = |at: u64, reuse| {
+        let last = LastRestore { at, tokens: 1308, reuse };
+        dated(vec![SavedSlot { last_restore: Some(last), ..saved("localbot", None) }])
+    };
+    let told = |scene: &Scene| {
+        let status = scene.status_at(now);
+        let text = status.saved_slot_details[0].last_restore.as_ref().map(|last| last.text.clone());
+        (status.slots[0].restored_tokens, text.expect("a restore"))
+    };
+    scene.reading.backends[0].saved = restored(wall - 30, None);
+    assert_eq!(told(&scene), (Some(1308), "not used yet".into()));
+    scene.reading.backends[0].saved = restored(wall - 3600, None);
+    assert_eq!(told(&scene).0, None, "into an earlier run");
+    let reuse = Reuse { reused: 98, computed: 2 };
+    scene.reading.backends[0].saved = restored(wall - 30, Some(reuse));
+    assert_eq!(told(&scene), (None, "effective, 98% of the prompt reused".into()));
 }

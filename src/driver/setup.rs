@@ -2,6 +2,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
+use super::history::History;
 use crate::{
     config::{Config, Probe},
     machine::{BackendKind, Policy},
@@ -47,6 +48,16 @@ pub struct Pulse {
 impl fmt::Debug for Pulse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pulse({:?})", self.every)
+    }
+}
+
+impl Setup {
+    /// How long a start of a backend takes, seconds.
+    pub(super) fn start_of(&self, index: usize, history: &History) -> f64 {
+        match (self.policy.backends.get(index), self.backends.get(index)) {
+            (Some(policy), Some(facts)) => history.start_of(&policy.name, facts.expected_start),
+            _ => 0.0,
+        }
     }
 }
 

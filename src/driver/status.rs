@@ -130,6 +130,9 @@ pub struct SlotStatus {
     pub is_processing: bool,
     /// Tokens held.
     pub tokens: Option<u64>,
+    /// Tokens that were restored into it since the start and not used yet: until then the server shows it as unused.
+    #[serde(default)]
+    pub restored_tokens: Option<u64>,
 }
 
 /// One of `saved_slot_details`.
@@ -172,6 +175,9 @@ pub struct RestoreStatus {
     pub tokens: u64,
     /// `effective`, `ineffective`, or `unknown` until a request has told.
     pub verdict: String,
+    /// The same for people: "not used yet", "effective, 98% of the prompt reused".
+    #[serde(default)]
+    pub text: String,
     /// Tokens of that request's prompt that were found in the cache.
     pub reused: Option<u64>,
     /// ... and computed anew.

@@ -248,7 +248,7 @@ impl<W: World> Driver<W> {
         self.tasks.abort_all();
         let mut ended = vec![];
         for (op, (end, at)) in std::mem::take(&mut self.ending) {
-            ended.extend(self.operations.ended(op, &end, at, vec![], &self.clock));
+            ended.extend(self.on_record(op, &end, at, vec![]));
         }
         self.publish(vec![], ended);
         tokio::join!(self.keeper.close(SHUTDOWN_AT_MOST), self.journal.close(SHUTDOWN_AT_MOST));
@@ -292,7 +292,7 @@ impl<W: World> Driver<W> {
             Done::PostMortem { op, told } => {
                 if let Some((end, at)) = self.ending.remove(&op) {
                     let end = named_better(end, &told);
-                    let record = self.operations.ended(op, &end, at, told.lines, &self.clock);
+                    let record = self.on_record(op, &end, at, told.lines);
                     self.publish(vec![], record.into_iter().collect());
                 }
             }
@@ -351,9 +351,13 @@ impl<W: World> Driver<W> {
                 warn!(%verb, ?what, code = why.code, message = why.message, "nobody knows how the order ended");
             }
         }
-        if let (Verb::RestoreSlots(backend), Outcome::Succeeded(_)) = (what, &outcome) {
-            self.proofs.restored(backend, &self.reading, &self.view);
-            self.schedule.use_tells(true);
+        match (what, &outcome) {
+            (Verb::RestoreSlots(backend), Outcome::Succeeded(_)) => {
+                self.proofs.restored(backend, &self.reading, &self.view);
+                self.schedule.use_tells(true);
+            }
+            (Verb::SaveSlots(backend), _) => self.oddities.unsaved.save_ended(backend, &outcome, &self.view),
+            _ => {}
         }
         self.step(&Event::Finished { verb, outcome });
     }
@@ -418,6 +422,7 @@ impl<W: World> Driver<W> {
         let before = std::mem::replace(&mut self.view, self.machine.view());
         let moved = self.view.place != before.place;
         let place = self.view.place;
+        self.oddities.unsaved.note(&self.view, now);
         self.journal.step(now, event, &effects, &self.machine, moved);
         if moved {
             let policy = &self.setup.policy;
@@ -444,7 +449,7 @@ impl<W: World> Driver<W> {
                 Effect::Do { verb, what, within, op } => self.order(verb, what, within, op, now),
                 Effect::Began(op) => {
                     info!(op = %op.id, goal = ?op.goal, cause = ?op.cause, "operation began");
-                    let start_of = |index: usize| self.start_of(index);
+                    let start_of = |index: usize| self.setup.start_of(index, &self.history);
                     let policy = &self.setup.policy;
                     self.expected = self.history.expected(op.goal, &before, policy, start_of);
                     self.open.insert(op.id, op.goal);
@@ -522,7 +527,7 @@ impl<W: World> Driver<W> {
         self.schedule.want(Source::Saved);
         let goal = self.open.remove(&op);
         let Some(backend) = goal.and_then(|goal| who_can_tell(goal, &end)) else {
-            return self.operations.ended(op, &end, now, vec![], &self.clock);
+            return self.on_record(op, &end, now, vec![]);
         };
         self.ending.insert(op, (end, now));
         let http = self.reading.backends.get(usize::from(backend.0)).and_then(|b| b.http.as_ref()).map(|h| &h.value);
@@ -538,13 +543,9 @@ impl<W: World> Driver<W> {
         None
     }
 
-    fn start_of(&self, index: usize) -> f64 {
-        let name = self.setup.policy.backends.get(index).map(|b| &b.name);
-        let facts = self.setup.backends.get(index);
-        let (Some(name), Some(facts)) = (name, facts) else {
-            return 0.0;
-        };
-        self.history.start_of(name, facts.expected_start)
+    fn on_record(&mut self, op: OpId, end: &End, at: Instant, post_mortem: Vec<String>) -> Option<OperationRecord> {
+        let not_saved = self.oddities.unsaved.by(op, &self.setup.policy);
+        self.operations.ended(op, end, at, post_mortem, not_saved, &self.clock)
     }
 
     fn publish(&mut self, began: Vec<OperationRecord>, ended: Vec<OperationRecord>) {

@@ -218,6 +218,9 @@ async fn command(
         "command"
     );
     let command = understand(&request, &front.handle)?;
+    if let (CommandWord::Restore, Some(name)) = (request.command, &request.name) {
+        slots::may_be_restored(&front, name, request.generation).await?;
+    }
     let (status, answer) = match front.ask(command, peer).await? {
         Answer::Accepted { op, joined } => (StatusCode::ACCEPTED, CommandAnswer::Accepted { operation: op.0, joined }),
         Answer::AlreadySo => (StatusCode::OK, CommandAnswer::AlreadySo),
@@ -279,6 +282,10 @@ fn selection(request: &CommandRequest, handle: &Handle) -> Result<Selection, Pro
     };
     if name.is_empty() || name.len() > NAME_BYTES {
         return Err(Problem::bad_request(format!("`name` must have 1 to {NAME_BYTES} bytes")));
+    }
+    if *word == CommandWord::Save && !slots::can_be_a_name(name) {
+        let rule = "a name is made of letters, digits, single dots, `_` and `-`, and begins with a letter or digit";
+        return Err(Problem::bad_request(format!("`{}` cannot be a `name`: {rule}", clipped(name))));
     }
     let named = NamedSlot { name: name.clone(), slot: *slot, generation: *generation };
     Ok(handle.selections.number(named))

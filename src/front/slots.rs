@@ -1,6 +1,6 @@
 //! `/v1/slots`: what is saved, and what can be done about it without the machine.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json,
@@ -19,6 +19,7 @@ use tracing::info;
 
 use super::{
     api::{Bounded, Front, backend_named, clipped, stopping},
+    nearest,
     problem::Problem,
     protocol::{Slots, SlotsTended, VerifyRequest},
     socket::Peer,
@@ -27,13 +28,74 @@ use crate::{
     driver::{
         slots::{TENDED_WITHIN, Tend},
         status::Status,
-        world::SlotTask,
+        world::{SlotTask, SlotTold},
     },
     machine::{BackendId, Policy, Warning},
 };
 
 /// The daemon's own limit comes first.
 const ANSWER_WITHIN: Duration = TENDED_WITHIN.saturating_add(Duration::from_secs(5));
+
+/// What was just saved shows in the status so much later at most.
+const SHOWN_WITHIN: Duration = Duration::from_millis(500);
+
+/// Whether something can be saved under that name: a file is called after it, on the server.
+pub(super) fn can_be_a_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(plain)
+        && !name.contains("..")
+        && !name.ends_with('.')
+}
+
+/// The newest status, or the first within a moment that is so.
+async fn status_when(front: &Front, is_so: impl Fn(&Status) -> bool) -> Arc<Status> {
+    let _ = timeout(SHOWN_WITHIN, front.handle.status.clone().wait_for(|status| is_so(status))).await;
+    front.status()
+}
+
+/// What surely cannot be restored is refused at once: no operation need fail for it.
+pub(super) async fn may_be_restored(front: &Front, name: &str, generation: Option<u64>) -> Result<(), Problem> {
+    let status = status_when(front, |status| why_not_restored(status, name, generation).is_none()).await;
+    why_not_restored(&status, name, generation).map_or(Ok(()), Err)
+}
+
+fn why_not_restored(status: &Status, name: &str, generation: Option<u64>) -> Option<Problem> {
+    // Without one that runs the machine refuses, and before they were read nobody knows.
+    let active = status.active_backend.as_ref().filter(|name| status.ages.contains_key(&format!("{name}.saved")))?;
+    let of_name = || status.saved_slot_details.iter().filter(|saved| saved.backend == *active && saved.name == name);
+    if of_name().next().is_none() {
+        return Some(no_such_slot(name, status));
+    }
+    let mut meant = of_name().filter(|saved| generation.is_none_or(|number| saved.generation == number)).peekable();
+    if meant.peek().is_none() {
+        let there: Vec<String> = of_name().map(|saved| saved.generation.to_string()).collect();
+        let problem = Problem::new(StatusCode::NOT_FOUND, "no_such_generation", NO_SUCH_GENERATION);
+        let detail = format!("of `{}` there are: {}", clipped(name), there.join(", "));
+        return Some(problem.detail(detail).hint(SEE_LIST));
+    }
+    let why: Option<Vec<&str>> = meant.map(|saved| saved.put_aside.as_deref()).collect();
+    let why = why?.first().copied().unwrap_or_default();
+    let problem =
+        Problem::new(StatusCode::CONFLICT, "restore_put_aside", "It was put aside and is not restored again.");
+    Some(problem.detail(why).hint(SEE_LIST))
+}
+
+const NO_SUCH_SLOT: &str = "No slot is saved under that name.";
+const NO_SUCH_GENERATION: &str = "No such generation of it is saved.";
+const SEE_LIST: &str = "see `wechsler slots list`";
+
+fn no_such_slot(name: &str, status: &Status) -> Problem {
+    let known = || status.saved_slots.iter().map(String::as_str);
+    let there = known().collect::<Vec<_>>().join(", ");
+    let there = if there.is_empty() { "nothing is saved at all".into() } else { format!("there are: {there}") };
+    let problem = Problem::new(StatusCode::NOT_FOUND, "no_such_slot", NO_SUCH_SLOT);
+    let problem = problem.detail(format!("`{}` is none; {there}", clipped(name)));
+    match nearest(name, known()) {
+        Some(near) => problem.hint(format!("did you mean `{near}`?")),
+        None => problem.hint(SEE_LIST),
+    }
+}
 
 pub(super) async fn list(State(front): State<Front>) -> Json<Slots> {
     let status = front.status();
@@ -60,7 +122,8 @@ pub(super) async fn forget(
     let Path(name) = name.map_err(|error| Problem::bad_request(error.body_text()))?;
     let Query(Which { generation, backend }) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
     info!(uid = peer.uid, name, generation, backend, "forget a saved slot");
-    let backend = owner(Some(&name), backend.as_deref(), &front.status(), &front.handle.policy)?;
+    let status = status_when(&front, |status| is_saved(status, Some(&name))).await;
+    let backend = owner(Some(&name), backend.as_deref(), &status, &front.handle.policy)?;
     tend(&front, backend, SlotTask::Forget { name, generation }).await
 }
 
@@ -74,8 +137,13 @@ pub(super) async fn verify(
     if generation.is_some() && name.is_none() {
         return Err(Problem::bad_request("`generation` needs a `name`"));
     }
-    let backend = owner(name.as_deref(), backend.as_deref(), &front.status(), &front.handle.policy)?;
+    let status = status_when(&front, |status| is_saved(status, name.as_deref())).await;
+    let backend = owner(name.as_deref(), backend.as_deref(), &status, &front.handle.policy)?;
     tend(&front, backend, SlotTask::Verify { name, generation }).await
+}
+
+fn is_saved(status: &Status, name: Option<&str>) -> bool {
+    status.saved_slot_details.iter().any(|saved| name.is_none_or(|name| saved.name == name))
 }
 
 /// The backend whose slot it is.
@@ -89,14 +157,8 @@ fn owner(name: Option<&str>, backend: Option<&str>, status: &Status, policy: &Po
     owners.dedup();
     match (owners.as_slice(), name) {
         ([owner], _) => backend_named(owner, policy),
-        ([], Some(name)) => {
-            let problem = Problem::new(StatusCode::NOT_FOUND, "no_such_slot", "No slot is saved under that name.");
-            Err(problem.detail(format!("`{}`", clipped(name))).hint("see `wechsler slots list`"))
-        }
-        ([], None) => {
-            Err(Problem::new(StatusCode::NOT_FOUND, "nothing_saved", "No slot is saved.")
-                .hint("see `wechsler slots list`"))
-        }
+        ([], Some(name)) => Err(no_such_slot(name, status)),
+        ([], None) => Err(Problem::new(StatusCode::NOT_FOUND, "nothing_saved", "No slot is saved.").hint(SEE_LIST)),
         (several, _) => Err(Problem::bad_request(format!("several backends have it: {}", several.join(", ")))
             .hint("say which with `--backend`")),
     }
@@ -112,23 +174,67 @@ async fn tend(front: &Front, backend: BackendId, task: SlotTask) -> Result<Json<
         Err(TrySendError::Closed(_)) => return Err(stopping()),
     }
     let told = timeout(ANSWER_WITHIN, answered).await.map_err(|_| no_answer())?.map_err(|_| stopping())?;
-    Ok(Json(SlotsTended { slots: told.map_err(failed)? }))
+    let is_off = front.status().gpu_server == "off";
+    Ok(Json(SlotsTended { slots: judged(told, is_off)? }))
+}
+
+/// Files on a server that is off cannot be read, and nothing is wrong with them. (Where their share is mounted here they can
+/// be read all the same, so it is tried first.)
+fn judged(told: Result<Vec<SlotTold>, Warning>, is_off: bool) -> Result<Vec<SlotTold>, Problem> {
+    let unread = match &told {
+        Ok(slots) => !slots.is_empty() && slots.iter().all(|slot| slot.code == "unreadable"),
+        Err(why) => why.code == "forget_failed",
+    };
+    if unread && is_off {
+        let title = "The server is off; nothing was done.";
+        return Err(Problem::new(StatusCode::CONFLICT, "server_off", title).hint("`wechsler wake` brings it up"));
+    }
+    told.map_err(failed)
 }
 
 fn no_answer() -> Problem {
-    Problem::new(StatusCode::GATEWAY_TIMEOUT, "no_answer", "It was not done in time.").hint("see `wechsler slots list`")
+    Problem::new(StatusCode::GATEWAY_TIMEOUT, "no_answer", "It was not done in time.").hint(SEE_LIST)
 }
 
 /// Why nothing could be done.
 fn failed(why: Warning) -> Problem {
     let Warning { code, message } = why;
     let (status, title) = match code.as_str() {
-        "no_such_slot" => (StatusCode::NOT_FOUND, "No slot is saved under that name."),
-        "no_such_generation" => (StatusCode::NOT_FOUND, "No such generation of it is saved."),
+        "no_such_slot" => (StatusCode::NOT_FOUND, NO_SUCH_SLOT),
+        "no_such_generation" => (StatusCode::NOT_FOUND, NO_SUCH_GENERATION),
         "no_slots" => (StatusCode::CONFLICT, "That backend has no slots to save or restore."),
         "no_answer" => return no_answer(),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "It could not be done."),
     };
-    let problem = Problem::new(status, &code, title).detail(message).hint("see `wechsler slots list`");
+    let problem = Problem::new(status, &code, title).detail(message).hint(SEE_LIST);
     if status == StatusCode::SERVICE_UNAVAILABLE { problem.retry_after(5) } else { problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_a_server_that_is_off_are_not_called_unreadable() {
+        let told = |code: &str| SlotTold { name: "a".into(), generation: 1, code: code.into(), message: String::new() };
+        let code = |told, is_off| judged(told, is_off).map_err(|problem| problem.code.to_string());
+        let unread = || vec![told("unreadable")];
+        let failed = || Err(Warning::new("forget_failed", "no answer over SSH"));
+        assert_eq!(code(Ok(unread()), true), Err("server_off".into()));
+        assert_eq!(code(failed(), true), Err("server_off".into()));
+        assert_eq!(code(Ok(unread()), false), Ok(unread()));
+        assert_eq!(code(failed(), false), Err("forget_failed".into()));
+        let mounted_here = vec![told("whole"), told("unreadable")];
+        assert_eq!(code(Ok(mounted_here.clone()), true), Ok(mounted_here));
+    }
+
+    #[test]
+    fn what_can_be_a_name_is_what_can_be_a_file_on_the_server() {
+        for good in ["a", "talk-1", "7.of_9"] {
+            assert!(can_be_a_name(good), "{good}");
+        }
+        for bad in ["", "a b", "../x", "a..b", "a.", ".a", "-a", "a/b", "ä"] {
+            assert!(!can_be_a_name(bad), "{bad}");
+        }
+    }
 }

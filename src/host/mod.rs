@@ -407,6 +407,7 @@ impl Backend {
         {
             slots.store.meets(self.run());
             reading.saved = Some(Dated { at: now, value: slots.store.saved().await });
+            reading.folder_is_open = slots.store.folder_is_open();
         }
         reading
     }
@@ -474,6 +475,7 @@ impl World for Host {
                 };
                 // Boxed: large, and rare.
                 let outcome = if let Verb::SaveSlots(_) = verb {
+                    slots.sweep_again();
                     Box::pin(slots.store.save(&backend.probe, &slots.folder, &choice, within)).await
                 } else {
                     slots.store.meets(backend.run());

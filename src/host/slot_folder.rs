@@ -47,9 +47,21 @@ impl SlotFolder {
         if status == 0 {
             return Ok(stdout);
         }
-        let text = plain_text(&stderr, 200);
+        let text = plain_text(without_shell(&stderr), 200);
         Err(SlotFilesError::Refused(if text.is_empty() { format!("exit status {status}") } else { text }))
     }
+}
+
+/// A complaint without what the shell puts before it: `wechsler: 2: `, `wechsler: line 2: `. No line of a script of ours means
+/// anything to people.
+fn without_shell(stderr: &str) -> &str {
+    let after = |text: &'_ str| -> Option<usize> {
+        let rest = text.split_once(": ")?.1;
+        let (line, rest) = rest.split_once(": ")?;
+        let number = line.strip_prefix("line ").unwrap_or(line);
+        (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then(|| text.len() - rest.len())
+    };
+    after(stderr).map_or(stderr, |from| &stderr[from..])
 }
 
 fn garbled(text: &str) -> SlotFilesError {
@@ -271,6 +283,14 @@ mod tests {
         assert!(matches!(parse_kept(unreadable), Err(SlotFilesError::Refused(why)) if why.contains("denied")));
         assert!(parse_kept("@@end\n").is_err());
         assert!(parse_kept("").is_err());
+    }
+
+    #[test]
+    fn a_complaint_is_told_without_the_line_of_the_script() {
+        let told = "cd: can't cd to /mnt/x";
+        for shell in ["wechsler: 2: ", "wechsler: line 2: ", ""] {
+            assert_eq!(without_shell(&format!("{shell}{told}")), told);
+        }
     }
 
     #[test]

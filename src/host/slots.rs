@@ -103,8 +103,8 @@ struct Seen {
     run: Option<Invocation>,
     /// The file whose restore is under way.
     restoring: Option<String>,
-    /// That the slot folder is open to others was reported.
-    open_told: bool,
+    /// The slot folder is open to others, as it was last looked at.
+    folder_is_open: Option<bool>,
     /// Files that could not be read whole.
     undigested: BTreeSet<String>,
     /// By slot: what was restored into it last, until it is known what that was worth.
@@ -237,6 +237,11 @@ impl SlotStore {
             None if said.is_empty() => Outcome::Failed(Reason::RestoreNothing.say("nothing is saved").into()),
             None => Outcome::Succeeded(said.into_iter().map(Warning::from).collect()),
         }
+    }
+
+    /// Whether the slot folder was open to others when it was last swept; `None`: never yet.
+    pub fn folder_is_open(&self) -> Option<bool> {
+        self.seen().folder_is_open
     }
 
     /// Removes generations beyond those to keep, file first: what then has a note still is tried again by the next call.

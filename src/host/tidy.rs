@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use super::{locked, slot_place::SlotPlace, slots::SlotStore, ssh::Ssh};
 
-/// Leftovers are looked for in each new SSH session, and again after so long: what was too young may be one by now.
-const SWEEP_AGAIN: Duration = Duration::from_hours(1);
+/// Leftovers are looked for in each new SSH session, after each save, and again after so long: what was too young may be one by
+/// now, and a folder may have been opened to others.
+const SWEEP_AGAIN: Duration = Duration::from_mins(10);
 /// A sweep that fails is tried so many times in one SSH session.
 const SWEEPS: u32 = 5;
 
@@ -55,6 +56,11 @@ impl Slots {
         }
         self.store.prune(&self.folder).await;
         self.store.take_digest(&self.folder).await
+    }
+
+    /// Something is saved: the folder is worth a look when that is over.
+    pub(super) fn sweep_again(&self) {
+        *locked(&self.swept) = Swept::default();
     }
 
     /// Has what a restore must know looked at while the backend loads: its process is there by now. It ends by itself, and

@@ -154,8 +154,8 @@ codes! {
         WrongHostKey = "wrong_host_key", "The server's SSH host key is not a pinned one.", "if it was reinstalled on purpose, pin the new key; otherwise find out who answers";
         Preboot = "preboot", "The server waits in its initramfs for a passphrase.", "unlock its disk";
         AuthRefused = "auth_refused", "The server refuses our SSH user or key.", "check `gpu_server.ssh.user` and its authorized_keys";
-        SaveFailed = "save_failed", "The slots could not be saved.", "see the warnings";
-        RestoreFailed = "restore_failed", "The slots could not be restored; the context is empty.", "see the warnings";
+        SaveFailed = "save_failed", "The slots could not be saved.", "see the slot folder's rights and room, and the backend's journal";
+        RestoreFailed = "restore_failed", "The slots could not be restored.", "see `wechsler slots list`";
         Held = "held", "A hold forbids it.", "see `wechsler holds`; `wechsler release ID` ends one";
         UnitUnread = "unit_unread", "The state of a backend's unit cannot be read.", "see `reason` and `backends` in `wechsler status`; check its SSH target";
         BoundExceeded = "bound_exceeded", "The operation outlasted the sum of its parts.", "see `wechsler status`; try again";

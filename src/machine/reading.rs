@@ -81,6 +81,9 @@ pub struct BackendReading {
     pub activity: Option<Dated<Activity>>,
     /// Saved slots on record for this backend, newest first.
     pub saved: Option<Dated<Vec<SavedSlot>>>,
+    /// Its slot folder is open to who is neither owner nor of its group; `None`: nobody has looked yet. For people only.
+    #[serde(default)]
+    pub folder_is_open: Option<bool>,
     /// The run of the unit that was seen last and when it first was; kept by [`Reading::absorb`]. Older answers are of
     /// another process.
     #[serde(default)]
@@ -128,6 +131,7 @@ impl Reading {
             take(&mut old.http, new.http);
             take(&mut old.activity, new.activity);
             take(&mut old.saved, new.saved);
+            old.folder_is_open = new.folder_is_open.or(old.folder_is_open);
             old.remember();
         }
         if let Some(ssh) = &self.ssh

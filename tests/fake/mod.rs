@@ -322,7 +322,13 @@ pub fn serving() -> Status {
         health: "ok".into(),
         uptime_seconds: Some(3600),
         model: Some(ModelStatus { id: "Nemotron-3-Nano-30B".into(), n_ctx: Some(196_608) }),
-        slots: vec![SlotStatus { id: 0, n_ctx: 196_608, is_processing: false, tokens: Some(4096) }],
+        slots: vec![SlotStatus {
+            id: 0,
+            n_ctx: 196_608,
+            is_processing: false,
+            tokens: Some(4096),
+            restored_tokens: None,
+        }],
         saved_slots: vec!["localbot".into()],
         saved_slot_details: vec![SavedSlotStatus {
             name: "localbot".into(),
@@ -338,6 +344,7 @@ pub fn serving() -> Status {
                 at: "2026-01-02T03:00:00Z".into(),
                 tokens: 4096,
                 verdict: "effective".into(),
+                text: "effective, 99% of the prompt reused".into(),
                 reused: Some(4095),
                 computed: Some(5),
             }),
@@ -348,7 +355,7 @@ pub fn serving() -> Status {
             ("llama-cpp".into(), backend("llama-cpp", "running", 8.0)),
             ("vllm".into(), backend("vllm", "stopped", 80.0)),
         ]),
-        ages: BTreeMap::from([("ssh".into(), 0.5)]),
+        ages: BTreeMap::from([("ssh".into(), 0.5), ("llama-cpp.saved".into(), 0.5)]),
         ..Status::default()
     }
 }

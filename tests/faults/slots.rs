@@ -244,6 +244,7 @@ async fn row_k6_a_busy_slot_is_not_waited_for_where_nobody_wants_to_wait() {
     bench.truly("busy", |_| inside.fired("completions-hang") == 1).await;
     let record = done(&bench, TO_VLLM_NOW).await;
     warned(&record, "slot_busy");
+    assert_eq!(record.not_saved.first().map(|lost| lost.code.as_str()), Some("slot_busy"));
     assert!(request.await.expect("no panic").is_none(), "it was cut off");
     bench.works().await;
 }
@@ -258,6 +259,9 @@ async fn row_k6_a_save_that_fails_is_told_and_the_switch_goes_on() {
         inside.set(fault);
         let record = done(&bench, STOP_NOW).await;
         warned(&record, code);
+        let lost: Vec<_> = record.not_saved.iter().map(|lost| (lost.backend.as_str(), lost.code.as_str())).collect();
+        assert_eq!(lost, [("llama-cpp", code)], "and said to be lost");
+        bench.attention("not_saved").await;
         assert_eq!(inside.fired(name), 1);
         inside.clear_all();
         bench.truly("remains are cleared away", |_| slot_files(&bench) == files).await;
@@ -400,4 +404,24 @@ async fn row_k12_a_first_request_that_hangs_in_the_cache_layer_is_drained_within
     assert!(request.await.expect("no panic").is_some_and(|answer| answer["error"].is_object()), "a 500");
     tokio::time::sleep(Duration::ZERO).await;
     bench.works().await;
+}
+
+#[tokio::test]
+async fn a_slot_folder_that_was_opened_to_others_is_told_after_the_next_saves() {
+    let bench = control().await;
+    let folder = bench.server.setup().slot_dir();
+    let is_told = |bench: &Bench| bench.status().attention.iter().any(|a| a.code == "slots_folder_open");
+    assert!(!is_told(&bench), "the control");
+    for (mode, told) in [(0o755, true), (0o700, false)] {
+        fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).expect("ours");
+        // The folder is looked at beside a save, and shown by the look after the next one at the latest.
+        for _ in 0..50 {
+            if is_told(&bench) == told {
+                break;
+            }
+            done(&bench, SAVE).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(is_told(&bench), told, "{mode:o}");
+    }
 }

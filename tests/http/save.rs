@@ -140,7 +140,9 @@ async fn trap_2_a_save_that_cannot_fit_is_not_even_tried() {
     rig.world.state().free = 300 * BYTES_PER_TOKEN as u64;
     for tokens in [500, 1000] {
         rig.world.use_slot(0, tokens);
-        assert_eq!(codes(&rig.save().await), ["!disk_full"]);
+        let outcome = rig.save().await;
+        assert_eq!(codes(&outcome), ["!disk_full"]);
+        assert_eq!(message(outcome), "localbot: at least 1 MiB needed, 0 free");
         assert_eq!(rig.sent(), [""; 0]);
     }
 }

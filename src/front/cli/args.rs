@@ -190,7 +190,8 @@ pub enum SlotsVerb {
     List,
     /// Save those that hold tokens, now; with a name, one of them under it.
     Save {
-        /// The name to save under; it stays until it is forgotten, and is restored only by name.
+        /// The name to save under, restored only by it. Of each name the newest `keep` saves stay, and the largest;
+        /// `keep_for` and `most_mib` may end them sooner.
         name: Option<String>,
         /// The slot to save, where several hold something.
         #[arg(long, value_name = "NUMBER", requires = "name")]

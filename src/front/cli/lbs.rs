@@ -1,12 +1,15 @@
 //! `status`: what is so now, in the `/lbs` form, and below it whatever else a person should know.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
 
-use super::text::{Paint, ago, plain, seconds, size, span, tokens, until};
-use crate::driver::status::{HoldStatus, OperationStatus, SavedSlotStatus, Status};
+use super::{
+    slots,
+    text::{Paint, ago, plain, seconds, size, span, tokens, until},
+};
+use crate::driver::status::{HoldStatus, OperationStatus, RestoreStatus, SavedSlotStatus, Status};
 
 /// All lines.
 pub(super) fn render(status: &Status, now: SystemTime, paint: Paint) -> String {
@@ -23,7 +26,7 @@ pub(super) fn render(status: &Status, now: SystemTime, paint: Paint) -> String {
     if let Some(gpu) = gpu(status) {
         page.line("GPU", &gpu);
     }
-    if let Some(slot) = slot(status, paint) {
+    if let Some(slot) = slot(status, now, paint) {
         page.line("Slot", &slot);
     }
     if let Some(uptime) = status.uptime_seconds {
@@ -153,7 +156,7 @@ fn gpu(status: &Status) -> Option<String> {
 }
 
 /// `cached (localbot, 48MB)`: what is saved for the active backend, or for any while none is up.
-fn slot(status: &Status, paint: Paint) -> Option<String> {
+fn slot(status: &Status, now: SystemTime, paint: Paint) -> Option<String> {
     let active = status.active_backend.as_ref();
     let of_active = |saved: &&SavedSlotStatus| active.is_none_or(|name| saved.backend == *name);
     let saved: Vec<_> = status.saved_slot_details.iter().filter(of_active).collect();
@@ -166,20 +169,49 @@ fn slot(status: &Status, paint: Paint) -> Option<String> {
         .filter(|saved| names.insert((&saved.backend, &saved.name)))
         .map(|saved| format!("{}, {}", plain(&saved.name), size(saved.bytes)))
         .collect();
-    let aside = match aside {
+    let mut beside = match aside {
         0 => String::new(),
         count => format!(", {count} put aside"),
     };
+    for restored in restored(status, &saved, now, paint) {
+        beside.push_str(&restored);
+    }
     if !good.is_empty() {
         let offer = if status.restore_available {
             format!(" {} wechsler slots restore", paint.fair("→"))
         } else {
             String::new()
         };
-        return Some(format!("cached ({}){aside}{offer}", good.join("; ")));
+        return Some(format!("cached ({}){beside}{offer}", good.join("; ")));
     }
     let has_slots = !status.slots.is_empty() || !saved.is_empty();
-    has_slots.then(|| format!("empty{aside}"))
+    has_slots.then(|| format!("empty{beside}"))
+}
+
+/// `, restored 2m ago (saved 3h ago), not used yet`: what became of the newest restore of each name in this run.
+fn restored(status: &Status, saved: &[&SavedSlotStatus], now: SystemTime, paint: Paint) -> Vec<String> {
+    let Some(uptime) = status.uptime_seconds else { return vec![] };
+    // The server's clock and ours may differ a little.
+    let run = Duration::from_secs(uptime) + Duration::from_secs(5);
+    let mut newest = BTreeMap::new();
+    for saved in saved {
+        if let Some(last) = &saved.last_restore
+            && ago(&last.at, now).is_some_and(|past| past <= run)
+        {
+            let entry = newest.entry(&saved.name).or_insert((last, saved));
+            // RFC 3339 of one zone: the order of the texts is that of the times.
+            if entry.0.at < last.at {
+                *entry = (last, saved);
+            }
+        }
+    }
+    let several = newest.len() > 1;
+    let told = |(name, (last, saved)): (&String, (&RestoreStatus, &&SavedSlotStatus))| {
+        let name = if several { format!("{} ", plain(name)) } else { String::new() };
+        let (restored, saved) = (slots::ago_text(&last.at, now), slots::ago_text(&saved.saved_at, now));
+        format!(", {name}restored {restored} (saved {saved}){}", slots::worth(last, paint))
+    };
+    newest.into_iter().map(told).collect()
 }
 
 /// `start llama-cpp · restoring · 12s of ~20s (number 7)`.
@@ -332,6 +364,40 @@ mod tests {
              Attention: The network card is not armed. [wake_unarmed, 2h ago]\n  hint: arm it\n\
              Last error: It did not become healthy in time. [health_timeout, 5m ago]\n  hint: read the journal\n"
         );
+    }
+
+    #[test]
+    fn what_became_of_a_restore_stands_beside_the_slot_for_as_long_as_the_run_lasts() {
+        let last = |at: &str, verdict: &str, text: &str| RestoreStatus {
+            at: at.into(),
+            verdict: verdict.into(),
+            text: text.into(),
+            ..RestoreStatus::default()
+        };
+        let saved = |name: &str, last| SavedSlotStatus {
+            name: name.into(),
+            backend: "llama-cpp".into(),
+            bytes: 48_000_000,
+            saved_at: "2026-01-02T00:04:05Z".into(),
+            last_restore: Some(last),
+            ..SavedSlotStatus::default()
+        };
+        let fresh = last("2026-01-02T03:02:05Z", "unknown", "not used yet");
+        let mut status = on("llama-cpp");
+        status.active_backend = Some("llama-cpp".into());
+        status.uptime_seconds = Some(180);
+        status.saved_slot_details = vec![saved("localbot", fresh.clone())];
+        let shown = |status: &Status| lines(status).lines().nth(1).unwrap_or_default().to_owned();
+        assert_eq!(shown(&status), "Slot: cached (localbot, 48MB), restored 2m ago (saved 3h ago), not used yet");
+        let used = last("2026-01-02T03:02:05Z", "effective", "effective, 98% of the prompt reused");
+        status.saved_slot_details.push(saved("talk", used));
+        assert_eq!(
+            shown(&status),
+            "Slot: cached (localbot, 48MB; talk, 48MB), localbot restored 2m ago (saved 3h ago), not used yet, \
+             talk restored 2m ago (saved 3h ago): effective, 98% of the prompt reused"
+        );
+        status.uptime_seconds = Some(60);
+        assert_eq!(shown(&status), "Slot: cached (localbot, 48MB; talk, 48MB)", "that was another run");
     }
 
     #[test]

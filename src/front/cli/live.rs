@@ -9,9 +9,12 @@ use super::{
     lbs,
     text::{Paint, ago, fit, plain, say, say_line, seconds, span},
 };
-use crate::driver::{
-    OperationRecord,
-    status::{OperationStatus, Status},
+use crate::{
+    driver::{
+        NotSaved, OperationRecord,
+        status::{OperationStatus, Status},
+    },
+    machine::Warning,
 };
 
 /// Back to the first column, and everything on the line away.
@@ -120,12 +123,24 @@ impl Drop for Live {
     }
 }
 
+/// What a stop on the way has cost, in the same breath: nobody reads on after a tick.
+fn not_saved(record: &OperationRecord, paint: Paint) -> String {
+    let one = |lost: &NotSaved| {
+        let code = paint.faint(&format!("[{}]", plain(&lost.code)));
+        format!("what {} held was not saved: {} {code}", plain(&lost.backend), plain(&lost.message))
+    };
+    record.not_saved.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
 /// What came of an operation: a line, and under it what else there is to say.
 pub(super) fn conclusion(record: &OperationRecord, paint: Paint) -> String {
     let what = lbs::what(&record.kind, record.goal.as_deref());
     let lasted = lasted(record).map(short);
     let took = |word: &str| lasted.as_ref().map_or(String::new(), |time| format!(" {word} {time}"));
     let mut text = match record.end.as_deref() {
+        Some("done") if !record.not_saved.is_empty() => {
+            format!("{} {what}: done{}, but {}\n", paint.fair("✓"), took("in"), not_saved(record, paint))
+        }
         Some("done") => format!("{} {what}: done{}\n", paint.good("✓"), took("in")),
         end => {
             let end = plain(end.unwrap_or("ended"));
@@ -138,7 +153,10 @@ pub(super) fn conclusion(record: &OperationRecord, paint: Paint) -> String {
     if let Some(hint) = record.hint.as_deref().filter(|hint| !hint.is_empty()) {
         text.push_str(&format!("  hint: {}\n", plain(hint)));
     }
-    for warning in &record.warnings {
+    // What the first line says is not said again.
+    let first = text.lines().next().unwrap_or_default().to_owned();
+    let is_told = |warning: &&Warning| !warning.message.is_empty() && first.contains(&plain(&warning.message));
+    for warning in record.warnings.iter().filter(|warning| !is_told(warning)) {
         text.push_str(&format!(
             "  {} {} {}\n",
             paint.fair("warning:"),
@@ -169,7 +187,6 @@ fn short(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Warning;
 
     fn record(end: &str) -> OperationRecord {
         OperationRecord {
@@ -192,6 +209,31 @@ mod tests {
             conclusion(&record, Paint::PLAIN),
             "✓ start llama-cpp: done in 8.2s\n  warning: The save took too long. [save_timeout]\n"
         );
+    }
+
+    #[test]
+    fn an_end_that_has_cost_a_conversation_says_so_in_its_first_line() {
+        let mut record = record("done");
+        let lost =
+            |code: &str, message: &str| NotSaved { backend: "vllm".into(), code: code.into(), message: message.into() };
+        record.not_saved = vec![lost("save_failed", "localbot: failed with 500")];
+        record.warnings =
+            vec![Warning::new("save_failed", "localbot: failed with 500"), Warning::new("other", "More.")];
+        assert_eq!(
+            conclusion(&record, Paint::PLAIN),
+            "✓ start llama-cpp: done in 8.2s, but what vllm held was not saved: localbot: failed with 500 \
+             [save_failed]\n  warning: More. [other]\n"
+        );
+    }
+
+    #[test]
+    fn a_reason_that_the_first_line_tells_is_not_told_again() {
+        let mut record = record("failed");
+        record.message = Some("The slots could not be restored. (nothing is saved as \"nope\")".into());
+        record.warnings = vec![Warning::new("no_such_slot", "nothing is saved as \"nope\"")];
+        let told = conclusion(&record, Paint::PLAIN);
+        assert!(told.contains("failed after 8.2s: The slots could not be restored. (nothing is saved"), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Caller {
         };
         let exit = if tended.slots.iter().all(is_well) { Exit::Done } else { Exit::Failed };
         let text = if self.json {
-            json(&tended) + "\n"
+            json(&serde_json::json!({"outcome": exit.word(), "exit_code": exit as u8, "slots": tended.slots})) + "\n"
         } else {
             tended.slots.iter().map(|end| end_line(end, self.paint)).collect()
         };
@@ -91,7 +91,11 @@ fn list(slots: &Slots, now: SystemTime, paint: Paint) -> String {
 }
 
 fn live(slot: &SlotStatus) -> String {
-    let held = slot.tokens.map_or("unused".into(), |count| format!("{count} tokens"));
+    let held = match (slot.tokens, slot.restored_tokens) {
+        (Some(count), _) => format!("{count} tokens"),
+        (None, Some(count)) => format!("{count} tokens restored, not used yet,"),
+        (None, None) => "unused".into(),
+    };
     let busy = if slot.is_processing { ", busy" } else { "" };
     format!("slot {}: {held} of {}{busy}\n", slot.id, tokens(slot.n_ctx))
 }
@@ -99,14 +103,20 @@ fn live(slot: &SlotStatus) -> String {
 /// `  12: 4096 tokens, 50MB, 2h ago, model; restored 1h ago: effective, 98% of the prompt reused`.
 fn generation(saved: &SavedSlotStatus, now: SystemTime, paint: Paint) -> String {
     let age = ago_text(&saved.saved_at, now);
-    let restore = saved.last_restore.as_ref().map_or(String::new(), |last| format!("; {}", restored(last, now, paint)));
+    let told = |last: &RestoreStatus| format!("; restored {}{}", ago_text(&last.at, now), worth(last, paint));
+    let restore = saved.last_restore.as_ref().map_or(String::new(), told);
+    // A reason is a sentence, and has a line of its own. That it is of this name stands above.
+    let line = |what: &str, why: &str| {
+        let why = why.replacen(&format!("{}: ", saved.name), "", 1);
+        format!("     {}\n", paint.fair(&format!("{what}: {}", plain(&why))))
+    };
     let wrong = match (&saved.put_aside, &saved.useless) {
-        (Some(why), _) => format!(", {}", paint.fair(&format!("put aside: {}", plain(why)))),
-        (None, Some(why)) => format!(", {}", paint.fair(&format!("not restored by itself: {}", plain(why)))),
+        (Some(why), _) => line("put aside", why),
+        (None, Some(why)) => line("not restored by itself", why),
         (None, None) => String::new(),
     };
     format!(
-        "  {}: {} tokens, {}, {age}, {}{restore}{wrong}\n",
+        "  {}: {} tokens, {}, {age}, {}{restore}\n{wrong}",
         saved.generation,
         saved.tokens,
         size(saved.bytes),
@@ -114,23 +124,17 @@ fn generation(saved: &SavedSlotStatus, now: SystemTime, paint: Paint) -> String 
     )
 }
 
-fn restored(last: &RestoreStatus, now: SystemTime, paint: Paint) -> String {
-    let when = ago_text(&last.at, now);
-    let share = match (last.reused, last.computed) {
-        (Some(reused), Some(computed)) if reused.saturating_add(computed) > 0 => {
-            let share = reused.saturating_mul(100) / reused.saturating_add(computed);
-            format!(", {share}% of the prompt reused")
-        }
-        _ => String::new(),
-    };
+/// What a restore was worth: `, not used yet`, `: effective, 98% of the prompt reused`.
+pub(super) fn worth(last: &RestoreStatus, paint: Paint) -> String {
+    let text = plain(&last.text);
     match last.verdict.as_str() {
-        "unknown" => format!("restored {when}, not used yet"),
-        "effective" => format!("restored {when}: {}{share}", paint.good("effective")),
-        verdict => format!("restored {when}: {}{share}", paint.fair(&plain(verdict))),
+        "unknown" => format!(", {text}"),
+        "effective" => format!(": {}", paint.good(&text)),
+        _ => format!(": {}", paint.fair(&text)),
     }
 }
 
-fn ago_text(at: &str, now: SystemTime) -> String {
+pub(super) fn ago_text(at: &str, now: SystemTime) -> String {
     ago(at, now).map_or_else(|| plain(at), |age| format!("{} ago", span(age)))
 }
 
@@ -158,20 +162,21 @@ mod tests {
 
     #[test]
     fn generations_stand_under_their_name_with_what_their_restore_was_worth() {
-        let last = |verdict: &str, reused| RestoreStatus {
+        let last = |verdict: &str, reused: Option<u64>| RestoreStatus {
             at: "2026-01-02T03:03:05Z".into(),
             tokens: 4096,
             verdict: verdict.into(),
+            text: if reused.is_some() { format!("{verdict}, 90% of the prompt reused") } else { "not used yet".into() },
             reused,
             computed: reused.map(|_| 100),
         };
-        let slot = SlotStatus { id: 0, n_ctx: 8192, is_processing: true, tokens: Some(12) };
+        let slot = SlotStatus { id: 0, n_ctx: 8192, is_processing: true, tokens: Some(12), restored_tokens: None };
         let text = shown(
             vec![slot],
             vec![
                 SavedSlotStatus { last_restore: Some(last("effective", Some(900))), ..saved("localbot", 9) },
                 SavedSlotStatus { last_restore: Some(last("unknown", None)), ..saved("localbot-1", 9) },
-                SavedSlotStatus { put_aside: Some("restore_rejected".into()), ..saved("localbot", 8) },
+                SavedSlotStatus { put_aside: Some("restore_rejected: localbot: 400".into()), ..saved("localbot", 8) },
                 SavedSlotStatus { useless: Some("no effect".into()), ..saved("localbot", 7) },
             ],
         );
@@ -180,11 +185,13 @@ mod tests {
             "slot 0: 12 tokens of 8k, busy\n\
              saved localbot of llama-cpp\n  \
              9: 4096 tokens, 50MB, 1h ago, Nemotron; restored 1m ago: effective, 90% of the prompt reused\n  \
-             8: 4096 tokens, 50MB, 1h ago, Nemotron, put aside: restore_rejected\n  \
-             7: 4096 tokens, 50MB, 1h ago, Nemotron, not restored by itself: no effect\n\
+             8: 4096 tokens, 50MB, 1h ago, Nemotron\n     put aside: restore_rejected: 400\n  \
+             7: 4096 tokens, 50MB, 1h ago, Nemotron\n     not restored by itself: no effect\n\
              saved localbot-1 of llama-cpp\n  \
              9: 4096 tokens, 50MB, 1h ago, Nemotron; restored 1m ago, not used yet\n"
         );
+        let restored = SlotStatus { id: 0, n_ctx: 4096, restored_tokens: Some(1308), ..SlotStatus::default() };
+        assert_eq!(shown(vec![restored], vec![]), "slot 0: 1308 tokens restored, not used yet, of 4k\n");
         assert_eq!(shown(vec![], vec![]), "no slots, none saved\n");
     }
 

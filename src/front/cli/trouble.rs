@@ -169,7 +169,7 @@ impl From<Problem> for Trouble {
             _ => Exit::Refused,
         };
         let message = match &problem.detail {
-            Some(detail) => format!("{} {detail}", problem.title),
+            Some(detail) => format!("{}: {detail}", problem.title.trim_end_matches('.')),
             None => problem.title.into(),
         };
         Self {

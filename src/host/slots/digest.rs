@@ -144,7 +144,7 @@ impl SlotStore {
         match digest {
             Ok(Some(digest)) if digest == *noted => Ok(None),
             Ok(Some(digest)) => {
-                let why = format!("{}: {file}: sha256 {digest} instead of {noted}", note.name);
+                let why = format!("{}: {file}: sha256 {digest:.12}… instead of {noted:.12}…", note.name);
                 Err(Reason::RestoreDamaged.say(why))
             }
             Ok(None) => Err(Reason::RestoreMissing.say(format!("{}: {file} is not in the slot folder", note.name))),

@@ -246,7 +246,11 @@ impl SlotStore {
         if let (Some(free), Some((least, _))) = (*free, size)
             && free < least
         {
-            return Err(Reason::DiskFull.say(format!("{name}: at least {least} bytes needed, {free} free")));
+            return Err(Reason::DiskFull.say(format!(
+                "{name}: at least {} MiB needed, {} free",
+                least.div_ceil(MIB),
+                free / MIB
+            )));
         }
         let saved = round.probe.save_slot(slot.id, &names.unfinished, left(round.deadline)).await;
         let why = match saved {

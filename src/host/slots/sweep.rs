@@ -23,7 +23,8 @@ impl SlotStore {
         let _turn = self.turn.lock().await;
         let tag = self.tag().await.map_err(|error| format!("whose files are ours is not known: {error}"))?;
         let listed = files.list(name::UNFINISHED).await.map_err(|error| error.to_string())?;
-        if listed.open && !std::mem::replace(&mut self.seen().open_told, true) {
+        let before = self.seen().folder_is_open.replace(listed.open);
+        if listed.open && before != Some(true) {
             let (code, folder) = ("slots_folder_open", self.slots.dir.display());
             tracing::warn!(code, %folder, "saved conversations lie in a folder that is open to others: mode 2770 closes it");
         }

@@ -185,7 +185,7 @@ async fn verdict(
     }
     match files.digest(file, left).await {
         Ok(Some(digest)) if digest == *noted => Reason::Whole.say(format!("sha256 {digest}")),
-        Ok(Some(digest)) => Reason::Damaged.say(format!("sha256 {digest} instead of {noted}")),
+        Ok(Some(digest)) => Reason::Damaged.say(format!("sha256 {digest:.12}… instead of {noted:.12}…")),
         Ok(None) => missing(),
         Err(error) => Reason::Unreadable.say(error.to_string()),
     }
