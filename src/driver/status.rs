@@ -170,7 +170,8 @@ pub struct RestoreStatus {
     pub at: String,
     /// Tokens that came back.
     pub tokens: u64,
-    /// `effective`, `ineffective`, or `unknown` until a request has told.
+    /// `effective`, `ineffective`, or `unknown` until the first request in its slot has told; and after it, where it could
+    /// not be told from others.
     pub verdict: String,
     /// Tokens of that request's prompt that were found in the cache.
     pub reused: Option<u64>,

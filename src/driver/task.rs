@@ -289,7 +289,7 @@ impl<W: World> Driver<W> {
         self.reading.absorb(*reading);
         self.schedule.note(&self.reading);
         if source == Source::Activity {
-            self.prove();
+            self.prove(now);
         }
         let look = judge(&self.reading, &self.setup.policy, now);
         if probe::is_new(&self.view.look.server, &look.server) {
@@ -331,21 +331,21 @@ impl<W: World> Driver<W> {
                 warn!(%verb, ?what, code = why.code, message = why.message, "nobody knows how the order ended");
             }
         }
-        if let (Verb::RestoreSlots(backend), Outcome::Succeeded(_)) = (what, &outcome) {
-            self.proofs.restored(backend, &self.reading, &self.view);
-            self.schedule.use_tells(true);
+        if let Verb::RestoreSlots(backend) = what {
+            self.proofs.ended(backend, now);
+            self.schedule.use_tells(self.proofs.are_awaited(now));
         }
         self.step(&Event::Finished { verb, outcome });
     }
 
     /// Writes down what has become known of restores.
-    fn prove(&mut self) {
+    fn prove(&mut self, now: Instant) {
         for (backend, task) in self.proofs.told(&self.reading, &self.view, &self.setup.policy) {
             info!(?backend, ?task, "what was restored has been used, or not");
             let (answer, _) = oneshot::channel();
             self.tend(Tend { backend, task, answer });
         }
-        self.schedule.use_tells(self.proofs.are_awaited());
+        self.schedule.use_tells(self.proofs.are_awaited(now));
     }
 
     /// Tends saved slots, beside all else: nothing waits for it but who has asked.
@@ -497,6 +497,9 @@ impl<W: World> Driver<W> {
             info!(%verb, ?what, %op, ?within, "order");
         }
         self.stopwatch.ordered(what, now);
+        if let Verb::RestoreSlots(backend) = what {
+            self.proofs.ordered(backend, self.clock.since_epoch(now).as_secs(), &self.reading, &self.view);
+        }
         let world = Arc::clone(&self.world);
         let slack = VERB_SLACK.min(within / 4);
         let slots = self.selections.choice(self.open.get(&op).copied());

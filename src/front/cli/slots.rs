@@ -124,7 +124,7 @@ fn restored(last: &RestoreStatus, now: SystemTime, paint: Paint) -> String {
         _ => String::new(),
     };
     match last.verdict.as_str() {
-        "unknown" => format!("restored {when}, not used yet"),
+        "unknown" => format!("restored {when}, its effect is not known"),
         "effective" => format!("restored {when}: {}{share}", paint.good("effective")),
         verdict => format!("restored {when}: {}{share}", paint.fair(&plain(verdict))),
     }
@@ -183,7 +183,7 @@ mod tests {
              8: 4096 tokens, 50MB, 1h ago, Nemotron, put aside: restore_rejected\n  \
              7: 4096 tokens, 50MB, 1h ago, Nemotron, not restored by itself: no effect\n\
              saved localbot-1 of llama-cpp\n  \
-             9: 4096 tokens, 50MB, 1h ago, Nemotron; restored 1m ago, not used yet\n"
+             9: 4096 tokens, 50MB, 1h ago, Nemotron; restored 1m ago, its effect is not known\n"
         );
         assert_eq!(shown(vec![], vec![]), "no slots, none saved\n");
     }
