@@ -6,10 +6,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
-use super::world::SlotTask;
+use super::{World, slots::TENDED_WITHIN, world::SlotTask};
 use crate::machine::{
     BackendId, Instant, Invocation, Policy, View,
     reading::{Activity, BackendReading, Dated, Progress, Prompts, Reading, Reuse, SavedSlot, SlotRequest},
@@ -21,6 +22,10 @@ const LEAST_PROMPT: u64 = 32;
 const EAGER: Duration = Duration::from_mins(10);
 /// Two clocks that tell the time of a restore differ by less.
 const CLOCKS_DIFFER: u64 = 2;
+/// A verdict that cannot be written down is tried again after so long, ...
+const WRITE_AGAIN: Duration = Duration::from_secs(10);
+/// ... and so often. A save may be under way for minutes.
+const WRITES: u32 = 20;
 
 /// Restores whose worth is not known yet.
 #[derive(Debug, Default)]
@@ -169,6 +174,20 @@ impl Unjudged {
         }
         verdicts
     }
+}
+
+/// Has a verdict written down.
+pub(super) async fn write_down<W: World>(world: Arc<W>, backend: BackendId, task: SlotTask) {
+    for _ in 0..WRITES {
+        let told = tokio::time::timeout(TENDED_WITHIN, world.tend_slots(backend, task.clone())).await;
+        match told {
+            Ok(Ok(told)) if told.iter().all(|told| told.code != "note_failed") => return,
+            Ok(why) => tracing::debug!(?backend, ?why, "a verdict on a restore is not written down yet"),
+            Err(_) => tracing::debug!(?backend, "a verdict on a restore was not written down in time"),
+        }
+        tokio::time::sleep(WRITE_AGAIN).await;
+    }
+    tracing::warn!(?backend, ?task, "what a restore was worth could not be written down");
 }
 
 /// What the newest request of each slot that had one since `before` found of its prompt, as far as that is done; `None` where

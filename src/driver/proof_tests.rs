@@ -1,9 +1,9 @@
 use super::*;
 use crate::{
-    driver::{tests_policy, tests_saved_slot},
+    driver::{PostMortem, tests_policy, tests_saved_slot, world::SlotTold},
     machine::{
-        Machine,
-        reading::{LastRestore, SlotReading},
+        Machine, Outcome, Verb, Warning,
+        reading::{Ask, LastRestore, SlotReading},
     },
 };
 
@@ -419,4 +419,41 @@ fn a_slot_that_nobody_uses_is_not_asked_about_eagerly_for_ever_and_judged_all_th
     scene.generates(0, 5);
     scene.ends(0);
     assert_eq!(scene.look(), [(0, 0, 900)]);
+}
+
+/// Notes can be written from the given try on.
+struct Disk(u32, std::sync::atomic::AtomicU32);
+
+impl World for Disk {
+    async fn look(&self, _: Ask, _: Instant) -> Reading {
+        Reading::default()
+    }
+
+    async fn carry_out(&self, _: Verb, _: Duration) -> Outcome {
+        Outcome::Succeeded(vec![])
+    }
+
+    async fn tend_slots(&self, _: BackendId, _: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+        let told = |code: &str| {
+            vec![SlotTold { name: "localbot".into(), generation: 1, code: code.into(), message: String::new() }]
+        };
+        match self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1 {
+            now if now >= self.0 => Ok(told("restore_effective")),
+            1 => Err(Warning::new("slots_in_use", "a save or restore is under way")),
+            _ => Ok(told("note_failed")),
+        }
+    }
+
+    async fn post_mortem(&self, _: BackendId) -> PostMortem {
+        PostMortem::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verdict_that_could_not_be_written_down_is_tried_again_until_it_is_or_for_minutes() {
+    for (works_at, tries) in [(1, 1), (2, 2), (4, 4), (u32::MAX, WRITES)] {
+        let disk = Arc::new(Disk(works_at, 0.into()));
+        write_down(Arc::clone(&disk), LLAMA, SlotTask::Proved { slots: vec![0], reuse: Reuse::default() }).await;
+        assert_eq!(disk.1.load(std::sync::atomic::Ordering::Relaxed), tries);
+    }
 }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
     task::{JoinError, JoinHandle, JoinSet},
@@ -22,7 +23,7 @@ use super::{
     oddities::Oddities,
     operations::{Operations, end_name, named_better, who_can_tell},
     probe::{self, Schedule, Source},
-    proof::Proofs,
+    proof::{self, Proofs},
     publish,
     setup::Setup,
     slots::{MOST_TENDED, Selections, TENDED_WITHIN, Tend},
@@ -139,6 +140,8 @@ enum Done {
     },
     /// Saved slots were tended.
     Tended,
+    /// What a restore was worth was written down.
+    Proved,
 }
 
 struct Driver<W> {
@@ -269,6 +272,7 @@ impl<W: World> Driver<W> {
                 self.tended -= 1;
                 self.schedule.want(Source::Saved);
             }
+            Done::Proved => self.schedule.want(Source::Saved),
             Done::PostMortem { op, told } => {
                 if let Some((end, at)) = self.ending.remove(&op) {
                     let end = named_better(end, &told);
@@ -342,8 +346,8 @@ impl<W: World> Driver<W> {
     fn prove(&mut self, now: Instant) {
         for (backend, task) in self.proofs.told(&self.reading, &self.view, &self.setup.policy) {
             info!(?backend, ?task, "what was restored has been used, or not");
-            let (answer, _) = oneshot::channel();
-            self.tend(Tend { backend, task, answer });
+            let written = proof::write_down(Arc::clone(&self.world), backend, task);
+            self.tasks.spawn(written.map(|()| Done::Proved));
         }
         self.schedule.use_tells(self.proofs.are_awaited(now));
     }
@@ -510,12 +514,8 @@ impl<W: World> Driver<W> {
             };
             let carried_out = world.carry_out_chosen(what, slots, within.saturating_sub(2 * slack));
             let outcome = tokio::time::timeout(within.saturating_sub(slack), carried_out).await;
-            let outcome = outcome.unwrap_or_else(|_| {
-                Outcome::Unknown(Warning::new(
-                    "no_answer",
-                    format!("no answer within {}", humantime::format_duration(within)),
-                ))
-            });
+            let late = || Warning::new("no_answer", format!("no answer within {}", humantime::format_duration(within)));
+            let outcome = outcome.unwrap_or_else(|_| Outcome::Unknown(late()));
             Done::Order { verb, what, outcome }
         });
     }

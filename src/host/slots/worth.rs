@@ -81,17 +81,28 @@ impl SlotStore {
     ///
     /// To be called by whoever has the turn.
     pub(super) async fn prove(&self, slots: &[u32], reuse: Reuse) -> Vec<(Unproven, Said)> {
-        let proven: Vec<Unproven> = {
+        let proven: Vec<(u32, Unproven)> = {
             let mut seen = self.seen();
             seen.forget_earlier_runs();
             let slots: BTreeSet<u32> = slots.iter().copied().collect();
-            slots.into_iter().filter_map(|slot| seen.unproven.remove(&slot)).collect()
+            slots.into_iter().filter_map(|slot| Some((slot, seen.unproven.remove(&slot)?))).collect()
         };
         let mut useless = self.notes().await.useless.clone();
         let before = useless.clone();
         let mut judged: Vec<&Fit> = vec![];
         let mut told = vec![];
-        for restore in &proven {
+        for (slot, restore) in &proven {
+            let noted = self.amend(&restore.file, |note| {
+                if let Some(last) = &mut note.last_restore {
+                    last.reuse = Some(reuse);
+                }
+            });
+            if let Err(error) = noted.await {
+                // To be judged again, if nothing else was restored meanwhile.
+                self.seen().unproven.entry(*slot).or_insert_with(|| restore.clone());
+                told.push((restore.clone(), Reason::NoteFailed.say(error.to_string())));
+                continue;
+            }
             // What the prompts of several slots found is one sum: one verdict.
             if judged.iter().all(|fit| !fit.differences(&restore.fit).is_empty()) {
                 useless.judge(&restore.fit, reuse, now());
@@ -99,16 +110,7 @@ impl SlotStore {
             }
             let reason = if reuse.is_effective() { Reason::RestoreEffective } else { Reason::RestoreIneffective };
             let all = reuse.reused.saturating_add(reuse.computed);
-            let mut said = reason.say(format!("{} of {all} tokens were found", reuse.reused));
-            let noted = self.amend(&restore.file, |note| {
-                if let Some(last) = &mut note.last_restore {
-                    last.reuse = Some(reuse);
-                }
-            });
-            if let Err(error) = noted.await {
-                said = Reason::NoteFailed.say(error.to_string());
-            }
-            told.push((restore.clone(), said));
+            told.push((restore.clone(), reason.say(format!("{} of {all} tokens were found", reuse.reused))));
         }
         if useless != before
             && let Err(error) = self.shelf.write_useless(useless).await
