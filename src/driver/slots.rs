@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::world::{NamedSlot, SlotChoice, SlotTask, SlotTold};
-use crate::machine::{BackendId, Goal, Selection, Warning};
+use crate::machine::{BackendId, Goal, Selection, Verb, Warning};
 
 /// Names that are remembered: far more than commands can wait.
 const MOST_NAMES: usize = 128;
@@ -56,8 +56,10 @@ impl Selections {
         Selection::Named(number)
     }
 
-    /// What an operation with that goal is to save or restore; `None` if its name was forgotten.
-    pub(super) fn choice(&self, goal: Option<Goal>) -> Option<SlotChoice> {
+    /// What an order of an operation with that goal is to save or restore; `None` if its name was forgotten. To other orders
+    /// that makes no difference.
+    pub(super) fn choice(&self, verb: Verb, goal: Option<Goal>) -> Option<SlotChoice> {
+        let goal = goal.filter(|_| matches!(verb, Verb::SaveSlots(_) | Verb::RestoreSlots(_)));
         let number = match goal {
             Some(Goal::Save(_, Selection::Checkpoint)) => return Some(SlotChoice::Checkpoint),
             Some(Goal::Save(_, Selection::Named(number)) | Goal::Restore(_, Selection::Named(number))) => number,
@@ -73,6 +75,8 @@ impl Selections {
 mod tests {
     use super::*;
 
+    const SAVE: Verb = Verb::SaveSlots(BackendId(0));
+
     fn named(name: &str) -> NamedSlot {
         NamedSlot { name: name.into(), ..NamedSlot::default() }
     }
@@ -85,7 +89,7 @@ mod tests {
         assert_eq!(selections.clone().number(named("a")), a);
         let generation = NamedSlot { generation: Some(3), ..named("a") };
         assert_ne!(selections.number(generation), a);
-        let choice = selections.choice(Some(Goal::Save(BackendId(0), b)));
+        let choice = selections.choice(SAVE, Some(Goal::Save(BackendId(0), b)));
         assert_eq!(choice, Some(SlotChoice::Named(named("b"))));
     }
 
@@ -95,10 +99,10 @@ mod tests {
         for goal in
             [None, Some(Goal::Stop), Some(Goal::Run(BackendId(1))), Some(Goal::Save(BackendId(0), Selection::All))]
         {
-            assert_eq!(selections.choice(goal), Some(SlotChoice::All));
+            assert_eq!(selections.choice(SAVE, goal), Some(SlotChoice::All));
         }
         let checkpoint = Goal::Save(BackendId(0), Selection::Checkpoint);
-        assert_eq!(selections.choice(Some(checkpoint)), Some(SlotChoice::Checkpoint));
+        assert_eq!(selections.choice(SAVE, Some(checkpoint)), Some(SlotChoice::Checkpoint));
     }
 
     #[test]
@@ -108,7 +112,9 @@ mod tests {
         for n in 0..MOST_NAMES {
             let _ = selections.number(named(&n.to_string()));
         }
-        assert_eq!(selections.choice(Some(Goal::Restore(BackendId(0), first))), None);
+        let goal = Some(Goal::Restore(BackendId(0), first));
+        assert_eq!(selections.choice(Verb::RestoreSlots(BackendId(0)), goal), None);
+        assert_eq!(selections.choice(Verb::StopUnit(BackendId(0)), goal), Some(SlotChoice::All), "it needs no name");
         assert_ne!(selections.number(named("first")), first);
     }
 }

@@ -506,7 +506,7 @@ impl<W: World> Driver<W> {
         }
         let world = Arc::clone(&self.world);
         let slack = VERB_SLACK.min(within / 4);
-        let slots = self.selections.choice(self.open.get(&op).copied());
+        let slots = self.selections.choice(what, self.open.get(&op).copied());
         self.tasks.spawn(async move {
             let Some(slots) = slots else {
                 let outcome = Outcome::Failed(Warning::new("no_such_slot", "its name was forgotten"));
