@@ -411,17 +411,20 @@ impl Backend {
         locked(&self.known).as_ref().and_then(|unit| unit.invocation)
     }
 
-    /// Health, then use, where the backend answers as itself.
+    /// Health, then use, where the backend answers as itself. The first look that finds it so tells of its use, too: whether
+    /// its slots may be restored hangs on that, and a start waits for it.
     ///
     /// `calm`: nobody waits for an order just now, so there is time to tidy up.
     async fn look(&self, ask: Ask, now: Instant, calm: bool) -> BackendReading {
         let mut reading = BackendReading::default();
+        let mut newly_ready = false;
         if ask.http {
             let http = self.probe.health().await;
-            self.ready.store(matches!(http, Http::Ready(_)), Ordering::Relaxed);
+            let ready = matches!(http, Http::Ready(_));
+            newly_ready = !self.ready.swap(ready, Ordering::Relaxed) && ready;
             reading.http = Some(Dated { at: now, value: http });
         }
-        if ask.activity && self.ready.load(Ordering::Relaxed) {
+        if newly_ready || (ask.activity && self.ready.load(Ordering::Relaxed)) {
             let activity = self.probe.activity(now).await;
             reading.activity = activity.map(|value| Dated { at: now, value });
         }
