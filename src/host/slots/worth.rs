@@ -28,6 +28,9 @@ struct Verdict {
     last: Reuse,
     /// Seconds since the epoch, by this machine's clock.
     at: u64,
+    /// The run of the server it was found in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<Invocation>,
 }
 
 /// A restore of this life of the daemon that nobody has judged yet.
@@ -50,13 +53,17 @@ impl Seen {
 }
 
 impl Useless {
-    /// Takes a verdict in. One restore that had effect is enough to forget what was before.
-    fn judge(&mut self, fit: &Fit, reuse: Reuse, at: u64) {
+    /// Takes a verdict in. One restore that had effect is enough to forget what was before; several slots of one run count as
+    /// one.
+    fn judge(&mut self, fit: &Fit, reuse: Reuse, at: u64, run: Option<Invocation>) {
         let is_same = |verdict: &Verdict| verdict.fit.differences(fit).is_empty();
         let before = self.0.iter().position(is_same).map(|place| self.0.remove(place));
         if !reuse.is_effective() {
-            let in_a_row = before.map_or(0, |verdict| verdict.in_a_row).saturating_add(1);
-            self.0.push(Verdict { fit: fit.clone(), in_a_row, last: reuse, at });
+            let in_a_row = match before {
+                Some(before) if run.is_some() && before.run == run => before.in_a_row,
+                before => before.map_or(0, |verdict| verdict.in_a_row).saturating_add(1),
+            };
+            self.0.push(Verdict { fit: fit.clone(), in_a_row, last: reuse, at, run });
             let surplus = self.0.len().saturating_sub(MOST);
             self.0.drain(..surplus);
         }
@@ -105,7 +112,7 @@ impl SlotStore {
             }
             // What the prompts of several slots found is one sum: one verdict.
             if judged.iter().all(|fit| !fit.differences(&restore.fit).is_empty()) {
-                useless.judge(&restore.fit, reuse, now());
+                useless.judge(&restore.fit, reuse, now(), restore.run);
                 judged.push(&restore.fit);
             }
             let reason = if reuse.is_effective() { Reason::RestoreEffective } else { Reason::RestoreIneffective };
@@ -131,13 +138,22 @@ mod tests {
     #[test]
     fn two_restores_in_a_row_without_effect_are_enough_and_one_with_effect_clears_it() {
         let mut useless = Useless::default();
-        useless.judge(&fit(), NONE, 1);
+        useless.judge(&fit(), NONE, 1, None);
         assert_eq!(useless.why(&fit()), None, "one may have been another conversation");
-        useless.judge(&fit(), NONE, 2);
+        useless.judge(&fit(), NONE, 2, None);
         assert!(useless.why(&fit()).is_some_and(|why| why.contains("0 of 900 tokens")));
-        useless.judge(&fit(), MOST_OF_IT, 3);
-        useless.judge(&fit(), NONE, 4);
+        useless.judge(&fit(), MOST_OF_IT, 3, None);
+        useless.judge(&fit(), NONE, 4, None);
         assert_eq!(useless.why(&fit()), None, "they were not in a row");
+    }
+
+    #[test]
+    fn slots_of_one_run_count_as_one_restore() {
+        let mut useless = Useless::default();
+        for (run, is_enough) in [(1, false), (1, false), (2, true)] {
+            useless.judge(&fit(), NONE, 1, Some(Invocation(run)));
+            assert_eq!(useless.why(&fit()).is_some(), is_enough);
+        }
     }
 
     #[test]
@@ -146,7 +162,7 @@ mod tests {
         let of_build = |number: usize| Fit { build: Some(format!("b{number}")), ..fit() };
         for number in 0..=MOST {
             for at in 1..=2 {
-                useless.judge(&of_build(number), NONE, at);
+                useless.judge(&of_build(number), NONE, at, None);
             }
         }
         assert_eq!(useless.why(&fit()), None);
