@@ -637,6 +637,21 @@ async fn a_restore_is_proved_at_once_wherever_the_folder_is_looked_at() {
 }
 
 #[tokio::test]
+async fn the_first_look_that_finds_a_backend_ready_tells_of_its_use() {
+    let lab = on().await;
+    for _ in 0..2 {
+        lab.up(LLAMA).await;
+        let health = || async { lab.look(Ask { http: true, ..Ask::default() }).await.backends.swap_remove(0) };
+        let first = health().await;
+        assert!(matches!(first.http.map(|http| http.value), Some(Http::Ready(_))));
+        assert!(first.activity.is_some_and(|activity| activity.value.slots.iter().all(|slot| slot.tokens.is_none())));
+        assert!(health().await.activity.is_none(), "afterwards only if that is asked for");
+        lab.done(Verb::StopUnit(LLAMA)).await;
+        health().await;
+    }
+}
+
+#[tokio::test]
 async fn a_model_that_finds_no_memory_does_not_load() {
     let lab = lab(|setup| setup.units[0].restart = Restart::Never).await;
     lab.server.occupy(Foreign { pid: 77, user: "bob".into(), name: "/opt/train.py".into(), mib: 9000 });

@@ -70,3 +70,22 @@ pub(crate) fn tests_policy() -> crate::machine::Policy {
         gpu_baseline_mib: Some(500),
     }
 }
+
+#[cfg(test)]
+pub(crate) fn tests_saved_slot() -> crate::machine::reading::SavedSlot {
+    crate::machine::reading::SavedSlot {
+        name: "localbot".into(),
+        file: "f".into(),
+        slot: 0,
+        bytes: 1,
+        tokens: 1,
+        saved_at: 0,
+        model: "m".into(),
+        n_ctx: 4096,
+        put_aside: None,
+        generation: 1,
+        last_restore: None,
+        useless: None,
+        named: false,
+    }
+}

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    driver::tests_policy,
+    driver::{tests_policy, tests_saved_slot},
     machine::{
         Machine,
         reading::{Activity, GpuDevice, GpuProcess, SavedSlot},
@@ -129,30 +129,12 @@ fn another_run_begins_anew() {
 #[test]
 fn slots_that_are_not_restored_any_more_are_told_while_it_runs() {
     let mut scene = Scene::new();
-    let useless = SavedSlot { useless: Some("nothing of two restores was used".into()), ..saved() };
-    scene.reading.backends[0].saved = Some(Dated { at: at(20), value: vec![saved(), useless] });
+    let useless = SavedSlot { useless: Some("nothing of two restores was used".into()), ..tests_saved_slot() };
+    scene.reading.backends[0].saved = Some(Dated { at: at(20), value: vec![tests_saved_slot(), useless] });
     assert_eq!(scene.note(20), ["restore_ineffective"]);
     assert!(scene.oddities.found()[0].message.contains("two restores"));
     scene.view.look.backends[0].seen = Seen::Stopped;
     assert_eq!(scene.note(21), [""; 0]);
-}
-
-fn saved() -> SavedSlot {
-    SavedSlot {
-        name: "localbot".into(),
-        file: "f".into(),
-        slot: 0,
-        bytes: 1,
-        tokens: 1,
-        saved_at: 0,
-        model: "m".into(),
-        n_ctx: 4096,
-        put_aside: None,
-        generation: 1,
-        last_restore: None,
-        useless: None,
-        named: false,
-    }
 }
 
 #[test]

@@ -544,7 +544,7 @@ fn restore_status(restore: &LastRestore) -> RestoreStatus {
         Some(reuse) if reuse.is_effective() => "effective",
         Some(_) => "ineffective",
     };
-    let text = restore.reuse.map_or("not used yet".into(), |reuse| {
+    let text = restore.reuse.map_or("its effect is not known yet".into(), |reuse| {
         let share = reuse.reused.saturating_mul(100) / reuse.reused.saturating_add(reuse.computed).max(1);
         format!("{verdict}, {share}% of the prompt reused")
     });

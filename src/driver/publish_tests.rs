@@ -300,7 +300,7 @@ async fn a_restored_slot_is_told_from_an_unused_one_until_a_request_tells_more()
         (status.slots[0].restored_tokens, text.expect("a restore"))
     };
     scene.reading.backends[0].saved = restored(wall - 30, None);
-    assert_eq!(told(&scene), (Some(1308), "not used yet".into()));
+    assert_eq!(told(&scene), (Some(1308), "its effect is not known yet".into()));
     scene.reading.backends[0].saved = restored(wall - 3600, None);
     assert_eq!(told(&scene).0, None, "into an earlier run");
     let reuse = Reuse { reused: 98, computed: 2 };

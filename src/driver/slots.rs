@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 pub use super::world::TENDED_WITHIN;
 use super::world::{NamedSlot, SlotChoice, SlotTask, SlotTold};
-use crate::machine::{BackendId, Goal, Selection, Warning};
+use crate::machine::{BackendId, Goal, Selection, Verb, Warning};
 
 /// Names that are remembered: far more than commands can wait.
 const MOST_NAMES: usize = 128;
@@ -54,8 +54,10 @@ impl Selections {
         Selection::Named(number)
     }
 
-    /// What an operation with that goal is to save or restore; `None` if its name was forgotten.
-    pub(super) fn choice(&self, goal: Option<Goal>) -> Option<SlotChoice> {
+    /// What an order of an operation with that goal is to save or restore; `None` if its name was forgotten. To other orders
+    /// that makes no difference.
+    pub(super) fn choice(&self, verb: Verb, goal: Option<Goal>) -> Option<SlotChoice> {
+        let goal = goal.filter(|_| matches!(verb, Verb::SaveSlots(_) | Verb::RestoreSlots(_)));
         let number = match goal {
             Some(Goal::Save(_, Selection::All)) => return Some(SlotChoice::Asked),
             Some(Goal::Save(_, Selection::Checkpoint)) => return Some(SlotChoice::Checkpoint),
@@ -72,6 +74,8 @@ impl Selections {
 mod tests {
     use super::*;
 
+    const SAVE: Verb = Verb::SaveSlots(BackendId(0));
+
     fn named(name: &str) -> NamedSlot {
         NamedSlot { name: name.into(), ..NamedSlot::default() }
     }
@@ -84,7 +88,7 @@ mod tests {
         assert_eq!(selections.clone().number(named("a")), a);
         let generation = NamedSlot { generation: Some(3), ..named("a") };
         assert_ne!(selections.number(generation), a);
-        let choice = selections.choice(Some(Goal::Save(BackendId(0), b)));
+        let choice = selections.choice(SAVE, Some(Goal::Save(BackendId(0), b)));
         assert_eq!(choice, Some(SlotChoice::Named(named("b"))));
     }
 
@@ -92,12 +96,12 @@ mod tests {
     fn a_save_on_the_way_to_something_else_is_of_all_slots() {
         let selections = Selections::default();
         for goal in [None, Some(Goal::Stop), Some(Goal::Run(BackendId(1)))] {
-            assert_eq!(selections.choice(goal), Some(SlotChoice::All));
+            assert_eq!(selections.choice(SAVE, goal), Some(SlotChoice::All));
         }
         let asked = Goal::Save(BackendId(0), Selection::All);
-        assert_eq!(selections.choice(Some(asked)), Some(SlotChoice::Asked));
+        assert_eq!(selections.choice(SAVE, Some(asked)), Some(SlotChoice::Asked));
         let checkpoint = Goal::Save(BackendId(0), Selection::Checkpoint);
-        assert_eq!(selections.choice(Some(checkpoint)), Some(SlotChoice::Checkpoint));
+        assert_eq!(selections.choice(SAVE, Some(checkpoint)), Some(SlotChoice::Checkpoint));
     }
 
     #[test]
@@ -107,7 +111,9 @@ mod tests {
         for n in 0..MOST_NAMES {
             let _ = selections.number(named(&n.to_string()));
         }
-        assert_eq!(selections.choice(Some(Goal::Restore(BackendId(0), first))), None);
+        let goal = Some(Goal::Restore(BackendId(0), first));
+        assert_eq!(selections.choice(Verb::RestoreSlots(BackendId(0)), goal), None);
+        assert_eq!(selections.choice(Verb::StopUnit(BackendId(0)), goal), Some(SlotChoice::All), "it needs no name");
         assert_ne!(selections.number(named("first")), first);
     }
 }

@@ -173,7 +173,8 @@ pub struct RestoreStatus {
     pub at: String,
     /// Tokens that came back.
     pub tokens: u64,
-    /// `effective`, `ineffective`, or `unknown` until a request has told.
+    /// `effective`, `ineffective`, or `unknown` until the first request in its slot has told; and after it, where it could
+    /// not be told from others.
     pub verdict: String,
     /// The same for people: "not used yet", "effective, 98% of the prompt reused".
     #[serde(default)]

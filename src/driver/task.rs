@@ -24,7 +24,7 @@ use super::{
     oddities::Oddities,
     operations::{Operations, end_name, named_better, who_can_tell},
     probe::{self, Schedule, Source},
-    proof::Proofs,
+    proof::{self, Proofs},
     publish,
     setup::Setup,
     slots::{MOST_TENDED, Selections, TENDED_WITHIN, Tend},
@@ -146,6 +146,8 @@ enum Done {
     Tidied {
         more: bool,
     },
+    /// What a restore was worth was written down.
+    Proved,
 }
 
 struct Driver<W> {
@@ -289,6 +291,7 @@ impl<W: World> Driver<W> {
                     self.tidy();
                 }
             }
+            Done::Proved => self.schedule.want(Source::Saved),
             Done::PostMortem { op, told } => {
                 if let Some((end, at)) = self.ending.remove(&op) {
                     let end = named_better(end, &told);
@@ -309,7 +312,7 @@ impl<W: World> Driver<W> {
         self.reading.absorb(*reading);
         self.schedule.note(&self.reading);
         if source == Source::Activity {
-            self.prove();
+            self.prove(now);
         }
         let look = judge(&self.reading, &self.setup.policy, now);
         if probe::is_new(&self.view.look.server, &look.server) {
@@ -351,12 +354,12 @@ impl<W: World> Driver<W> {
                 warn!(%verb, ?what, code = why.code, message = why.message, "nobody knows how the order ended");
             }
         }
-        match (what, &outcome) {
-            (Verb::RestoreSlots(backend), Outcome::Succeeded(_)) => {
-                self.proofs.restored(backend, &self.reading, &self.view);
-                self.schedule.use_tells(true);
+        match what {
+            Verb::RestoreSlots(backend) => {
+                self.proofs.ended(backend, now);
+                self.schedule.use_tells(self.proofs.are_awaited(now));
             }
-            (Verb::SaveSlots(backend), _) => self.oddities.unsaved.save_ended(backend, &outcome, &self.view),
+            Verb::SaveSlots(backend) => self.oddities.unsaved.save_ended(backend, &outcome, &self.view),
             _ => {}
         }
         self.step(&Event::Finished { verb, outcome });
@@ -499,9 +502,12 @@ impl<W: World> Driver<W> {
             info!(%verb, ?what, %op, ?within, "order");
         }
         self.stopwatch.ordered(what, now);
+        if let Verb::RestoreSlots(backend) = what {
+            self.proofs.ordered(backend, self.clock.since_epoch(now).as_secs(), &self.reading, &self.view);
+        }
         let world = Arc::clone(&self.world);
         let slack = VERB_SLACK.min(within / 4);
-        let slots = self.selections.choice(self.open.get(&op).copied());
+        let slots = self.selections.choice(what, self.open.get(&op).copied());
         self.tasks.spawn(async move {
             let Some(slots) = slots else {
                 let outcome = Outcome::Failed(Warning::new("no_such_slot", "its name was forgotten"));
@@ -509,12 +515,8 @@ impl<W: World> Driver<W> {
             };
             let carried_out = world.carry_out_chosen(what, slots, within.saturating_sub(2 * slack));
             let outcome = tokio::time::timeout(within.saturating_sub(slack), carried_out).await;
-            let outcome = outcome.unwrap_or_else(|_| {
-                Outcome::Unknown(Warning::new(
-                    "no_answer",
-                    format!("no answer within {}", humantime::format_duration(within)),
-                ))
-            });
+            let late = || Warning::new("no_answer", format!("no answer within {}", humantime::format_duration(within)));
+            let outcome = outcome.unwrap_or_else(|_| Outcome::Unknown(late()));
             Done::Order { verb, what, outcome }
         });
     }

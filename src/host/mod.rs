@@ -383,15 +383,18 @@ impl Backend {
         locked(&self.known).as_ref().and_then(|unit| unit.invocation)
     }
 
-    /// Health, then use, where the backend answers as itself.
+    /// Health, then use, where the backend answers as itself. The first look that finds it so tells of its use, too: whether
+    /// its slots may be restored hangs on that, and a start waits for it.
     async fn look(&self, ask: Ask, now: Instant) -> BackendReading {
         let mut reading = BackendReading::default();
+        let mut newly_ready = false;
         if ask.http {
             let http = self.probe.health().await;
-            self.ready.store(matches!(http, Http::Ready(_)), Ordering::Relaxed);
+            let ready = matches!(http, Http::Ready(_));
+            newly_ready = !self.ready.swap(ready, Ordering::Relaxed) && ready;
             reading.http = Some(Dated { at: now, value: http });
         }
-        if ask.activity && self.ready.load(Ordering::Relaxed) {
+        if newly_ready || (ask.activity && self.ready.load(Ordering::Relaxed)) {
             let run = self.run();
             let activity = self.probe.activity(now).await;
             if let (Some(slots), Some(activity)) = (&self.slots, &activity)

@@ -328,13 +328,43 @@ pub struct Activity {
     pub prompts: Option<Prompts>,
 }
 
-/// Tokens of prompts that a process has answered, counted since its start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Tokens that a process has worked on, counted since its start, and what its slots worked on last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prompts {
-    /// Computed anew.
+    /// Of prompts, computed anew: counted when a prompt is done.
     pub computed: u64,
-    /// Found in the cache: restored ones too.
+    /// Of prompts, found in the cache, restored ones too: counted when a prompt begins.
     pub reused: u64,
+    /// Generated: counted when a request ends.
+    #[serde(default)]
+    pub generated: u64,
+    /// The newest request of each slot that was used.
+    #[serde(default)]
+    pub requests: Vec<SlotRequest>,
+}
+
+/// The newest request of one slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRequest {
+    /// Slot number.
+    pub slot: u32,
+    /// Another request has another number.
+    pub task: i64,
+    /// Tokens that the slot holds now.
+    pub held: u64,
+    /// What was done for it so far; `None` once it has ended.
+    pub under_way: Option<Progress>,
+}
+
+/// Tokens of a request under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Of its prompt, found in the cache.
+    pub reused: u64,
+    /// Of its prompt, computed anew.
+    pub computed: u64,
+    /// Generated; none until its prompt is done.
+    pub generated: u64,
 }
 
 /// One slot of llama.cpp (`GET /slots`).
@@ -397,7 +427,7 @@ pub struct LastRestore {
 }
 
 /// What the first request after a restore found in the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reuse {
     /// Tokens of its prompt found there.
     pub reused: u64,

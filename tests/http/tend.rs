@@ -282,6 +282,19 @@ async fn a_verdict_is_about_the_model_and_build_alone() {
 }
 
 #[tokio::test]
+async fn a_verdict_that_could_not_be_noted_can_be_told_again_and_counts_once() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.restore().await;
+    let in_the_way = rig.note_path("x").with_file_name(".note.tmp");
+    std::fs::create_dir(&in_the_way).expect("a folder");
+    assert_eq!(rig.proved(&[0], NONE).await, ["localbot 1 note_failed"]);
+    std::fs::remove_dir(&in_the_way).expect("it is empty");
+    assert_eq!(rig.proved(&[0], NONE).await, ["localbot 1 restore_ineffective"]);
+    assert_eq!(rig.newest().await.useless, None, "it was one restore");
+}
+
+#[tokio::test]
 async fn slots_judged_together_are_one_verdict() {
     let rig = Rig::new().await;
     rig.world.state().slots = vec![Slot::default(); 2];

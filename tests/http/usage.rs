@@ -33,6 +33,19 @@ async fn trap_10_slots_and_metrics_are_asked_every_two_seconds_at_most() {
 }
 
 #[tokio::test]
+async fn the_next_process_is_asked_for_its_use_at_once() {
+    let world = World::new();
+    let server = world.serve().await;
+    let probe = server.probe(LlamaCpp);
+    assert!(probe.activity(at(0)).await.is_some());
+    world.state().dead = true;
+    probe.health().await;
+    world.restart();
+    assert!(probe.activity(at(1)).await.is_some());
+    assert_eq!(probe.activity(at(2)).await, None);
+}
+
+#[tokio::test]
 async fn a_slot_in_use_is_in_flight_and_shows_its_tokens() {
     let world = World::new();
     let server = world.serve().await;

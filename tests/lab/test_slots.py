@@ -233,9 +233,25 @@ def each_of_two_slots_comes_back_into_its_own(gpu, wechsler, flags):
     assert sorted(wechsler.status()["saved_slots"]) == ["localbot", "localbot-1"]
     wechsler.do("switch", "llama-cpp")
     assert gpu.restores() == 2
-    for talk in talks:
+    for talk, name in reversed(list(zip(talks, ("localbot", "localbot-1")))):
         answer = talk.say("go on ")
         assert answer.reused >= 0.9, (talk.slot, answer)
+        _is_proved(wechsler, answer, name)
+
+
+def a_request_in_a_slot_that_was_not_restored_says_nothing_of_the_one_that_was(gpu, wechsler):
+    slots.serve(gpu, "small", ctx=8192, parallel=2)
+    wechsler.do("start", "llama-cpp")
+    talk, stranger = slots.talk_to(gpu, 1500, "first ", 0), slots.talk_to(gpu, 1500, "second ", 1)
+    talk.say()
+    wechsler.do("restart", "llama-cpp")
+    assert gpu.restores() == 1
+    stranger.say()
+    time.sleep(5)  # more than one look
+    assert slots.last_restore(wechsler.status())["verdict"] == "unknown"
+    answer = talk.say("go on ")
+    assert answer.reused >= 0.9, answer
+    _is_proved(wechsler, answer)
 
 
 def of_two_slots_that_share_a_cache_the_one_that_is_filled_is_saved(gpu, wechsler):

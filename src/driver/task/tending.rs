@@ -2,24 +2,24 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::oneshot;
+use futures_util::FutureExt as _;
 use tracing::info;
 
-use super::{Done, Driver, TENDED_WITHIN, Tend, World};
-use crate::machine::Warning;
+use super::{Done, Driver, TENDED_WITHIN, Tend, World, proof};
+use crate::machine::{Instant, Warning};
 
 /// A round of tidying that has not ended after so long is given up. The adapters' own deadlines are shorter.
 const TIDIED_WITHIN: Duration = Duration::from_mins(15);
 
 impl<W: World> Driver<W> {
     /// Writes down what has become known of restores.
-    pub(super) fn prove(&mut self) {
+    pub(super) fn prove(&mut self, now: Instant) {
         for (backend, task) in self.proofs.told(&self.reading, &self.view, &self.setup.policy) {
             info!(?backend, ?task, "what was restored has been used, or not");
-            let (answer, _) = oneshot::channel();
-            self.tend(Tend { backend, task, answer });
+            let written = proof::write_down(Arc::clone(&self.world), backend, task);
+            self.tasks.spawn(written.map(|()| Done::Proved));
         }
-        self.schedule.use_tells(self.proofs.are_awaited());
+        self.schedule.use_tells(self.proofs.are_awaited(now));
     }
 
     /// Tends saved slots, beside all else: nothing waits for it but who has asked.

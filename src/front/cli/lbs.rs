@@ -188,7 +188,7 @@ fn slot(status: &Status, now: SystemTime, paint: Paint) -> Option<String> {
     has_slots.then(|| format!("empty{beside}"))
 }
 
-/// `, restored 2m ago (saved 3h ago), not used yet`: what became of the newest restore of each name in this run.
+/// `, restored 2m ago (saved 3h ago), its effect is not known yet`: what became of the newest restore of each name in this run.
 fn restored(status: &Status, saved: &[&SavedSlotStatus], now: SystemTime, paint: Paint) -> Vec<String> {
     let Some(uptime) = status.uptime_seconds else { return vec![] };
     // The server's clock and ours may differ a little.
@@ -382,18 +382,21 @@ mod tests {
             last_restore: Some(last),
             ..SavedSlotStatus::default()
         };
-        let fresh = last("2026-01-02T03:02:05Z", "unknown", "not used yet");
+        let fresh = last("2026-01-02T03:02:05Z", "unknown", "its effect is not known yet");
         let mut status = on("llama-cpp");
         status.active_backend = Some("llama-cpp".into());
         status.uptime_seconds = Some(180);
         status.saved_slot_details = vec![saved("localbot", fresh.clone())];
         let shown = |status: &Status| lines(status).lines().nth(1).unwrap_or_default().to_owned();
-        assert_eq!(shown(&status), "Slot: cached (localbot, 48MB), restored 2m ago (saved 3h ago), not used yet");
+        assert_eq!(
+            shown(&status),
+            "Slot: cached (localbot, 48MB), restored 2m ago (saved 3h ago), its effect is not known yet"
+        );
         let used = last("2026-01-02T03:02:05Z", "effective", "effective, 98% of the prompt reused");
         status.saved_slot_details.push(saved("talk", used));
         assert_eq!(
             shown(&status),
-            "Slot: cached (localbot, 48MB; talk, 48MB), localbot restored 2m ago (saved 3h ago), not used yet, \
+            "Slot: cached (localbot, 48MB; talk, 48MB), localbot restored 2m ago (saved 3h ago), its effect is not known yet, \
              talk restored 2m ago (saved 3h ago): effective, 98% of the prompt reused"
         );
         status.uptime_seconds = Some(60);

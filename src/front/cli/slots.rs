@@ -124,7 +124,7 @@ fn generation(saved: &SavedSlotStatus, now: SystemTime, paint: Paint) -> String 
     )
 }
 
-/// What a restore was worth: `, not used yet`, `: effective, 98% of the prompt reused`.
+/// What a restore was worth: `, its effect is not known yet`, `: effective, 98% of the prompt reused`.
 pub(super) fn worth(last: &RestoreStatus, paint: Paint) -> String {
     let text = plain(&last.text);
     match last.verdict.as_str() {
@@ -166,7 +166,11 @@ mod tests {
             at: "2026-01-02T03:03:05Z".into(),
             tokens: 4096,
             verdict: verdict.into(),
-            text: if reused.is_some() { format!("{verdict}, 90% of the prompt reused") } else { "not used yet".into() },
+            text: if reused.is_some() {
+                format!("{verdict}, 90% of the prompt reused")
+            } else {
+                "its effect is not known yet".into()
+            },
             reused,
             computed: reused.map(|_| 100),
         };
@@ -188,7 +192,7 @@ mod tests {
              8: 4096 tokens, 50MB, 1h ago, Nemotron\n     put aside: restore_rejected: 400\n  \
              7: 4096 tokens, 50MB, 1h ago, Nemotron\n     not restored by itself: no effect\n\
              saved localbot-1 of llama-cpp\n  \
-             9: 4096 tokens, 50MB, 1h ago, Nemotron; restored 1m ago, not used yet\n"
+             9: 4096 tokens, 50MB, 1h ago, Nemotron; restored 1m ago, its effect is not known yet\n"
         );
         let restored = SlotStatus { id: 0, n_ctx: 4096, restored_tokens: Some(1308), ..SlotStatus::default() };
         assert_eq!(shown(vec![restored], vec![]), "slot 0: 1308 tokens restored, not used yet, of 4k\n");

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     host::slot_files::FileName,
-    machine::reading::{Activity, Http, Identity, Prompts, SlotReading},
+    machine::reading::{Activity, Http, Identity, Progress, Prompts, SlotReading, SlotRequest},
 };
 
 /// More slots than this are not looked at. `--parallel` beyond a few dozen is unheard of.
@@ -91,11 +91,33 @@ pub(super) struct Slot {
     pub(super) id_task: Option<i64>,
     /// Tokens held now; absent until the slot is first used.
     pub(super) n_prompt_tokens: Option<u64>,
+    /// Of the prompt under way.
+    #[serde(default)]
+    n_prompt_tokens_processed: u64,
+    #[serde(default)]
+    n_prompt_tokens_cache: u64,
+    /// Another shape is lived without.
+    #[serde(default)]
+    next_token: serde_json::Value,
 }
 
 impl Slot {
     const fn reading(&self) -> SlotReading {
         SlotReading { id: self.id, n_ctx: self.n_ctx, is_processing: self.is_processing, tokens: self.n_prompt_tokens }
+    }
+
+    fn request(&self) -> Option<SlotRequest> {
+        let progress = || Progress {
+            reused: self.n_prompt_tokens_cache,
+            computed: self.n_prompt_tokens_processed,
+            generated: self.next_token.pointer("/0/n_decoded").and_then(serde_json::Value::as_u64).unwrap_or(0),
+        };
+        Some(SlotRequest {
+            slot: self.id,
+            task: self.id_task?,
+            held: self.n_prompt_tokens?,
+            under_way: self.is_processing.then(progress),
+        })
     }
 }
 
@@ -327,7 +349,7 @@ fn activity_of(slots: &[Slot], page: Option<&str>, own: &Own) -> Activity {
         slots: slots.iter().map(Slot::reading).collect(),
         sleeping: false,
         cannot_save: None,
-        prompts: page.and_then(|page| prompts(page, own)),
+        prompts: page.and_then(|page| prompts(slots, page, own)),
     }
 }
 
@@ -364,14 +386,19 @@ fn in_flight(slots: &[Slot], page: Option<&str>) -> Option<u32> {
 }
 
 /// What became of the prompts.
-fn prompts(page: &str, own: &Own) -> Option<Prompts> {
+fn prompts(slots: &[Slot], page: &str, own: &Own) -> Option<Prompts> {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "`as` saturates, which is what is meant"
     )]
     let total = |name| own.sum(page, name).map(|value| value as u64);
-    Some(Prompts { computed: total(COMPUTED)?, reused: total(REUSED)? })
+    Some(Prompts {
+        computed: total(COMPUTED)?,
+        reused: total(REUSED)?,
+        generated: total(PREDICTED)?,
+        requests: slots.iter().filter_map(Slot::request).collect(),
+    })
 }
 
 /// A number that changes whenever a request is worked on: `n_decode_total` and the tokens of a slot move meanwhile, the
@@ -395,7 +422,34 @@ mod tests {
     use super::*;
 
     fn slot(id: u32, is_processing: bool, id_task: Option<i64>) -> Slot {
-        Slot { id, n_ctx: 4096, is_processing, id_task, n_prompt_tokens: id_task.map(|_| 33) }
+        let shown = serde_json::json!({
+            "id": id, "n_ctx": 4096, "is_processing": is_processing, "id_task": id_task,
+            "n_prompt_tokens": id_task.map(|_| 33),
+        });
+        serde_json::from_value(shown).expect("a slot")
+    }
+
+    #[test]
+    fn of_each_slot_that_was_used_the_newest_request_is_told() {
+        let shown = r#"[{"id":0,"n_ctx":4096,"is_processing":false},
+            {"id":1,"is_processing":false,"id_task":5,"n_prompt_tokens":202,"n_prompt_tokens_processed":0,"next_token":[{"n_decoded":0}]},
+            {"id":2,"is_processing":true,"id_task":9,"n_prompt_tokens":913,"n_prompt_tokens_processed":3,
+             "n_prompt_tokens_cache":900,"next_token":[{"n_decoded":11}]},
+            {"id":3,"is_processing":true,"id_task":10,"n_prompt_tokens":2,"next_token":"?"}]"#;
+        let page = "llamacpp:prompt_tokens_total 1\nllamacpp:prompt_tokens_cached_total 2\nllamacpp:tokens_predicted_total 3\n";
+        let (.., activity, _) = understand(shown.as_bytes(), page);
+        let prompts = activity.and_then(|activity| activity.prompts).expect("both are told");
+        assert_eq!((prompts.computed, prompts.reused, prompts.generated), (1, 2, 3));
+        let request = |slot, task, held, under_way| SlotRequest { slot, task, held, under_way };
+        let under_way = Progress { reused: 900, computed: 3, generated: 11 };
+        assert_eq!(
+            prompts.requests,
+            [
+                request(1, 5, 202, None),
+                request(2, 9, 913, Some(under_way)),
+                request(3, 10, 2, Some(Progress::default()))
+            ]
+        );
     }
 
     #[test]

@@ -118,6 +118,10 @@ impl Probe {
             known.mark = None;
             known.cannot_save = None;
             known.own = replay::Own::default();
+            // The next process has not been asked yet; behind a broken network it may still be the same.
+            if matches!(http, Http::Refused | Http::Unavailable) {
+                known.activity_asked = None;
+            }
         }
         http
     }

@@ -28,6 +28,9 @@ struct Verdict {
     last: Reuse,
     /// Seconds since the epoch, by this machine's clock.
     at: u64,
+    /// The run of the server it was found in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<Invocation>,
 }
 
 /// A restore that nobody has judged yet.
@@ -58,13 +61,17 @@ impl Seen {
 }
 
 impl Useless {
-    /// Takes a verdict in. One restore that had effect is enough to forget what was before.
-    fn judge(&mut self, fit: &Fit, reuse: Reuse, at: u64) {
+    /// Takes a verdict in. One restore that had effect is enough to forget what was before; several slots of one run count as
+    /// one.
+    fn judge(&mut self, fit: &Fit, reuse: Reuse, at: u64, run: Option<Invocation>) {
         let is_same = |verdict: &Verdict| verdict.fit.differences(fit).is_empty();
         let before = self.0.iter().position(is_same).map(|place| self.0.remove(place));
         if !reuse.is_effective() {
-            let in_a_row = before.map_or(0, |verdict| verdict.in_a_row).saturating_add(1);
-            self.0.push(Verdict { fit: fit.clone(), in_a_row, last: reuse, at });
+            let in_a_row = match before {
+                Some(before) if run.is_some() && before.run == run => before.in_a_row,
+                before => before.map_or(0, |verdict| verdict.in_a_row).saturating_add(1),
+            };
+            self.0.push(Verdict { fit: fit.clone(), in_a_row, last: reuse, at, run });
             let surplus = self.0.len().saturating_sub(MOST);
             self.0.drain(..surplus);
         }
@@ -89,39 +96,41 @@ impl SlotStore {
     ///
     /// To be called by whoever has the turn.
     pub(super) async fn prove(&self, slots: &[u32], reuse: Reuse) -> Vec<(Unproven, Said)> {
-        let proven: Vec<Unproven> = {
+        let proven: Vec<(u32, Unproven)> = {
             let mut seen = self.seen();
             seen.forget_earlier_runs();
             let slots: BTreeSet<u32> = slots.iter().copied().collect();
-            slots.into_iter().filter_map(|slot| seen.unproven.remove(&slot)).collect()
+            slots.into_iter().filter_map(|slot| Some((slot, seen.unproven.remove(&slot)?))).collect()
         };
         let mut useless = self.notes().await.useless.clone();
         let before = useless.clone();
         let mut judged: Vec<&Fit> = vec![];
         let mut told = vec![];
-        for restore in &proven {
-            // What the prompts of several slots found is one sum: one verdict.
-            let all = reuse.reused.saturating_add(reuse.computed);
-            if judged.iter().all(|fit| !fit.differences(&restore.fit).is_empty()) {
-                let beside = proven.iter().filter(|other| other.fit.differences(&restore.fit).is_empty());
-                let restored: u64 = beside.map(|other| other.tokens).fold(0, u64::saturating_add);
-                // Whoever goes on with a conversation sends all of it; a short prompt was about something else.
-                if reuse.is_effective() || all >= restored / 2 {
-                    useless.judge(&restore.fit, reuse, now());
-                }
-                judged.push(&restore.fit);
-            }
-            let reason = if reuse.is_effective() { Reason::RestoreEffective } else { Reason::RestoreIneffective };
-            let mut said = reason.say(format!("{} of {all} tokens were found", reuse.reused));
+        for (slot, restore) in &proven {
             let noted = self.amend(&restore.file, |note| {
                 if let Some(last) = &mut note.last_restore {
                     last.reuse = Some(reuse);
                 }
             });
             if let Err(error) = noted.await {
-                said = Reason::NoteFailed.say(error.to_string());
+                // To be judged again, if nothing else was restored meanwhile.
+                self.seen().unproven.entry(*slot).or_insert_with(|| restore.clone());
+                told.push((restore.clone(), Reason::NoteFailed.say(error.to_string())));
+                continue;
             }
-            told.push((restore.clone(), said));
+            // What the prompts of several slots found is one sum: one verdict.
+            let all = reuse.reused.saturating_add(reuse.computed);
+            if judged.iter().all(|fit| !fit.differences(&restore.fit).is_empty()) {
+                let beside = proven.iter().filter(|(_, other)| other.fit.differences(&restore.fit).is_empty());
+                let restored: u64 = beside.map(|(_, other)| other.tokens).fold(0, u64::saturating_add);
+                // Whoever goes on with a conversation sends all of it; a short prompt was about something else.
+                if reuse.is_effective() || all >= restored / 2 {
+                    useless.judge(&restore.fit, reuse, now(), restore.run);
+                }
+                judged.push(&restore.fit);
+            }
+            let reason = if reuse.is_effective() { Reason::RestoreEffective } else { Reason::RestoreIneffective };
+            told.push((restore.clone(), reason.say(format!("{} of {all} tokens were found", reuse.reused))));
         }
         if useless != before
             && let Err(error) = self.shelf.write_useless(useless).await
@@ -142,13 +151,22 @@ mod tests {
     #[test]
     fn two_restores_in_a_row_without_effect_are_enough_and_one_with_effect_clears_it() {
         let mut useless = Useless::default();
-        useless.judge(&fit(), NONE, 1);
+        useless.judge(&fit(), NONE, 1, None);
         assert_eq!(useless.why(&fit()), None, "one may have been another conversation");
-        useless.judge(&fit(), NONE, 2);
+        useless.judge(&fit(), NONE, 2, None);
         assert!(useless.why(&fit()).is_some_and(|why| why.contains("0 of 900 tokens")));
-        useless.judge(&fit(), MOST_OF_IT, 3);
-        useless.judge(&fit(), NONE, 4);
+        useless.judge(&fit(), MOST_OF_IT, 3, None);
+        useless.judge(&fit(), NONE, 4, None);
         assert_eq!(useless.why(&fit()), None, "they were not in a row");
+    }
+
+    #[test]
+    fn slots_of_one_run_count_as_one_restore() {
+        let mut useless = Useless::default();
+        for (run, is_enough) in [(1, false), (1, false), (2, true)] {
+            useless.judge(&fit(), NONE, 1, Some(Invocation(run)));
+            assert_eq!(useless.why(&fit()).is_some(), is_enough);
+        }
     }
 
     #[test]
@@ -157,7 +175,7 @@ mod tests {
         let of_build = |number: usize| Fit { build: Some(format!("b{number}")), ..fit() };
         for number in 0..=MOST {
             for at in 1..=2 {
-                useless.judge(&of_build(number), NONE, at);
+                useless.judge(&of_build(number), NONE, at, None);
             }
         }
         assert_eq!(useless.why(&fit()), None);
