@@ -193,7 +193,6 @@ impl Machine {
                 launched,
                 launch,
                 no_restore,
-                rejected,
                 leaving,
                 failing,
                 last_look,
@@ -218,7 +217,7 @@ impl Machine {
                     tell!("launch", (launched, launch.map(|(run, _)| is_known(run)), again));
                     let restart = matches!(op.goal, Goal::Restart(_));
                     tell!("rid of", rid_of.map(is_known).filter(|known| *known || restart));
-                    tell!("no restore", (no_restore, !no_restore && *rejected));
+                    tell!("no restore", no_restore);
                 }
                 Goal::Save(..) | Goal::Restore(..) => tell!("slots done", slots_done),
                 Goal::Stop | Goal::Off | Goal::Awake => {}

@@ -29,8 +29,6 @@ pub(super) struct Work {
     pub(super) launch: Option<(Invocation, u32)>,
     /// Do not restore (again).
     pub(super) no_restore: bool,
-    /// A restore was rejected, or killed the process; what it was about is put aside.
-    pub(super) rejected: bool,
     /// How far leaving has come.
     pub(super) leaving: Option<Leaving>,
     /// It has failed, and stops the backend first.
@@ -138,7 +136,6 @@ impl Core {
             launched: false,
             launch: None,
             no_restore: false,
-            rejected: false,
             leaving: None,
             failing: None,
             last_look: None,
@@ -161,8 +158,8 @@ impl Core {
             .sum();
         let run = |b: BackendId| {
             let b = p.backend(b);
-            // Once more without the slots that could not be restored, and once more without any.
-            (b.start_timeout + b.restore_timeout + (b.stop_timeout + p.command_timeout) * 2 + b.kill_timeout) * 3
+            // Twice: once more without the slots if restoring them fails.
+            (b.start_timeout + b.restore_timeout + (b.stop_timeout + p.command_timeout) * 2 + b.kill_timeout) * 2
         };
         let on = p.boot_timeout + p.power_off_timeout;
         slack
@@ -325,11 +322,8 @@ impl Core {
             }
             Verb::RestoreSlots(_) => {
                 work.slots_done = true;
-                let rejected = matches!(failed, Some("restore_rejected" | "restore_killed_process"));
-                // The rest is tried once more: it goes with the run that must be left.
-                work.no_restore = !rejected || work.rejected;
-                work.rejected |= rejected;
-                if rejected {
+                work.no_restore = true;
+                if matches!(failed, Some("restore_rejected" | "restore_killed_process")) {
                     work.rid_of = rid_of;
                     work.launched = false;
                     work.launch = None;

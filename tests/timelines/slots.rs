@@ -322,31 +322,24 @@ fn what_is_said_to_a_run_that_was_kept_after_a_bad_restore_is_saved_like_any_oth
 }
 
 #[test]
-fn what_was_not_rejected_is_restored_after_the_restart_and_a_second_rejection_ends_it() {
+fn after_a_rejected_restore_it_is_started_once_more_and_without_one() {
     let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
-    let mut run = 1;
     let (start, _) = order(&line.told(Command::Start(Some(LLAMA), PLAIN)));
     line.after(1).ends(start, fine());
-    for rejection in 1..=3 {
-        let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
-            let llama = &mut look.backends[0];
-            (llama.unused, llama.restorable, llama.holds_tokens) = (true, true, false);
-            llama.invocation = Some(Invocation(run));
-        });
-        if rejection == 3 {
-            assert_eq!((orders(&effects), line.machine.operation()), (vec![], None));
-            return;
-        }
-        let (restore, what) = order(&effects);
-        assert_eq!(what, Verb::RestoreSlots(LLAMA), "rejected {rejection} times");
-        let (stop, what) = order(&line.after(1).ends(restore, failed("restore_rejected")));
-        assert_eq!(what, Verb::StopUnit(LLAMA));
-        line.after(1).ends(stop, fine());
-        let (start, what) = order(&line.after(1).sees(Seen::Stopped, Seen::Stopped));
-        assert_eq!(what, Verb::StartUnit(LLAMA));
-        line.after(1).ends(start, fine());
-        run += 1;
-    }
+    let (restore, what) = order(&fresh(line.after(5)));
+    assert_eq!(what, Verb::RestoreSlots(LLAMA));
+    let (stop, what) = order(&line.after(1).ends(restore, failed("restore_rejected")));
+    assert_eq!(what, Verb::StopUnit(LLAMA));
+    line.after(1).ends(stop, fine());
+    let (start, what) = order(&line.after(1).sees(Seen::Stopped, Seen::Stopped));
+    assert_eq!(what, Verb::StartUnit(LLAMA));
+    line.after(1).ends(start, fine());
+    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
+        let llama = &mut look.backends[0];
+        (llama.unused, llama.restorable, llama.holds_tokens) = (true, true, false);
+        llama.invocation = Some(Invocation(2));
+    });
+    assert_eq!((orders(&effects), line.machine.operation()), (vec![], None));
 }
 
 #[test]
