@@ -76,6 +76,8 @@ reasons! {
     NoteLate = "note_late";
     /// News: restored in full.
     Restored = "restored";
+    /// Beside news: an older generation was restored, since the newest that fits was put aside or its file is gone.
+    RestoreOlder = "restore_older";
     /// Nothing is saved that may be restored.
     RestoreNothing = "restore_nothing";
     /// What is saved belongs to another model, context size, build or number of slots.
