@@ -7,6 +7,7 @@
 //!   note knows ([`sweep`]). Where the notes cannot be read or are lost altogether, nothing that was whole once is removed.
 //! * Each slot has its own name (`localbot`, `localbot-1`), which it is saved under by itself and comes back from by itself.
 //!   What people save under a name of their choice comes back only when they name it.
+//! * What is saved already, and was not used since, is not saved again: it would push out what is worth more ([`unchanged`]).
 //! * An empty slot is not saved, and a save that turns out empty does not count: the server answers it with 200.
 //! * A busy slot is not saved: the call would wait for it without limit.
 //! * Only slots that the server has just shown are named to it: other ids act on some other slot.
@@ -37,6 +38,7 @@ mod sweep;
 mod tend;
 #[cfg(test)]
 mod tests;
+mod unchanged;
 mod worth;
 
 use std::{
@@ -74,6 +76,7 @@ use note::{Fit, Model, Note, Notes, Place, Shelf};
 pub use reason::Reason;
 use reason::Said;
 use restore::Checked;
+use unchanged::Content;
 use worth::Unproven;
 
 /// Of the time for a save or restore, so much is kept for what comes after: checking, noting, clearing away.
@@ -109,6 +112,8 @@ struct Seen {
     undigested: BTreeSet<String>,
     /// By slot: what was restored into it last, until it is known what that was worth.
     unproven: BTreeMap<u32, Unproven>,
+    /// By file: what was saved into it.
+    contents: BTreeMap<String, Content>,
     /// Damaged notes that were reported.
     damaged: BTreeSet<String>,
     /// What was looked at while the backend loaded.
@@ -185,7 +190,7 @@ impl SlotStore {
             said.push(Reason::SaveTimeout.say("the time for saving was up"));
         }
         log(&said);
-        let saved = said.iter().any(|s| s.reason == Reason::Saved);
+        let saved = said.iter().any(|s| matches!(s.reason, Reason::Saved | Reason::SavedAlready));
         let is_named = matches!(choice, SlotChoice::Named(_));
         let failed = said.iter().position(|s| !s.reason.is_news() && (is_named || !s.reason.is_skip()));
         match failed {
@@ -336,6 +341,8 @@ pub fn read_note(text: &[u8], name: &str) -> Result<SavedSlot, String> {
 struct Awake {
     props: Props,
     slots: Vec<SlotReading>,
+    /// By slot: its last request.
+    tasks: BTreeMap<u32, i64>,
     total_slots: u32,
 }
 
@@ -362,7 +369,7 @@ async fn look_in(probe: &Probe) -> Result<Awake, Closed> {
     if props.is_sleeping {
         return Err(Closed::Asleep);
     }
-    let mut slots = probe.slots().await.map_err(|error| silent("/slots", error))?;
+    let (mut slots, tasks) = probe.slots_and_tasks().await.map_err(|error| silent("/slots", error))?;
     if slots.is_empty() {
         return Err(Closed::Hidden);
     }
@@ -370,7 +377,7 @@ async fn look_in(probe: &Probe) -> Result<Awake, Closed> {
     let total_slots = props.total_slots.unwrap_or(shown).min(shown);
     // An id beyond the last slot would act on another one.
     slots.retain(|slot| slot.id < total_slots);
-    Ok(Awake { props, slots, total_slots })
+    Ok(Awake { props, slots, tasks, total_slots })
 }
 
 impl Closed {
@@ -462,12 +469,13 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The outcome without what is no warning: good news, and empty slots unless somebody asked for just them.
+/// The outcome without what is no warning: good news, and what had not to be saved unless somebody asked for it.
 #[must_use]
 pub fn without_news(outcome: Outcome, choice: &SlotChoice) -> Outcome {
-    let is_news = |reason: &&Reason| {
-        reason.is_news()
-            || (**reason == Reason::SlotEmpty && !matches!(choice, SlotChoice::Asked | SlotChoice::Named(_)))
+    let is_asked = matches!(choice, SlotChoice::Asked | SlotChoice::Named(_));
+    let is_news = |reason: &&Reason| match reason {
+        Reason::SlotEmpty | Reason::SavedAlready => !is_asked,
+        reason => reason.is_news(),
     };
     let news: Vec<&str> = Reason::ALL.iter().filter(is_news).map(|reason| reason.code()).collect();
     match outcome {
