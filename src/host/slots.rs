@@ -79,6 +79,9 @@ use restore::Checked;
 use unchanged::Content;
 use worth::Unproven;
 
+/// What is shown of a generation whose file is not in the folder.
+const MISSING: &str = "its file is missing: `slots verify` looks again";
+
 /// Of the time for a save or restore, so much is kept for what comes after: checking, noting, clearing away.
 const RESERVE: Duration = Duration::from_secs(2);
 
@@ -112,6 +115,8 @@ struct Seen {
     undigested: BTreeSet<String>,
     /// By slot: what was restored into it last, until it is known what that was worth.
     unproven: BTreeMap<u32, Unproven>,
+    /// Files that were not in the folder when they were last looked for. It may only not be mounted: each start tries anew.
+    missing: BTreeSet<String>,
     /// By file: what was saved into it.
     contents: BTreeMap<String, Content>,
     /// Damaged notes that were reported.
@@ -146,16 +151,15 @@ impl SlotStore {
     pub async fn saved(&self) -> Vec<SavedSlot> {
         let notes = self.shelf.read_again().await;
         self.report(&notes);
-        let surplus = self.surplus(&notes.notes);
-        let stays = |note: &&Note| !surplus.iter().any(|gone| gone.file == note.file);
-        notes
-            .notes
-            .iter()
-            .filter(stays)
+        self.seen().missing.retain(|file| notes.notes.iter().any(|note| note.file == *file));
+        self.staying(&notes.notes)
+            .into_iter()
             .cloned()
             .map(|mut note| {
                 if note.put_aside.is_none() && self.seen().is_unfinished(&note) {
                     note.put_aside = Some(UNFINISHED.into());
+                } else if note.put_aside.is_none() && self.seen().missing.contains(&note.file) {
+                    note.put_aside = Some(MISSING.into());
                 }
                 let named = name::slot_of(&self.slots.name, &note.name).is_none();
                 let useless = if named { None } else { notes.useless.why(&note.fit) };
@@ -166,7 +170,11 @@ impl SlotStore {
 
     /// The run of the server that is meant from now on; `None` where it cannot be told.
     pub fn meets(&self, run: Option<Invocation>) {
-        self.seen().run = run;
+        let mut seen = self.seen();
+        if run.is_some() && seen.run != run {
+            seen.missing.clear();
+        }
+        seen.run = run;
     }
 
     /// Notes that cannot be read, with what is wrong. They are lived without: their slots count as not saved.
@@ -267,7 +275,23 @@ impl SlotStore {
 
     /// The notes that may go.
     fn surplus<'a>(&self, notes: &'a [Note]) -> Vec<&'a Note> {
-        retention::surplus(notes, &self.slots, now())
+        retention::surplus(notes, &self.slots, &self.seen().missing, now())
+    }
+
+    /// The notes that may not go.
+    fn staying<'a>(&self, notes: &'a [Note]) -> Vec<&'a Note> {
+        let surplus = self.surplus(notes);
+        notes.iter().filter(|note| surplus.iter().all(|gone| gone.file != note.file)).collect()
+    }
+
+    /// Its file was looked for.
+    fn looked_for(&self, note: &Note, is_there: bool) {
+        let missing = &mut self.seen().missing;
+        if is_there {
+            missing.remove(&note.file);
+        } else {
+            missing.insert(note.file.clone());
+        }
     }
 
     /// Whose files are ours.

@@ -133,6 +133,7 @@ impl SlotStore {
     /// Looks at the files that a restore will most likely want, and reads them whole where a digest is on record: for use
     /// while the backend loads.
     pub async fn look_ahead(&self, files: &impl SlotFiles) {
+        self.seen().missing.clear();
         self.digest_ahead(files, async {
             let notes = self.notes().await;
             let mut newest: BTreeMap<&str, &Note> = BTreeMap::new();
@@ -314,14 +315,17 @@ impl SlotStore {
             };
             match whole {
                 Ok((file, unread)) => {
+                    self.looked_for(note, true);
                     said.extend(mismatch);
                     let within = unread.as_ref().and_then(|unread| unread.within);
                     said.extend(unread.map(|unread| by_size_and_head(&note.name, &unread)));
                     return Some((Note { unread_within: within, ..note.clone() }, file));
                 }
                 Err(why) => {
-                    if why.reason == Reason::RestoreDamaged {
-                        self.put_aside(note, &why.message).await;
+                    match why.reason {
+                        Reason::RestoreDamaged => self.put_aside(note, &why.message).await,
+                        Reason::RestoreMissing => self.looked_for(note, false),
+                        _ => {}
                     }
                     let unknown = why.reason == Reason::RestoreUnchecked;
                     said.push(why);

@@ -65,9 +65,11 @@ impl SlotStore {
     ) -> Result<Vec<SlotTold>, Said> {
         let deadline = Instant::now() + VERIFIED_WITHIN;
         let notes = self.shelf.read_again().await;
+        // What is about to be pruned is shown to nobody.
+        let notes: Vec<Note> = self.staying(&notes.notes).into_iter().cloned().collect();
         let meant: Vec<&Note> = match name {
-            Some(name) => named(&notes.notes, name, generation)?,
-            None => notes.notes.iter().filter(|note| generation.is_none_or(|number| number == note.round)).collect(),
+            Some(name) => named(&notes, name, generation)?,
+            None => notes.iter().filter(|note| generation.is_none_or(|number| number == note.round)).collect(),
         };
         let mut told = Vec::with_capacity(meant.len());
         for some in meant.chunks(MOST_SURVEYED) {
@@ -81,7 +83,16 @@ impl SlotStore {
             for (note, file) in some.iter().zip(&asked) {
                 let found = found.next().unwrap_or(Ok(None));
                 let said = verdict(files, note, file, found, deadline).await;
+                if !matches!(said.reason, Reason::Missing | Reason::Unreadable) {
+                    self.looked_for(note, true);
+                }
                 let said = match said.reason {
+                    // Forgotten or pruned while it was looked for.
+                    Reason::Missing if !self.is_noted(note).await => continue,
+                    Reason::Missing => {
+                        self.looked_for(note, false);
+                        said
+                    }
                     Reason::Damaged => {
                         self.damaged_file(note, &said.message).await;
                         said
@@ -93,6 +104,10 @@ impl SlotStore {
             }
         }
         Ok(told)
+    }
+
+    async fn is_noted(&self, note: &Note) -> bool {
+        self.notes().await.notes.iter().any(|known| known.file == note.file)
     }
 
     async fn damaged_file(&self, note: &Note, why: &str) {
