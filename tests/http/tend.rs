@@ -78,6 +78,25 @@ async fn what_is_forgotten_is_gone_file_and_note() {
 }
 
 #[tokio::test]
+async fn with_all_of_a_name_goes_what_its_saves_have_left_unfinished() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.save_and_restart(910).await;
+    let part = |file: &str| file.replace(".slot", ".part");
+    let own = part(&rig.world.files()[0]);
+    let others = [own.replacen("localbot.", "localbot-1.", 1), own.replacen("localbot.", "local.bot.", 1)];
+    for file in others.iter().chain([&own]) {
+        rig.world.state().disk.insert(file.clone(), vec![7]);
+    }
+    rig.tend(forget("localbot", Some(1))).await;
+    assert!(rig.world.files().contains(&own), "of one generation it is none");
+    rig.tend(forget("localbot", None)).await;
+    let mut others = others.to_vec();
+    others.sort();
+    assert_eq!(rig.world.files(), others);
+}
+
+#[tokio::test]
 async fn only_what_is_there_can_be_forgotten() {
     let rig = Rig::new().await;
     assert_eq!(rig.tend(forget("localbot", None)).await, ["!no_such_slot"]);

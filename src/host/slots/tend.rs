@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    FileName, Found, MOST_SURVEYED, Note, Reason, Said, SlotFiles, SlotFilesError, SlotStore, Survey, as_noted, named,
+    FileName, Found, MOST_SURVEYED, Note, Reason, Said, SlotFiles, SlotFilesError, SlotStore, Survey, as_noted, name,
+    named,
 };
 use crate::{
     driver::world::{SlotTask, SlotTold, TENDED_WITHIN},
@@ -35,13 +36,20 @@ impl SlotStore {
         Ok(told)
     }
 
-    /// The files go first: what then has a note still can be forgotten again. One that is not there is gone already.
+    /// The files go first: what then has a note still can be forgotten again. One that is not there is gone already. With all of
+    /// a name goes what saves of it have left that never ended, for it tells as much.
     async fn forget(&self, files: &impl SlotFiles, name: &str, generation: Option<u64>) -> Result<Vec<SlotTold>, Said> {
         let _turn = self.turn_of_ours().await?;
         let notes = self.shelf.read_again().await;
         let meant = named(&notes.notes, name, generation)?;
-        let gone: Vec<FileName> = meant.iter().filter_map(|note| FileName::new(&note.file)).collect();
-        files.remove(&gone).await.map_err(|error| Reason::ForgetFailed.say(error.to_string()))?;
+        let mut gone: Vec<FileName> = meant.iter().filter_map(|note| FileName::new(&note.file)).collect();
+        let failed = |error: SlotFilesError| Reason::ForgetFailed.say(error.to_string());
+        if generation.is_none() {
+            let tag = self.tag().await.map_err(|error| Reason::ForgetFailed.say(error.to_string()))?;
+            let unfinished = files.list(name::UNFINISHED).await.map_err(failed)?.names;
+            gone.extend(unfinished.into_iter().filter(|file| name::is_unfinished(file.as_str(), name, &tag)));
+        }
+        files.remove(&gone).await.map_err(failed)?;
         let mut told = Vec::with_capacity(meant.len());
         for note in meant {
             told.push(told_of(
