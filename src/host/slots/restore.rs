@@ -260,7 +260,7 @@ impl SlotStore {
             let Some((note, file)) = chosen else {
                 if let Some(why) = said.get_mut(before) {
                     let saved = generations_are(notes.len());
-                    why.message.push_str(&format!("; slot {} stays empty, though {saved} saved", slot.id));
+                    why.message = format!("{}; slot {} stays empty, though {saved} saved", why.message, slot.id);
                 }
                 continue;
             };
