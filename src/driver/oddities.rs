@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::unsaved::{self, Unsaved};
 use crate::machine::{
-    BackendId, BackendKind, Instant, Invocation, Policy, Seen, View,
-    reading::{BackendReading, Dated, Gpu, Reading},
+    BackendId, BackendKind, Instant, Invocation, Policy, RestorePolicy, Seen, View,
+    reading::{BackendReading, Dated, Gpu, Http, Reading},
 };
 
 /// Counters that have stood still for so long while a request was in flight. One batch of a long prompt takes seconds.
@@ -93,6 +93,13 @@ impl Oddities {
                      else set `restore` to \"never\"",
                 );
             }
+            if let (Some(why), Some(_)) = (why_empty(id, backend, view, policy), &memory.ready) {
+                odd(
+                    "slots_unfit",
+                    &format!("its slots are empty, and nothing that is saved comes back: {why}"),
+                    "see `wechsler slots list`; what another model saved is kept and comes back with it",
+                );
+            }
             let cannot_save = backend.activity.as_ref().and_then(|a| a.value.cannot_save.as_deref());
             if let (Some(why), true, Some(_)) = (cannot_save, policy.backend(id).slots, &memory.ready) {
                 odd(
@@ -117,6 +124,30 @@ impl Oddities {
         }));
         self.found = found;
     }
+}
+
+/// Why a backend that nobody has used yet has nothing of what it saved; `None`: it may have, or nothing is saved.
+fn why_empty(id: BackendId, backend: &BackendReading, view: &View, policy: &Policy) -> Option<String> {
+    let look = view.look.backends.get(usize::from(id.0))?;
+    let is_meant = policy.backend(id).slots && policy.backend(id).restore != RestorePolicy::Never;
+    if !is_meant || look.seen != Seen::Running || !look.unused || look.restorable {
+        return None;
+    }
+    let own = || backend.saved.iter().flat_map(|saved| &saved.value).filter(|slot| !slot.named && slot.tokens > 0);
+    // What restores do nothing for is told already.
+    if own().any(|slot| slot.useless.is_some()) {
+        return None;
+    }
+    if let Some(good) = own().find(|slot| slot.put_aside.is_none()) {
+        let now = match backend.http.as_ref().map(|http| &http.value) {
+            Some(Http::Ready(identity)) => identity.model.as_deref()?,
+            _ => return None,
+        };
+        return Some(format!("it was saved by model {}, and {now} answers", good.model));
+    }
+    let newest = own().next()?;
+    let why = newest.put_aside.as_deref()?;
+    Some(format!("none of {} saved generations is good, the newest: {why}", own().count()))
 }
 
 impl Memory {

@@ -3,7 +3,7 @@ use crate::{
     driver::{tests_policy, tests_saved_slot},
     machine::{
         Machine,
-        reading::{Activity, GpuDevice, GpuProcess, SavedSlot},
+        reading::{Activity, GpuDevice, GpuProcess, Identity, SavedSlot},
     },
 };
 
@@ -135,6 +135,33 @@ fn slots_that_are_not_restored_any_more_are_told_while_it_runs() {
     assert!(scene.oddities.found()[0].message.contains("two restores"));
     scene.view.look.backends[0].seen = Seen::Stopped;
     assert_eq!(scene.note(21), [""; 0]);
+}
+
+#[test]
+fn saved_slots_of_another_model_or_put_aside_are_told_until_the_first_use() {
+    let mut scene = Scene::new();
+    let answers = Identity { model: Some("new".into()), n_ctx: None, build: None };
+    scene.reading.backends[0].http = Some(Dated { at: at(20), value: Http::Ready(answers) });
+    scene.view.look.backends[0].unused = true;
+    let aside = SavedSlot { put_aside: Some("sha256 differs".into()), ..tests_saved_slot() };
+    for (saved, told) in [
+        (vec![aside.clone(), tests_saved_slot()], "it was saved by model m, and new answers"),
+        (vec![aside.clone(), aside], "none of 2 saved generations is good, the newest: sha256 differs"),
+    ] {
+        scene.reading.backends[0].saved = Some(Dated { at: at(20), value: saved });
+        assert_eq!(scene.note(20), ["slots_unfit"]);
+        let message = &scene.oddities.found()[0].message;
+        assert!(message.ends_with(told), "{message}");
+    }
+    scene.view.look.backends[0].restorable = true;
+    assert_eq!(scene.note(21), [""; 0], "something may come back");
+    scene.view.look.backends[0].restorable = false;
+    scene.view.look.backends[0].unused = false;
+    assert_eq!(scene.note(22), [""; 0], "it was used");
+    scene.view.look.backends[0].unused = true;
+    let chosen = SavedSlot { named: true, ..tests_saved_slot() };
+    scene.reading.backends[0].saved = Some(Dated { at: at(23), value: vec![chosen] });
+    assert_eq!(scene.note(23), [""; 0], "it never comes back by itself");
 }
 
 #[test]

@@ -180,6 +180,9 @@ impl Schedule {
         }
         if let Verb::SaveSlots(_) | Verb::RestoreSlots(_) = verb {
             self.want(Source::Activity);
+        }
+        // A start takes for there what was missing before.
+        if let Verb::SaveSlots(_) | Verb::RestoreSlots(_) | Verb::StartUnit(_) = verb {
             self.want(Source::Saved);
         }
     }

@@ -477,11 +477,11 @@ impl World for Host {
                     return Outcome::Failed(Warning::new("no_slots", "no slot folder is configured"));
                 };
                 // Boxed: large, and rare.
+                slots.store.meets(backend.run());
                 let outcome = if let Verb::SaveSlots(_) = verb {
                     slots.sweep_again();
                     Box::pin(slots.store.save(&backend.probe, &slots.folder, &choice, within)).await
                 } else {
-                    slots.store.meets(backend.run());
                     Box::pin(slots.store.restore(&backend.probe, &slots.folder, &choice, within)).await
                 };
                 return slots::without_news(outcome, &choice);

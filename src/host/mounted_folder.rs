@@ -5,6 +5,10 @@
 //! a whole file is being read, and what waits for it hears of a deadline. Work that nobody waits for any more ends at its next step; a
 //! step that hangs may still be done when the share comes back.
 //!
+//! What the server has written it must have flushed itself: on a share, flushing here commits only what was written here. A
+//! share that is exported from another machine than the server, or mounted there with `sync`, has it on its disk by then (NFS
+//! flushes when a file is closed); the server's own disk, exported, writes it when it likes.
+//!
 //! The folder may be open to others: no symbolic link is followed, and nothing but regular files is opened.
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //!   note knows ([`sweep`]). Where the notes cannot be read or are lost altogether, nothing that was whole once is removed.
 //! * Each slot has its own name (`localbot`, `localbot-1`), which it is saved under by itself and comes back from by itself.
 //!   What people save under a name of their choice comes back only when they name it.
+//! * What is saved already, and was not used since, is not saved again: it would push out what is worth more ([`unchanged`]).
 //! * An empty slot is not saved, and a save that turns out empty does not count: the server answers it with 200.
 //! * A busy slot is not saved: the call would wait for it without limit.
 //! * Only slots that the server has just shown are named to it: other ids act on some other slot.
@@ -37,6 +38,7 @@ mod sweep;
 mod tend;
 #[cfg(test)]
 mod tests;
+mod unchanged;
 mod worth;
 
 use std::{
@@ -74,7 +76,11 @@ use note::{Fit, Model, Note, Notes, Place, Shelf};
 pub use reason::Reason;
 use reason::Said;
 use restore::Checked;
+use unchanged::Content;
 use worth::Unproven;
+
+/// What is shown of a generation whose file is not in the folder.
+const MISSING: &str = "its file is missing: `slots verify` looks again";
 
 /// Of the time for a save or restore, so much is kept for what comes after: checking, noting, clearing away.
 const RESERVE: Duration = Duration::from_secs(2);
@@ -109,6 +115,10 @@ struct Seen {
     undigested: BTreeSet<String>,
     /// By slot: what was restored into it last, until it is known what that was worth.
     unproven: BTreeMap<u32, Unproven>,
+    /// Files that were not in the folder when they were last looked for. It may only not be mounted: each start tries anew.
+    missing: BTreeSet<String>,
+    /// By file: what was saved into it.
+    contents: BTreeMap<String, Content>,
     /// Damaged notes that were reported.
     damaged: BTreeSet<String>,
     /// What was looked at while the backend loaded.
@@ -141,16 +151,15 @@ impl SlotStore {
     pub async fn saved(&self) -> Vec<SavedSlot> {
         let notes = self.shelf.read_again().await;
         self.report(&notes);
-        let surplus = self.surplus(&notes.notes);
-        let stays = |note: &&Note| !surplus.iter().any(|gone| gone.file == note.file);
-        notes
-            .notes
-            .iter()
-            .filter(stays)
+        self.seen().missing.retain(|file| notes.notes.iter().any(|note| note.file == *file));
+        self.staying(&notes.notes)
+            .into_iter()
             .cloned()
             .map(|mut note| {
                 if note.put_aside.is_none() && self.seen().is_unfinished(&note) {
                     note.put_aside = Some(UNFINISHED.into());
+                } else if note.put_aside.is_none() && self.seen().missing.contains(&note.file) {
+                    note.put_aside = Some(MISSING.into());
                 }
                 let named = name::slot_of(&self.slots.name, &note.name).is_none();
                 let useless = if named { None } else { notes.useless.why(&note.fit) };
@@ -161,7 +170,11 @@ impl SlotStore {
 
     /// The run of the server that is meant from now on; `None` where it cannot be told.
     pub fn meets(&self, run: Option<Invocation>) {
-        self.seen().run = run;
+        let mut seen = self.seen();
+        if run.is_some() && seen.run != run {
+            seen.missing.clear();
+        }
+        seen.run = run;
     }
 
     /// Notes that cannot be read, with what is wrong. They are lived without: their slots count as not saved.
@@ -185,7 +198,7 @@ impl SlotStore {
             said.push(Reason::SaveTimeout.say("the time for saving was up"));
         }
         log(&said);
-        let saved = said.iter().any(|s| s.reason == Reason::Saved);
+        let saved = said.iter().any(|s| matches!(s.reason, Reason::Saved | Reason::SavedAlready));
         let is_named = matches!(choice, SlotChoice::Named(_));
         let failed = said.iter().position(|s| !s.reason.is_news() && (is_named || !s.reason.is_skip()));
         match failed {
@@ -262,7 +275,23 @@ impl SlotStore {
 
     /// The notes that may go.
     fn surplus<'a>(&self, notes: &'a [Note]) -> Vec<&'a Note> {
-        retention::surplus(notes, &self.slots, now())
+        retention::surplus(notes, &self.slots, &self.seen().missing, now())
+    }
+
+    /// The notes that may not go.
+    fn staying<'a>(&self, notes: &'a [Note]) -> Vec<&'a Note> {
+        let surplus = self.surplus(notes);
+        notes.iter().filter(|note| surplus.iter().all(|gone| gone.file != note.file)).collect()
+    }
+
+    /// Its file was looked for.
+    fn looked_for(&self, note: &Note, is_there: bool) {
+        let missing = &mut self.seen().missing;
+        if is_there {
+            missing.remove(&note.file);
+        } else {
+            missing.insert(note.file.clone());
+        }
     }
 
     /// Whose files are ours.
@@ -336,6 +365,8 @@ pub fn read_note(text: &[u8], name: &str) -> Result<SavedSlot, String> {
 struct Awake {
     props: Props,
     slots: Vec<SlotReading>,
+    /// By slot: its last request.
+    tasks: BTreeMap<u32, i64>,
     total_slots: u32,
 }
 
@@ -362,7 +393,7 @@ async fn look_in(probe: &Probe) -> Result<Awake, Closed> {
     if props.is_sleeping {
         return Err(Closed::Asleep);
     }
-    let mut slots = probe.slots().await.map_err(|error| silent("/slots", error))?;
+    let (mut slots, tasks) = probe.slots_and_tasks().await.map_err(|error| silent("/slots", error))?;
     if slots.is_empty() {
         return Err(Closed::Hidden);
     }
@@ -370,7 +401,7 @@ async fn look_in(probe: &Probe) -> Result<Awake, Closed> {
     let total_slots = props.total_slots.unwrap_or(shown).min(shown);
     // An id beyond the last slot would act on another one.
     slots.retain(|slot| slot.id < total_slots);
-    Ok(Awake { props, slots, total_slots })
+    Ok(Awake { props, slots, tasks, total_slots })
 }
 
 impl Closed {
@@ -462,12 +493,13 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The outcome without what is no warning: good news, and empty slots unless somebody asked for just them.
+/// The outcome without what is no warning: good news, and what had not to be saved unless somebody asked for it.
 #[must_use]
 pub fn without_news(outcome: Outcome, choice: &SlotChoice) -> Outcome {
-    let is_news = |reason: &&Reason| {
-        reason.is_news()
-            || (**reason == Reason::SlotEmpty && !matches!(choice, SlotChoice::Asked | SlotChoice::Named(_)))
+    let is_asked = matches!(choice, SlotChoice::Asked | SlotChoice::Named(_));
+    let is_news = |reason: &&Reason| match reason {
+        Reason::SlotEmpty | Reason::SavedAlready => !is_asked,
+        reason => reason.is_news(),
     };
     let news: Vec<&str> = Reason::ALL.iter().filter(is_news).map(|reason| reason.code()).collect();
     match outcome {

@@ -12,4 +12,5 @@ mod room;
 mod save;
 mod server;
 mod tend;
+mod unchanged;
 mod usage;

@@ -1,6 +1,6 @@
 //! Restoring slots.
 
-use crate::llama::{Rig, Slot, State, codes, message};
+use crate::llama::{Rig, Slot, State, codes, generation, message, named};
 
 type Change = fn(&mut State);
 
@@ -65,14 +65,60 @@ async fn trap_1_a_file_with_another_head_is_put_aside_and_never_sent() {
 }
 
 #[tokio::test]
-async fn a_damaged_generation_gives_way_to_the_one_before() {
+async fn a_damaged_generation_gives_way_to_the_one_before_and_it_is_said_each_time() {
     let rig = Rig::new().await;
     rig.save_and_restart(800).await;
     rig.save_and_restart(909).await;
     let newest = rig.store.saved().await[0].file.clone();
     truncate(&rig, &newest);
-    assert_eq!(codes(&rig.restore().await), ["restore_damaged", "restored"]);
-    assert_eq!(rig.world.state().slots[0].restored, 800);
+    for expected in [&["restore_damaged", "restored", "restore_older"][..], &["restored", "restore_older"]] {
+        let outcome = rig.restore().await;
+        assert_eq!(codes(&outcome), expected);
+        assert_eq!(rig.world.state().slots[0].restored, 800);
+        let told = message(outcome);
+        assert!(told.contains("generation 1 (800 tokens) is restored, not 2 (909 tokens, saved "), "{told}");
+        assert!(told.contains("bytes instead of"), "and why: {told}");
+        rig.world.restart();
+    }
+    assert_eq!(codes(&rig.restore_by(&named("localbot")).await), ["restored", "restore_older"]);
+    rig.world.restart();
+    assert_eq!(codes(&rig.restore_by(&generation("localbot", 1)).await), ["restored"], "it was asked for");
+}
+
+#[tokio::test]
+async fn an_older_generation_instead_of_one_whose_file_is_missing_is_said() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(800).await;
+    rig.save_and_restart(909).await;
+    let newest = rig.store.saved().await[0].file.clone();
+    rig.world.state().disk.remove(&newest);
+    let outcome = rig.restore().await;
+    assert_eq!(codes(&outcome), ["restore_missing", "restored", "restore_older"]);
+    let told = message(outcome);
+    assert!(told.contains("later): its file is missing"), "{told}");
+}
+
+#[tokio::test]
+async fn that_nothing_comes_back_is_said_with_what_is_saved() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(800).await;
+    rig.save_and_restart(909).await;
+    rig.world.state().n_ctx = 8192;
+    let told = message(rig.restore().await);
+    let expected = "localbot: context 8192 instead of 4096; it is kept until that is back; slot 0 stays empty, though 2 \
+                    generations are saved";
+    assert_eq!(told, expected);
+    rig.world.state().n_ctx = 4096;
+    for file in rig.world.files() {
+        truncate(&rig, &file);
+    }
+    let told = message(rig.restore().await);
+    assert!(told.ends_with("slot 0 stays empty, though 2 generations are saved"), "{told}");
+    let outcome = rig.restore().await;
+    assert_eq!(codes(&outcome), ["!restore_nothing"]);
+    let told = message(outcome);
+    assert!(told.starts_with("localbot, generation 2: ") && told.contains("bytes instead of"), "{told}");
+    assert!(told.ends_with("nothing comes back, though 2 generations are saved"), "{told}");
 }
 
 #[tokio::test]
@@ -228,7 +274,7 @@ async fn where_nobody_can_tell_the_model_nothing_comes_back_by_itself_and_nothin
     assert_eq!(codes(&outcome), ["!restore_unchecked"]);
     assert!(message(outcome).contains("the same model"));
     assert_eq!(rig.sent(), [""; 0]);
-    assert_eq!(codes(&rig.restore_by(&crate::llama::named("localbot")).await), ["restored"], "people may know better");
+    assert_eq!(codes(&rig.restore_by(&named("localbot")).await), ["restored"], "people may know better");
 }
 
 #[tokio::test]

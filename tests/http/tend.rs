@@ -78,6 +78,25 @@ async fn what_is_forgotten_is_gone_file_and_note() {
 }
 
 #[tokio::test]
+async fn with_all_of_a_name_goes_what_its_saves_have_left_unfinished() {
+    let rig = Rig::new().await;
+    rig.save_and_restart(909).await;
+    rig.save_and_restart(910).await;
+    let part = |file: &str| file.replace(".slot", ".part");
+    let own = part(&rig.world.files()[0]);
+    let others = [own.replacen("localbot.", "localbot-1.", 1), own.replacen("localbot.", "local.bot.", 1)];
+    for file in others.iter().chain([&own]) {
+        rig.world.state().disk.insert(file.clone(), vec![7]);
+    }
+    rig.tend(forget("localbot", Some(1))).await;
+    assert!(rig.world.files().contains(&own), "of one generation it is none");
+    rig.tend(forget("localbot", None)).await;
+    let mut others = others.to_vec();
+    others.sort();
+    assert_eq!(rig.world.files(), others);
+}
+
+#[tokio::test]
 async fn only_what_is_there_can_be_forgotten() {
     let rig = Rig::new().await;
     assert_eq!(rig.tend(forget("localbot", None)).await, ["!no_such_slot"]);
@@ -127,9 +146,46 @@ async fn a_verification_reads_the_whole_file_where_a_digest_is_on_record() {
     assert_eq!(rig.newest().await.put_aside, None, "it may be good");
     let disk = std::mem::take(&mut rig.world.state().disk);
     assert_eq!(rig.tend(verify("localbot", None)).await, ["localbot 1 missing"]);
-    assert_eq!(rig.newest().await.put_aside, None, "the folder may only not be mounted now");
     rig.world.state().disk = disk;
-    assert_eq!(codes(&rig.restore().await), ["restored"]);
+    assert_eq!(codes(&rig.restore().await), ["restored"], "the folder was only not mounted then");
+}
+
+#[tokio::test]
+async fn a_generation_whose_file_is_missing_is_shown_so_until_it_is_found_or_the_backend_starts() {
+    type Find = fn(&Rig) -> futures_util::future::BoxFuture<'_, ()>;
+    let finds: [Find; 5] = [
+        |rig| Box::pin(async { _ = rig.tend(verify("localbot", None)).await }),
+        |rig| Box::pin(async { _ = rig.restore().await }),
+        |rig| Box::pin(async { _ = rig.store.sweep(&rig.world).await }),
+        |rig| Box::pin(async { rig.store.look_ahead(&rig.world).await }),
+        |rig| Box::pin(async { rig.store.meets(Some(Invocation(1))) }),
+    ];
+    for (number, find) in finds.into_iter().enumerate() {
+        let rig = Rig::new().await;
+        rig.save_and_restart(909).await;
+        let disk = std::mem::take(&mut rig.world.state().disk);
+        assert_eq!(codes(&rig.restore().await), ["!restore_missing"]);
+        let why = rig.newest().await.put_aside.expect("shown as missing");
+        assert!(why.contains("its file is missing"), "{why}");
+        rig.world.state().disk = disk;
+        assert!(rig.newest().await.put_aside.is_some(), "nobody has looked again");
+        find(&rig).await;
+        assert_eq!(rig.newest().await.put_aside, None, "find {number}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_about_to_be_pruned_is_neither_shown_nor_verified() {
+    let rig = Rig::new().await;
+    for tokens in [900, 1, 2, 3, 4] {
+        rig.save_and_restart(tokens).await;
+    }
+    let all = SlotTask::Verify { name: None, generation: None };
+    let there = ["localbot 5 digest_unknown", "localbot 4 digest_unknown", "localbot 3 digest_unknown"];
+    let expected: Vec<&str> = there.into_iter().chain(["localbot 1 digest_unknown"]).collect();
+    assert_eq!(rig.tend(all).await, expected);
+    assert_eq!(rig.tend(verify("localbot", None)).await, expected);
+    assert_eq!(rig.tend(verify("localbot", Some(2))).await, ["!no_such_generation"]);
 }
 
 #[tokio::test]

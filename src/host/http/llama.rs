@@ -10,6 +10,7 @@
 //!   read here.
 
 use std::{
+    collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
     time::Duration,
 };
@@ -217,6 +218,13 @@ impl Probe {
     pub(crate) async fn slots(&self) -> Result<Vec<SlotReading>, WireError> {
         let slots = self.used_slots(self.deadline()).await?;
         Ok(slots.iter().map(Slot::reading).collect())
+    }
+
+    /// ... each with the number of its last request, where it had one.
+    pub(crate) async fn slots_and_tasks(&self) -> Result<(Vec<SlotReading>, BTreeMap<u32, i64>), WireError> {
+        let slots = self.used_slots(self.deadline()).await?;
+        let tasks = slots.iter().filter_map(|slot| Some((slot.id, slot.id_task?))).collect();
+        Ok((slots.iter().map(Slot::reading).collect(), tasks))
     }
 
     /// The same, without what was our own doing.

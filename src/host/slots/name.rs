@@ -88,6 +88,12 @@ pub(super) fn begun_at(file: &str, tag: &str) -> Option<u64> {
     Some(at.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs())
 }
 
+/// Whether that is an unfinished save of ours under that name.
+pub(super) fn is_unfinished(file: &str, name: &str, tag: &str) -> bool {
+    let stem = file.strip_suffix(UNFINISHED).and_then(|file| file.rsplit_once('.'));
+    stem.is_some_and(|(its, _)| its == name) && begun_at(file, tag).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

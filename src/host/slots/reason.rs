@@ -20,6 +20,8 @@ macro_rules! reasons {
 reasons! {
     /// News: saved, checked and noted.
     Saved = "saved";
+    /// News: what it holds is in the newest generation already.
+    SavedAlready = "saved_already";
     /// A request is being processed in it; a save would wait for it without limit.
     SlotBusy = "slot_busy";
     /// It holds no tokens; saving it would make an empty file.
@@ -76,6 +78,8 @@ reasons! {
     NoteLate = "note_late";
     /// News: restored in full.
     Restored = "restored";
+    /// Beside news: an older generation was restored, since the newest that fits was put aside or its file is gone.
+    RestoreOlder = "restore_older";
     /// Nothing is saved that may be restored.
     RestoreNothing = "restore_nothing";
     /// What is saved belongs to another model, context size, build or number of slots.
@@ -123,7 +127,7 @@ impl Reason {
     /// Good news, said for people to read; nothing went wrong.
     #[must_use]
     pub const fn is_news(self) -> bool {
-        matches!(self, Self::Saved | Self::Restored | Self::RestoreEffective)
+        matches!(self, Self::Saved | Self::SavedAlready | Self::Restored | Self::RestoreEffective)
     }
 
     /// Not done, but nothing failed: there was nothing to do, it may not be, or it can be done without.

@@ -83,6 +83,39 @@ impl SlotStore {
         self.restorable(notes).filter(is_own)
     }
 
+    /// Why nothing comes back by itself, where something is on record under a slot's own name.
+    fn none_is_good(&self, notes: &[Note]) -> Option<Said> {
+        let now = now();
+        let is_own = |note: &&Note| {
+            name::slot_of(&self.slots.name, &note.name) == Some(note.slot) && !is_too_old(note, &self.slots, now)
+        };
+        let newest = notes.iter().find(is_own)?;
+        let (name, round, why) = (&newest.name, newest.round, why_not_good(newest));
+        let saved = generations_are(notes.iter().filter(is_own).count());
+        let message = format!("{name}, generation {round}: {why}; nothing comes back, though {saved} saved");
+        Some(Reason::RestoreNothing.say(message))
+    }
+
+    /// What was restored instead of the newest generation that fits, and why.
+    fn instead_of_newest(&self, notes: &[Note], taken: &Note, fit: &Fit) -> Option<Said> {
+        let now = now();
+        let newest = notes.iter().find(|note| {
+            note.name == taken.name && note.fit.differences(fit).is_empty() && !is_too_old(note, &self.slots, now)
+        })?;
+        let later = humantime::format_duration(Duration::from_secs(newest.saved_at.saturating_sub(taken.saved_at)));
+        (newest.round > taken.round).then(|| {
+            Reason::RestoreOlder.say(format!(
+                "{}: generation {} ({} tokens) is restored, not {} ({} tokens, saved {later} later): {}",
+                taken.name,
+                taken.round,
+                taken.tokens,
+                newest.round,
+                newest.tokens,
+                why_not_good(newest)
+            ))
+        })
+    }
+
     /// The generations that were named and may be restored, newest first; or why there are none.
     fn generations<'a>(&self, notes: &'a [Note], wanted: &NamedSlot) -> Result<Vec<&'a Note>, Said> {
         let NamedSlot { name, generation, .. } = wanted;
@@ -91,7 +124,7 @@ impl SlotStore {
         meant.retain(|note| !is_too_old(note, &self.slots, now));
         let (good, aside): (Vec<&Note>, Vec<&Note>) = meant.into_iter().partition(|note| note.is_good());
         if let (true, Some(aside)) = (good.is_empty(), aside.first()) {
-            let why = aside.put_aside.as_deref().unwrap_or(UNFINISHED);
+            let why = why_not_good(aside);
             return Err(Reason::RestorePutAside.say(format!("{name}, generation {}: {why}", aside.round)));
         }
         Ok(good)
@@ -100,6 +133,7 @@ impl SlotStore {
     /// Looks at the files that a restore will most likely want, and reads them whole where a digest is on record: for use
     /// while the backend loads.
     pub async fn look_ahead(&self, files: &impl SlotFiles) {
+        self.seen().missing.clear();
         self.digest_ahead(files, async {
             let notes = self.notes().await;
             let mut newest: BTreeMap<&str, &Note> = BTreeMap::new();
@@ -156,6 +190,7 @@ impl SlotStore {
             }
         };
         let Some(&newest) = good.first() else {
+            said.extend(self.none_is_good(&notes.notes));
             return;
         };
         let awake = match look_in(probe).await {
@@ -169,6 +204,7 @@ impl SlotStore {
             SlotChoice::Named(named) => Some(named.slot.unwrap_or(newest.slot)),
             _ => None,
         };
+        let is_exact = matches!(choice, SlotChoice::Named(named) if named.generation.is_some());
         // By the slot it goes into.
         let mut goals: BTreeMap<u32, Vec<&Note>> = BTreeMap::new();
         for note in good {
@@ -219,8 +255,15 @@ impl SlotStore {
                 said.push(Reason::RestoreUseless.say(format!("{}: {why}", notes[0].name)));
                 continue;
             }
+            let before = said.len();
             let chosen = self.choose(&now, &notes, &mut checked, files, deadline, said).await;
-            let Some((note, file)) = chosen else { continue };
+            let Some((note, file)) = chosen else {
+                if let Some(why) = said.get_mut(before) {
+                    let saved = generations_are(notes.len());
+                    why.message = format!("{}; slot {} stays empty, though {saved} saved", why.message, slot.id);
+                }
+                continue;
+            };
             if only.is_none() && note.fit.model.bytes.is_some() && checked.model.is_none() {
                 let why = "whether it is the same model nobody can tell: its file could not be looked at";
                 said.push(Reason::RestoreUnchecked.say(format!("{}: {why}", note.name)));
@@ -233,8 +276,11 @@ impl SlotStore {
                 continue;
             }
             let outcome = self.send(probe, slot, &note, &file, &beside, deadline).await;
-            let goes_on = !outcome.reason.is_spoilt();
+            let (goes_on, has_come_back) = (!outcome.reason.is_spoilt(), outcome.reason.has_come_back());
             said.push(outcome);
+            if has_come_back && !is_exact {
+                said.extend(self.instead_of_newest(&self.notes().await.notes, &note, &now));
+            }
             if !goes_on {
                 return;
             }
@@ -258,7 +304,8 @@ impl SlotStore {
             if !differences.is_empty() {
                 // The newest one's is the one to tell; older ones are tried silently.
                 mismatch.get_or_insert_with(|| {
-                    Reason::RestoreMismatch.say(format!("{}: {}", note.name, differences.join(", ")))
+                    let differences = differences.join(", ");
+                    Reason::RestoreMismatch.say(format!("{}: {differences}; it is kept until that is back", note.name))
                 });
                 continue;
             }
@@ -268,14 +315,17 @@ impl SlotStore {
             };
             match whole {
                 Ok((file, unread)) => {
+                    self.looked_for(note, true);
                     said.extend(mismatch);
                     let within = unread.as_ref().and_then(|unread| unread.within);
                     said.extend(unread.map(|unread| by_size_and_head(&note.name, &unread)));
                     return Some((Note { unread_within: within, ..note.clone() }, file));
                 }
                 Err(why) => {
-                    if why.reason == Reason::RestoreDamaged {
-                        self.put_aside(note, &why.message).await;
+                    match why.reason {
+                        Reason::RestoreDamaged => self.put_aside(note, &why.message).await,
+                        Reason::RestoreMissing => self.looked_for(note, false),
+                        _ => {}
                     }
                     let unknown = why.reason == Reason::RestoreUnchecked;
                     said.push(why);
@@ -373,6 +423,19 @@ impl SlotStore {
         }
         said
     }
+}
+
+/// Why a generation is not what comes back.
+fn why_not_good(note: &Note) -> &str {
+    match &note.put_aside {
+        Some(why) => why,
+        None if note.restoring => UNFINISHED,
+        None => "its file is missing",
+    }
+}
+
+fn generations_are(count: usize) -> String {
+    if count == 1 { "1 generation is".into() } else { format!("{count} generations are") }
 }
 
 /// Sends a restore: so many tokens came back, or why none did.

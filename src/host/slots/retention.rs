@@ -15,14 +15,24 @@ const MOST_FITS: usize = 4;
 ///
 /// A slot file is the transcript of a conversation. So `keep_for` is meant: when it is over even the last one goes. The quota
 /// takes those put aside first, then what has a newer and a larger one beside it, then what fits another server than the newest
-/// does, that of the oldest first; but never the newest good one under a slot's own name.
-pub(super) fn surplus<'a>(notes: &'a [Note], slots: &config::Slots, now: u64) -> Vec<&'a Note> {
+/// does, that of the oldest first; but never the newest good one under a slot's own name. What is `missing` from the folder
+/// takes no room in it.
+pub(super) fn surplus<'a>(
+    notes: &'a [Note],
+    slots: &config::Slots,
+    missing: &BTreeSet<String>,
+    now: u64,
+) -> Vec<&'a Note> {
     let names: BTreeSet<&str> = notes.iter().map(|note| note.name.as_str()).collect();
-    let superseded: BTreeSet<&str> =
-        names.iter().flat_map(|name| superseded(notes, name, slots.keep)).map(|note| note.file.as_str()).collect();
+    let superseded: BTreeSet<&str> = names
+        .iter()
+        .flat_map(|name| superseded(notes, name, slots.keep, missing))
+        .map(|note| note.file.as_str())
+        .collect();
     let goes = |note: &&Note| superseded.contains(note.file.as_str()) || is_too_old(note, slots, now);
     let (mut surplus, stay): (Vec<&Note>, Vec<&Note>) = notes.iter().partition(goes);
     if let Some(most_mib) = slots.most_mib {
+        let stay: Vec<&Note> = stay.into_iter().filter(|note| !missing.contains(&note.file)).collect();
         surplus.extend(beyond_quota(&stay, &slots.name, most_mib.saturating_mul(MIB)));
     }
     surplus
@@ -64,16 +74,18 @@ fn beyond_quota<'a>(stay: &[&'a Note], base: &str, most: u64) -> Vec<&'a Note> {
 
 /// The notes of `name` that may go, given all notes newest first. Of each server that they fit the newest `keep` good ones stay
 /// (at least one), and the one with the most tokens beside them: a few small saves never push out the long conversation, nor
-/// what another model has saved that may be back tomorrow. Of those put aside the newest `keep` stay, for people to look at.
-pub(super) fn superseded<'a>(notes: &'a [Note], name: &str, keep: u32) -> Vec<&'a Note> {
+/// what another model has saved that may be back tomorrow. What is `missing` from the folder may be back, too: it keeps its own
+/// place, but takes nobody else's. Of those put aside the newest `keep` stay, for people to look at.
+pub(super) fn superseded<'a>(notes: &'a [Note], name: &str, keep: u32, missing: &BTreeSet<String>) -> Vec<&'a Note> {
     let keep = usize::try_from(keep.max(1)).unwrap_or(usize::MAX);
     let of_name = notes.iter().filter(|n| n.name == name);
     let (good, aside): (Vec<_>, Vec<_>) = of_name.partition(|n| n.is_good());
     let mut gone = vec![];
     for (number, good) in by_fit(good).into_iter().enumerate() {
-        let stays = if number < MOST_FITS { largest(&good) } else { None };
-        let keep = if number < MOST_FITS { keep } else { 0 };
-        gone.extend(good.into_iter().skip(keep).filter(|n| stays.is_none_or(|stays| stays.file != n.file)));
+        let there: Vec<&Note> = good.iter().copied().filter(|note| !missing.contains(&note.file)).collect();
+        let stay = |some: &[&'a Note]| some.iter().copied().take(keep).chain(largest(some)).collect::<Vec<_>>();
+        let stays = if number < MOST_FITS { [stay(&good), stay(&there)].concat() } else { vec![] };
+        gone.extend(good.into_iter().filter(|note| stays.iter().all(|stays| stays.file != note.file)));
     }
     gone.extend(aside.into_iter().skip(keep));
     gone

@@ -3,7 +3,10 @@
 //! A switch waits for this, so what can be done at once is: the folder is looked at while the server tells of its slots, and
 //! each file is checked while the next one is written.
 
-use std::cmp::Reverse;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use tokio::time::Instant;
 
@@ -12,7 +15,9 @@ use super::{
     SlotFiles, SlotReading, SlotStore, Survey, left, look_in,
     name::{self, Names},
     note::MANY_NOTES,
-    now, remove, whole,
+    now, remove,
+    unchanged::{Content, whole_files},
+    whole,
 };
 
 /// With less free than this after a failed save, the disk counts as full.
@@ -28,6 +33,10 @@ struct Round<'a, F> {
     awake: &'a Awake,
     choice: &'a SlotChoice,
     notes: &'a Notes,
+    /// By slot: its last request.
+    tasks: &'a BTreeMap<u32, i64>,
+    /// Files of this run that lie there as they were saved.
+    whole: &'a BTreeSet<String>,
     /// The model's file.
     model: Option<FileStat>,
     /// What the server was started with.
@@ -42,6 +51,7 @@ struct Written {
     names: Names,
     /// What it becomes.
     note: Note,
+    content: Option<Content>,
 }
 
 /// Slots that are used while they are saved are saved again so many times at most.
@@ -77,7 +87,8 @@ impl SlotStore {
         let newest = notes.notes.first();
         // Most likely the model is the one of last time; what it is, the server tells at the same time.
         let guess = newest.and_then(|note| note.fit.model.path.as_deref());
-        let survey = |model| files.survey(Survey { free: true, model, flags: true, files: &[] });
+        let asked = self.saved_of_this_run();
+        let survey = |model| files.survey(Survey { free: true, model, flags: true, files: &asked });
         let (awake, tag, surveyed) = tokio::join!(look_in(probe), self.tag(), survey(guess));
         let awake = match awake {
             Ok(awake) => awake,
@@ -93,7 +104,7 @@ impl SlotStore {
                 return;
             }
         };
-        let only = match self.named(choice, &awake) {
+        let only = match self.named(choice, &awake, &notes) {
             Ok(only) => only,
             Err(why) => {
                 said.push(why);
@@ -113,9 +124,10 @@ impl SlotStore {
             surveyed = survey(awake.model_path()).await;
         }
         let surveyed = surveyed.unwrap_or_default();
+        let whole = whole_files(&asked, &surveyed, &notes);
         let mut free = surveyed.free;
         let first = newest.map_or(1, |n| n.round.saturating_add(1));
-        let mut known = awake.slots.clone();
+        let (mut known, mut tasks) = (awake.slots.clone(), awake.tasks.clone());
         let mut slots: Vec<SlotReading> = known.iter().filter(is_meant).cloned().collect();
         let mut holds = false;
         for _ in 0..=MOST_AGAIN {
@@ -126,6 +138,8 @@ impl SlotStore {
                 awake: &awake,
                 choice,
                 notes: &notes,
+                tasks: &tasks,
+                whole: &whole,
                 model: surveyed.model,
                 flags: surveyed.flags.as_ref(),
                 tag: &tag,
@@ -167,19 +181,20 @@ impl SlotStore {
             if slots.is_empty() {
                 break;
             }
-            known = after.slots;
+            (known, tasks) = (after.slots, after.tasks);
         }
         if !slots.is_empty() && said.iter().all(|said| said.reason != Reason::SlotBusy) {
             let used: Vec<String> = slots.iter().map(|slot| format!("slot {}", slot.id)).collect();
             said.push(Reason::SlotBusy.say(format!("used each time it was saved: {}", used.join(", "))));
         }
         if !holds {
-            said.push(Reason::SlotEmpty.say("no slot holds tokens that are not saved already"));
+            let meant: Vec<SlotReading> = awake.slots.iter().filter(is_meant).cloned().collect();
+            said.push(self.nothing_to_save(choice, &meant, &notes));
         }
     }
 
     /// The one slot that is meant, where one was named, among those that the server shows.
-    fn named(&self, choice: &SlotChoice, awake: &Awake) -> Result<Option<u32>, Said> {
+    fn named(&self, choice: &SlotChoice, awake: &Awake, notes: &Notes) -> Result<Option<u32>, Said> {
         let SlotChoice::Named(NamedSlot { name, slot, .. }) = choice else { return Ok(None) };
         let own = name::slot_of(&self.slots.name, name);
         if let (Some(own), Some(slot)) = (own, *slot)
@@ -197,7 +212,7 @@ impl SlotStore {
         }
         let holding: Vec<&SlotReading> = awake.slots.iter().filter(|slot| slot.tokens.unwrap_or(0) > 0).collect();
         match holding[..] {
-            [] => Err(Reason::SlotEmpty.say("no slot holds tokens that are not saved already")),
+            [] => Err(self.nothing_to_save(choice, &awake.slots, notes)),
             [one] => Ok(Some(one.id)),
             _ => {
                 let held = |slot: &&SlotReading| format!("slot {} holds {} tokens", slot.id, slot.tokens.unwrap_or(0));
@@ -205,6 +220,15 @@ impl SlotStore {
                 Err(Reason::SlotAmbiguous.say(format!("{name}: {}: give the slot", held.join(", "))))
             }
         }
+    }
+
+    /// Whoever names a slot is told more about it.
+    fn nothing_to_save(&self, choice: &SlotChoice, slots: &[SlotReading], notes: &Notes) -> Said {
+        let told = match choice {
+            SlotChoice::Named(named) => self.restored_and_unused(notes, slots, &named.name),
+            _ => None,
+        };
+        told.unwrap_or_else(|| Reason::SlotEmpty.say("no slot holds tokens that are not saved already"))
     }
 
     /// Has a slot that holds tokens written to its file, or says why not. `None` if there is nothing in it.
@@ -239,6 +263,12 @@ impl SlotStore {
         let names = name::new_file(name, round.at, round.tag, self.next_serial())
             .ok_or_else(|| Reason::SaveFailed.say(format!("{name:?} cannot be a file name")))?;
         let fit = round.awake.fit(slot.n_ctx, round.model, round.flags);
+        let content = self.content(slot, round.tasks.get(&slot.id).copied());
+        if let Some(content) = content
+            && let Some(already) = self.is_saved_already(round.notes, round.whole, name, &fit, content)
+        {
+            return Err(already);
+        }
         let size = size(round.notes, &fit, slot);
         if *round.choice == SlotChoice::Checkpoint {
             self.is_small_enough(name, size)?;
@@ -275,7 +305,7 @@ impl SlotStore {
                     last_restore: None,
                     restored_into: None,
                 };
-                return Ok(Written { names, note });
+                return Ok(Written { names, note, content });
             }
             Ok(_) => Reason::SlotEmpty.say(format!("{name}: slot {} turned out to be empty", slot.id)),
             Err(error) => {
@@ -309,10 +339,13 @@ impl SlotStore {
 
     /// Checks a file and makes it count. What comes of it is said, if there was one.
     async fn check<F: SlotFiles>(&self, round: &Round<'_, F>, written: Option<Written>) -> Option<Said> {
-        let Written { names, mut note } = written?;
+        let Written { names, mut note, content } = written?;
         let kept = self.keep(round, &names, &mut note).await;
         Some(match kept {
-            Ok(()) => Reason::Saved.say(format!("{}: {} tokens, {} bytes", note.name, note.tokens, note.bytes)),
+            Ok(()) => {
+                self.remember(&note, content, &*self.notes().await);
+                Reason::Saved.say(format!("{}: {} tokens, {} bytes", note.name, note.tokens, note.bytes))
+            }
             // Its note may come yet, and must find its file.
             Err(why) if why.reason == Reason::NoteLate => why,
             Err(why) => {

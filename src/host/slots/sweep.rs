@@ -29,6 +29,7 @@ impl SlotStore {
             tracing::warn!(code, %folder, "saved conversations lie in a folder that is open to others: mode 2770 closes it");
         }
         let finished = files.list(name::SUFFIX).await.map_err(|error| error.to_string())?;
+        self.seen().missing.retain(|file| finished.names.iter().all(|name| name.as_str() != file));
         // Asked after the files, so that none is newer; a note that is still being written is waited for.
         let noted =
             self.shelf.files().await.map_err(|error| format!("which files have a note is not known: {error}"))?;

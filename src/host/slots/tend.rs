@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    FileName, Found, MOST_SURVEYED, Note, Reason, Said, SlotFiles, SlotFilesError, SlotStore, Survey, as_noted, named,
+    FileName, Found, MOST_SURVEYED, Note, Reason, Said, SlotFiles, SlotFilesError, SlotStore, Survey, as_noted, name,
+    named,
 };
 use crate::{
     driver::world::{SlotTask, SlotTold, TENDED_WITHIN},
@@ -35,13 +36,20 @@ impl SlotStore {
         Ok(told)
     }
 
-    /// The files go first: what then has a note still can be forgotten again. One that is not there is gone already.
+    /// The files go first: what then has a note still can be forgotten again. One that is not there is gone already. With all of
+    /// a name goes what saves of it have left that never ended, for it tells as much.
     async fn forget(&self, files: &impl SlotFiles, name: &str, generation: Option<u64>) -> Result<Vec<SlotTold>, Said> {
         let _turn = self.turn_of_ours().await?;
         let notes = self.shelf.read_again().await;
         let meant = named(&notes.notes, name, generation)?;
-        let gone: Vec<FileName> = meant.iter().filter_map(|note| FileName::new(&note.file)).collect();
-        files.remove(&gone).await.map_err(|error| Reason::ForgetFailed.say(error.to_string()))?;
+        let mut gone: Vec<FileName> = meant.iter().filter_map(|note| FileName::new(&note.file)).collect();
+        let failed = |error: SlotFilesError| Reason::ForgetFailed.say(error.to_string());
+        if generation.is_none() {
+            let tag = self.tag().await.map_err(|error| Reason::ForgetFailed.say(error.to_string()))?;
+            let unfinished = files.list(name::UNFINISHED).await.map_err(failed)?.names;
+            gone.extend(unfinished.into_iter().filter(|file| name::is_unfinished(file.as_str(), name, &tag)));
+        }
+        files.remove(&gone).await.map_err(failed)?;
         let mut told = Vec::with_capacity(meant.len());
         for note in meant {
             told.push(told_of(
@@ -65,9 +73,11 @@ impl SlotStore {
     ) -> Result<Vec<SlotTold>, Said> {
         let deadline = Instant::now() + VERIFIED_WITHIN;
         let notes = self.shelf.read_again().await;
+        // What is about to be pruned is shown to nobody.
+        let notes: Vec<Note> = self.staying(&notes.notes).into_iter().cloned().collect();
         let meant: Vec<&Note> = match name {
-            Some(name) => named(&notes.notes, name, generation)?,
-            None => notes.notes.iter().filter(|note| generation.is_none_or(|number| number == note.round)).collect(),
+            Some(name) => named(&notes, name, generation)?,
+            None => notes.iter().filter(|note| generation.is_none_or(|number| number == note.round)).collect(),
         };
         let mut told = Vec::with_capacity(meant.len());
         for some in meant.chunks(MOST_SURVEYED) {
@@ -81,7 +91,16 @@ impl SlotStore {
             for (note, file) in some.iter().zip(&asked) {
                 let found = found.next().unwrap_or(Ok(None));
                 let said = verdict(files, note, file, found, deadline).await;
+                if !matches!(said.reason, Reason::Missing | Reason::Unreadable) {
+                    self.looked_for(note, true);
+                }
                 let said = match said.reason {
+                    // Forgotten or pruned while it was looked for.
+                    Reason::Missing if !self.is_noted(note).await => continue,
+                    Reason::Missing => {
+                        self.looked_for(note, false);
+                        said
+                    }
                     Reason::Damaged => {
                         self.damaged_file(note, &said.message).await;
                         said
@@ -93,6 +112,10 @@ impl SlotStore {
             }
         }
         Ok(told)
+    }
+
+    async fn is_noted(&self, note: &Note) -> bool {
+        self.notes().await.notes.iter().any(|known| known.file == note.file)
     }
 
     async fn damaged_file(&self, note: &Note, why: &str) {

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     LaunchFlags, Reason,
@@ -66,9 +66,25 @@ fn reasons_have_codes_of_their_own() {
 #[test]
 fn the_newest_stay_and_the_largest_beside_them() {
     let notes = [note(6, 10), note(5, 10), note(4, 50), note(3, 900), note(2, 80), note(1, 900)];
-    assert_eq!(rounds(&superseded(&notes, "localbot", 3)), [2, 1]);
-    assert_eq!(rounds(&superseded(&notes, "localbot", 10)), [0; 0]);
-    assert_eq!(rounds(&superseded(&notes, "other", 1)), [0; 0]);
+    assert_eq!(rounds(&superseded(&notes, "localbot", 3, &BTreeSet::new())), [2, 1]);
+    assert_eq!(rounds(&superseded(&notes, "localbot", 10, &BTreeSet::new())), [0; 0]);
+    assert_eq!(rounds(&superseded(&notes, "other", 1, &BTreeSet::new())), [0; 0]);
+}
+
+#[test]
+fn what_is_missing_from_the_folder_keeps_its_own_place_and_takes_nobody_elses() {
+    let notes = [note(6, 10), note(5, 10), note(4, 10), note(3, 900), note(2, 80), note(1, 10)];
+    let missing = |rounds: &[u64]| rounds.iter().map(|round| format!("localbot.{round}.slot")).collect::<BTreeSet<_>>();
+    let gone = |gone: &[u64]| rounds(&superseded(&notes, "localbot", 2, &missing(gone)));
+    assert_eq!(gone(&[]), [4, 2, 1]);
+    assert_eq!(gone(&[6]), [2, 1], "two are there still");
+    assert_eq!(gone(&[6, 3]), [1], "and the largest that is there");
+    assert_eq!(gone(&[2, 1]), [4, 2, 1], "those that would go, go");
+    assert_eq!(gone(&[1, 2, 3, 4, 5, 6]), [4, 2, 1], "the folder may only not be mounted");
+    let quota = slots(|slots| (slots.keep, slots.most_mib) = (10, Some(200)));
+    let notes = [named("localbot", 3, 100), named("localbot", 2, 100), named("localbot", 1, 100)];
+    assert_eq!(rounds(&surplus(&notes, &quota, &missing(&[]), 0)), [1]);
+    assert_eq!(rounds(&surplus(&notes, &quota, &missing(&[3]), 0)), [0; 0], "it takes no room");
 }
 
 /// ... saved by another model than that of [`fit`].
@@ -83,17 +99,17 @@ fn another_model_pushes_nothing_out_and_each_keeps_its_newest_and_its_largest() 
     let other = |round, tokens| of_model(2, note(round, tokens));
     let notes =
         [other(9, 10), other(8, 10), other(7, 10), other(6, 700), note(5, 10), note(4, 10), note(3, 10), note(2, 900)];
-    assert_eq!(rounds(&superseded(&notes, "localbot", 2)), [7, 3]);
-    assert_eq!(rounds(&superseded(&notes, "localbot", 1)), [8, 7, 4, 3], "the largest stay of both");
+    assert_eq!(rounds(&superseded(&notes, "localbot", 2, &BTreeSet::new())), [7, 3]);
+    assert_eq!(rounds(&superseded(&notes, "localbot", 1, &BTreeSet::new())), [8, 7, 4, 3], "the largest stay of both");
 }
 
 #[test]
 fn of_many_models_the_one_not_used_for_longest_gives_way() {
     let notes: Vec<_> = (1..=6).rev().map(|round| of_model(u32::try_from(round).unwrap(), note(round, 10))).collect();
-    assert_eq!(rounds(&superseded(&notes, "localbot", 3)), [2, 1]);
+    assert_eq!(rounds(&superseded(&notes, "localbot", 3, &BTreeSet::new())), [2, 1]);
     let mut notes = notes;
     notes.insert(0, of_model(1, note(7, 5)));
-    assert_eq!(rounds(&superseded(&notes, "localbot", 3)), [3, 2], "it is back");
+    assert_eq!(rounds(&superseded(&notes, "localbot", 3, &BTreeSet::new())), [3, 2], "it is back");
 }
 
 #[test]
@@ -101,7 +117,7 @@ fn the_quota_takes_what_another_model_saved_last_of_all_but_the_newest() {
     let sized = |round, tokens| Note { bytes: 100 << 20, ..note(round, tokens) };
     let other = |round, tokens| of_model(2, sized(round, tokens));
     let notes = [sized(8, 10), sized(7, 10), sized(6, 900), other(5, 10), other(4, 10), other(3, 900)];
-    let beyond = |most: u64| rounds(&surplus(&notes, &slots(|slots| slots.most_mib = Some(most)), 0));
+    let beyond = |most: u64| rounds(&surplus(&notes, &slots(|slots| slots.most_mib = Some(most)), &BTreeSet::new(), 0));
     assert_eq!(beyond(500), [4], "what is neither its newest nor its largest");
     assert_eq!(beyond(400), [4, 7]);
     assert_eq!(beyond(200), [4, 7, 3, 5], "the model in use keeps its own for longer");
@@ -112,7 +128,7 @@ fn the_quota_takes_what_another_model_saved_last_of_all_but_the_newest() {
 fn the_only_good_one_stays_even_if_none_is_to_be_kept() {
     let mut aside = note(2, 900);
     aside.put_aside = Some("restore_rejected".into());
-    assert_eq!(rounds(&superseded(&[aside, note(1, 10)], "localbot", 0)), [0; 0]);
+    assert_eq!(rounds(&superseded(&[aside, note(1, 10)], "localbot", 0, &BTreeSet::new())), [0; 0]);
 }
 
 #[test]
@@ -124,23 +140,27 @@ fn those_put_aside_do_not_pile_up_and_push_no_good_one_out() {
             Note { put_aside, ..note(round, 10) }
         })
         .collect();
-    assert_eq!(rounds(&superseded(&notes, "localbot", 2)), [4, 3]);
+    assert_eq!(rounds(&superseded(&notes, "localbot", 2, &BTreeSet::new())), [4, 3]);
 }
 
 #[test]
 fn what_is_kept_for_too_long_goes_also_the_last_and_the_largest() {
     let notes = [note(300, 10), note(200, 900), note(100, 10)];
     let slots = slots(|slots| slots.keep_for = Some(Duration::from_mins(1)));
-    assert_eq!(rounds(&surplus(&notes, &slots, 260)), [100]);
-    assert_eq!(rounds(&surplus(&notes, &slots, 400)), [300, 200, 100]);
-    assert_eq!(rounds(&surplus(&notes, &slots, 0)), [0; 0], "a clock that is behind makes nothing old");
+    assert_eq!(rounds(&surplus(&notes, &slots, &BTreeSet::new(), 260)), [100]);
+    assert_eq!(rounds(&surplus(&notes, &slots, &BTreeSet::new(), 400)), [300, 200, 100]);
+    assert_eq!(
+        rounds(&surplus(&notes, &slots, &BTreeSet::new(), 0)),
+        [0; 0],
+        "a clock that is behind makes nothing old"
+    );
 }
 
 #[test]
 fn the_quota_takes_the_oldest_first_and_never_the_newest_good_one_of_a_slot() {
     let notes =
         [named("localbot", 5, 100), named("holidays", 4, 100), named("localbot-1", 3, 100), named("localbot", 2, 100)];
-    let beyond = |most: u64| rounds(&surplus(&notes, &slots(|slots| slots.most_mib = Some(most)), 0));
+    let beyond = |most: u64| rounds(&surplus(&notes, &slots(|slots| slots.most_mib = Some(most)), &BTreeSet::new(), 0));
     assert_eq!(beyond(400), [0; 0]);
     assert_eq!(beyond(399), [2]);
     assert_eq!(beyond(200), [2, 4]);
@@ -153,7 +173,7 @@ fn the_quota_takes_what_is_put_aside_before_anything_good() {
     aside.put_aside = Some("restore_rejected".into());
     let notes = [aside, named("localbot", 5, 100), named("localbot", 4, 100)];
     let slots = slots(|slots| slots.most_mib = Some(200));
-    assert_eq!(rounds(&surplus(&notes, &slots, 0)), [6]);
+    assert_eq!(rounds(&surplus(&notes, &slots, &BTreeSet::new(), 0)), [6]);
 }
 
 #[test]
