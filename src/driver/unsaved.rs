@@ -104,8 +104,8 @@ fn why_not(outcome: &Outcome) -> Option<Warning> {
         Outcome::Failed(warning) | Outcome::Unknown(warning) => std::slice::from_ref(warning),
     };
     let messages: Vec<&str> = all.iter().map(|warning| warning.message.as_str()).collect();
-    // Where all slots sleep nothing is held any more.
-    let first = all.iter().find(|warning| warning.code != "slots_asleep")?;
+    // Where all slots sleep nothing is held any more, and what is saved already is saved.
+    let first = all.iter().find(|warning| !matches!(&*warning.code, "slots_asleep" | "saved_already"))?;
     Some(Warning::new(first.code.clone(), messages.join("; ")))
 }
 

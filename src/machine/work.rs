@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackendId, Cause, Effect, End, Failure, Goal, Instant, Invocation, OpId, Operation, Outcome, Selection, Server,
-    Verb, VerbId, Warning,
+    Use, Verb, VerbId, Warning,
     core::{Backoff, Core, Doubt, Order, Step},
     leaving::MOST_STOPS,
 };
@@ -91,6 +91,8 @@ impl Work {
         if in_time || !leaving.late {
             (leaving.saved, leaving.drained) = (false, self.no_drain || !in_time);
             leaving.late |= !in_time;
+        } else {
+            self.warn(Warning::new("slot_busy", "it was used after its last save, and stopped all the same"));
         }
     }
 }
@@ -179,12 +181,15 @@ impl Core {
         if work.op.cause.is_policy() && work.op.cause != Cause::AutoRestore {
             let backoff =
                 if work.op.cause == Cause::Checkpoint { &mut self.checkpoint_backoff } else { &mut self.backoff };
-            *backoff = match end {
-                End::Failed { .. } => {
+            // A checkpoint that came between requests comes again, but not at once.
+            let checkpoint = work.op.cause == Cause::Checkpoint;
+            let in_vain = |warnings: &[Warning]| checkpoint && warnings.iter().any(|w| w.code == "slot_busy");
+            *backoff = match &end {
+                End::Done { warnings } if !in_vain(warnings) => None,
+                End::Failed { .. } | End::Done { .. } => {
                     let wait = backoff.map_or(self.policy.policy_backoff, |b| (b.wait * 2).min(LONGEST_BACKOFF));
                     Some(Backoff { until: self.now + wait, wait })
                 }
-                End::Done { .. } => None,
                 End::Cancelled | End::Replaced { .. } => *backoff,
             };
         }
@@ -274,17 +279,23 @@ impl Core {
             self.doubt = Some(Doubt { verb, session, boot: self.boot, backend });
         }
         // What was left out, whyever, is not on record.
-        let all = matches!(outcome, Outcome::Succeeded(warnings)
-            if !warnings.iter().any(|w| matches!(&*w.code, "slot_empty" | "slot_busy")));
+        let all = matches!(outcome, Outcome::Succeeded(warnings) if warnings.iter().all(|w| w.code == "saved_already"));
         if let (true, Verb::SaveSlots(backend), false) = (all, order.what, order.named) {
             // What it holds now is on record: nothing older belongs into this run.
             let tokens = self.look.backend(backend).tokens;
             let memory = self.memory_mut(backend);
             (memory.restored, memory.on_record, memory.saved_tokens) = (true, true, tokens);
         }
-        if matches!(failed, Some("restore_rejected" | "restore_killed_process"))
-            && let Verb::RestoreSlots(backend) = order.what
-        {
+        // A rejection is no reason to throw away what other slots hold meanwhile.
+        let spoils = match (failed, order.what) {
+            (Some("restore_killed_process"), Verb::RestoreSlots(_)) => true,
+            (Some("restore_rejected"), Verb::RestoreSlots(backend)) => {
+                let look = self.look.backend(backend);
+                !look.holds_tokens && look.use_ != Use::Busy
+            }
+            _ => false,
+        };
+        if let (true, Verb::RestoreSlots(backend)) = (spoils, order.what) {
             // One that was sent and rejected may have spoilt the process; one that killed it surely has.
             let memory = self.memory_mut(backend);
             memory.spoilt = memory.restored;
@@ -299,12 +310,15 @@ impl Core {
         // A power-off cuts off its own answer: that is no warning.
         let warnings = if unknown && order.what == Verb::PowerOff { Vec::new() } else { warnings };
         let used = warnings.iter().any(|w| w.code == "slot_busy");
-        for warning in warnings {
+        // A person is told that it is saved, or that it is not; a checkpoint comes again.
+        let left_out = used && !work.op.cause.is_policy();
+        let once_more = left_out && work.quiet_until.is_some_and(|until| until > self.now);
+        for warning in warnings.into_iter().filter(|_| !once_more) {
             work.warn(warning);
         }
         match order.what {
             Verb::SaveSlots(_) => {
-                work.slots_done = true;
+                work.slots_done = !once_more;
                 let (now, no_drain) = (self.now, work.no_drain);
                 if let Some(leaving) = &mut work.leaving {
                     // A request came between the drain and the save: it may end too, as long as requests may.
@@ -312,18 +326,15 @@ impl Core {
                     leaving.drained &= !again;
                     leaving.saved = !again;
                 }
-                // A person is told that it is saved, or that it is not; a checkpoint comes again.
-                let left_out = used && !work.op.cause.is_policy();
-                if left_out && work.quiet_until.is_some_and(|until| until > now) {
-                    work.slots_done = false;
-                } else if matches!(work.op.goal, Goal::Save(..)) && (failed.is_some() || unknown || left_out) {
+                let is_saved = failed.is_none() && !unknown && !left_out;
+                if matches!(work.op.goal, Goal::Save(..)) && !is_saved && !once_more {
                     self.fail(Failure::SaveFailed, step);
                 }
             }
             Verb::RestoreSlots(_) => {
                 work.slots_done = true;
                 work.no_restore = true;
-                if matches!(failed, Some("restore_rejected" | "restore_killed_process")) {
+                if spoils {
                     work.rid_of = rid_of;
                     work.launched = false;
                     work.launch = None;

@@ -362,6 +362,27 @@ fn one_that_failed_to_start_and_is_used_after_all_is_saved_before_it_is_stopped(
     assert_eq!(order(&healthy(&mut line, 1)).1, Verb::SaveSlots(LLAMA));
 }
 
+#[test]
+fn a_rejected_restore_throws_away_nothing_that_another_slot_holds() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    used(line.after(5), 1, 100);
+    let (restore, what) = order(&line.told(Command::RestoreSlots(Selection::Named(1), PLAIN)));
+    assert_eq!(what, Verb::RestoreSlots(LLAMA));
+    let effects = line.after(1).ends(restore, failed("restore_rejected"));
+    assert_eq!((failure(&effects), line.kind()), (Some(Failure::RestoreFailed), Kind::Running));
+    line.told(Command::Stop(PLAIN));
+    assert_eq!(order(&line.drains()).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn a_checkpoint_that_came_between_requests_is_not_tried_again_at_once() {
+    let mut line = Line::on(with_checkpoints(Some(1000), None), Seen::Running, Seen::Stopped);
+    let (save, _) = order(&used(line.after(5), 1, 1000));
+    line.ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
+    assert_eq!(orders(&used(line.after(59), 2, 1100)), []);
+    assert_eq!(order(&used(line.after(1), 3, 1200)).1, Verb::SaveSlots(LLAMA));
+}
+
 /// Requests are in flight.
 fn busy(line: &mut Line) -> Vec<Effect> {
     line.sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].use_ = Use::Busy)

@@ -340,6 +340,12 @@ impl Shelf {
 }
 
 impl Notes {
+    /// What was last restored into a slot of a run, by whichever life of the daemon.
+    pub(super) fn restored_into(&self, place: Place) -> Option<&Note> {
+        let there = self.notes.iter().filter(|note| note.restored_into == Some(place));
+        there.max_by_key(|note| note.last_restore.as_ref().map(|last| last.at))
+    }
+
     fn sort(&mut self) {
         self.notes.sort_by(|a, b| (b.round, &b.file).cmp(&(a.round, &a.file)));
     }

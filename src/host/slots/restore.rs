@@ -11,9 +11,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Awake, FileName, FileStat, Fit, Found, LaunchFlags, MOST_SURVEYED, NamedSlot, Note, Place, Probe, Reason, Said,
-    SlotChoice, SlotError, SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED, UnderWay,
-    Unproven, Unread, as_noted, left, look_in, name, named, now, retention::is_too_old,
+    Awake, FileName, FileStat, Fit, Found, LaunchFlags, MOST_SURVEYED, NamedSlot, Note, Notes, Place, Probe, Reason,
+    Said, SlotChoice, SlotError, SlotFiles, SlotFilesError, SlotReading, SlotStore, Survey, Surveyed, UNFINISHED,
+    UnderWay, Unproven, Unread, as_noted, left, look_in, name, named, now, retention::is_too_old,
 };
 use crate::machine::reading::LastRestore;
 
@@ -227,7 +227,7 @@ impl SlotStore {
             }
         });
         if only.is_none() {
-            order.retain(|(slot, _)| match self.is_there(&notes.notes, slot) {
+            order.retain(|(slot, _)| match self.is_there(&notes, slot) {
                 Some(there) => {
                     said.push(there);
                     false
@@ -246,7 +246,7 @@ impl SlotStore {
                 return;
             }
         };
-        let useless = &notes.useless;
+        let (useless, all) = (&notes.useless, &notes);
         for (slot, notes) in order {
             let now = awake.fit(slot.n_ctx, checked.model, checked.flags.as_ref());
             if only.is_none()
@@ -269,7 +269,7 @@ impl SlotStore {
                 said.push(Reason::RestoreUnchecked.say(format!("{}: {why}", note.name)));
                 continue;
             }
-            let beside = self.beside(&awake, slot.id, note.round, checked.flags.as_ref());
+            let beside = self.beside(&awake, all, slot.id, note.round, checked.flags.as_ref());
             if !beside.leaves_room(&note, slot) {
                 let why = format!("{}: {} tokens may not fit in beside {}", note.name, note.tokens, beside.tokens);
                 said.push(Reason::RestoreNoRoom.say(why));
@@ -341,11 +341,11 @@ impl SlotStore {
 
     /// So many tokens are in this slot, which was not used since, from a restore into this very run; perhaps by an earlier life
     /// of the daemon, that has not told yet what it was worth.
-    fn is_there(&self, notes: &[Note], slot: &SlotReading) -> Option<Said> {
+    fn is_there(&self, notes: &Notes, slot: &SlotReading) -> Option<Said> {
         let mut seen = self.seen();
         let place = Place { run: seen.run?, slot: slot.id };
-        let restored = notes.iter().filter(|note| note.restored_into == Some(place));
-        let (note, last) = restored.filter_map(|n| Some((n, n.last_restore.as_ref()?))).max_by_key(|(_, l)| l.at)?;
+        let note = notes.restored_into(place)?;
+        let last = note.last_restore.as_ref()?;
         if last.reuse.is_none() {
             seen.unproven.entry(slot.id).or_insert_with(|| Unproven::new(note, last.tokens, Some(place.run)));
         }
@@ -354,7 +354,7 @@ impl SlotStore {
     }
 
     /// What lies beside slot `goal`. What was restored and not used since is not shown by the server.
-    fn beside(&self, awake: &Awake, goal: u32, round: u64, flags: Option<&LaunchFlags>) -> Beside {
+    fn beside(&self, awake: &Awake, notes: &Notes, goal: u32, round: u64, flags: Option<&LaunchFlags>) -> Beside {
         let mut beside = Beside { tokens: 0, same_round: true };
         if flags.is_some_and(LaunchFlags::splits_cache) {
             return beside;
@@ -367,7 +367,11 @@ impl SlotStore {
                 _ if slot.is_processing => (slot.n_ctx, false),
                 (Some(tokens), _) => (tokens, false),
                 (None, Some(restored)) => (restored.tokens, restored.round == round),
-                (None, None) => (0, true),
+                // Judged already, or restored in an earlier life of the daemon.
+                (None, None) => seen
+                    .run
+                    .and_then(|run| notes.restored_into(Place { run, slot: slot.id }))
+                    .map_or((0, true), |restored| (restored.tokens, restored.round == round)),
             };
             beside.tokens = beside.tokens.saturating_add(tokens);
             beside.same_round &= same_round || tokens == 0;

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::{
     FileName, Fit, MOST_SURVEYED, Note, Place, Reason, Said, SlotReading, SlotStore, Surveyed, as_noted, note::Notes,
+    now, retention::is_too_old,
 };
 use crate::machine::Invocation;
 
@@ -51,6 +52,7 @@ impl SlotStore {
         content: Content,
     ) -> Option<Said> {
         let newest = notes.notes.iter().find(|note| note.name == name && note.is_good() && note.fit == *fit)?;
+        let newest = Some(newest).filter(|note| !is_too_old(note, &self.slots, now()))?;
         let is_same = whole.contains(&newest.file) && self.seen().contents.get(&newest.file) == Some(&content);
         let Note { round, tokens, .. } = newest;
         is_same.then(|| {
@@ -63,8 +65,7 @@ impl SlotStore {
         let run = self.seen().run?;
         let from = |slot: &SlotReading| {
             let place = Place { run, slot: slot.id };
-            let restored = notes.notes.iter().filter(|note| slot.tokens.is_none() && note.restored_into == Some(place));
-            Some((slot.id, restored.max_by_key(|note| note.last_restore.as_ref().map(|last| last.at))?))
+            Some((slot.id, notes.restored_into(place).filter(|_| slot.tokens.is_none())?))
         };
         let (slot, note) = slots.iter().find_map(from)?;
         Some(Reason::SlotEmpty.say(format!(
