@@ -53,12 +53,6 @@ impl Clock {
         started.checked_add(at.since_start()).unwrap_or(*started)
     }
 
-    /// The wall time of `at`, counted from the Unix epoch.
-    #[must_use]
-    pub(super) fn since_epoch(&self, at: Instant) -> Duration {
-        self.wall(at).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
-    }
-
     /// The wall time of `at` as RFC 3339 in UTC, to the millisecond.
     #[must_use]
     pub(super) fn rfc3339(&self, at: Instant) -> String {

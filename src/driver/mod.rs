@@ -85,6 +85,7 @@ pub(crate) fn tests_saved_slot() -> crate::machine::reading::SavedSlot {
         put_aside: None,
         generation: 1,
         last_restore: None,
+        restored_into: None,
         useless: None,
         named: false,
     }

@@ -20,8 +20,6 @@ use crate::machine::{
 const LEAST_PROMPT: u64 = 32;
 /// For so long after a restore its first request is waited for eagerly.
 const EAGER: Duration = Duration::from_mins(10);
-/// Two clocks that tell the time of a restore differ by less.
-const CLOCKS_DIFFER: u64 = 2;
 /// A verdict that cannot be written down is tried again after so long, ...
 const WRITE_AGAIN: Duration = Duration::from_secs(10);
 /// ... and so often. A save may be under way for minutes.
@@ -38,16 +36,14 @@ pub(super) struct Proofs {
 #[derive(Debug)]
 struct Waiting {
     run: Invocation,
-    /// When the restore was ordered, seconds since the Unix epoch.
-    ordered: u64,
-    /// When it ended.
+    /// When the restore ended.
     ended: Option<Instant>,
     slots: Unjudged,
 }
 
 impl Proofs {
-    /// A restore begins, at `ordered` seconds since the Unix epoch: what is counted from now on may be of what it brings back.
-    pub(super) fn ordered(&mut self, id: BackendId, ordered: u64, reading: &Reading, view: &View) {
+    /// A restore begins: what is counted from now on may be of what it brings back.
+    pub(super) fn ordered(&mut self, id: BackendId, reading: &Reading, view: &View) {
         let index = usize::from(id.0);
         if self.waiting.len() <= index {
             self.waiting.resize_with(index + 1, || None);
@@ -60,7 +56,7 @@ impl Proofs {
         }
         let before = reading.backends.get(index).and_then(|backend| of_run(backend, run)).cloned().unwrap_or_default();
         let slots = Unjudged { before, ..Unjudged::default() };
-        *waiting = run.map(|run| Waiting { run, ordered, ended: None, slots });
+        *waiting = run.map(|run| Waiting { run, ended: None, slots });
     }
 
     /// It has ended, however that was: what came back, the saved slots on record tell.
@@ -113,9 +109,11 @@ impl Waiting {
     /// No request can tell anything any more: each slot was used, or nothing came back that is not judged.
     fn is_over(&self, ended: Instant, activity: Option<&Activity>, saved: Option<&Dated<Vec<SavedSlot>>>) -> bool {
         let all_used = activity.is_some_and(|now| now.slots.iter().all(|slot| slot.tokens.is_some()));
-        let since = self.ordered.saturating_sub(CLOCKS_DIFFER);
-        let is_unjudged =
-            |slot: &SavedSlot| slot.last_restore.as_ref().is_some_and(|last| last.at >= since && last.reuse.is_none());
+        // Also what an earlier life of the daemon has restored into this run.
+        let is_unjudged = |slot: &SavedSlot| {
+            let last = slot.last_restore.as_ref().filter(|_| slot.restored_into == Some(self.run));
+            last.is_some_and(|last| last.reuse.is_none())
+        };
         let none_came_back = |saved: &Dated<Vec<SavedSlot>>| saved.at > ended && !saved.value.iter().any(is_unjudged);
         !self.slots.are_in_use && (all_used || saved.is_some_and(none_came_back))
     }

@@ -8,8 +8,6 @@ use crate::{
 };
 
 const LLAMA: BackendId = BackendId(0);
-/// The restore was ordered, seconds since the Unix epoch.
-const ORDERED: u64 = 1_000_000;
 
 fn at(seconds: u64) -> Instant {
     Instant::after_start(Duration::from_secs(seconds))
@@ -59,7 +57,7 @@ impl Scene {
     }
 
     fn restore(&mut self) {
-        self.proofs.ordered(LLAMA, ORDERED, &self.reading, &self.view);
+        self.proofs.ordered(LLAMA, &self.reading, &self.view);
         self.second += 1;
         self.proofs.ended(LLAMA, at(self.second));
     }
@@ -134,11 +132,12 @@ impl Scene {
         told.into_iter().map(verdict).collect()
     }
 
-    /// On record is one restore, and what it was worth.
-    fn record(&mut self, at_epoch: u64, reuse: Option<Reuse>) {
+    /// On record is one restore, into this run or another, and what it was worth.
+    fn record(&mut self, into_this_run: bool, reuse: Option<Reuse>) {
         self.second += 1;
-        let last_restore = Some(LastRestore { at: at_epoch, tokens: 900, reuse });
-        let value = vec![SavedSlot { last_restore, ..tests_saved_slot() }];
+        let last_restore = Some(LastRestore { at: 1_000_000, tokens: 900, reuse });
+        let restored_into = if into_this_run { self.view.look.backends[0].invocation } else { Some(Invocation(1)) };
+        let value = vec![SavedSlot { last_restore, restored_into, ..tests_saved_slot() }];
         self.reading.backends[0].saved = Some(Dated { at: at(self.second), value });
     }
 
@@ -386,13 +385,11 @@ fn a_slot_restored_later_is_awaited_with_those_before() {
 #[test]
 fn nothing_is_awaited_where_nothing_came_back_or_all_of_it_is_judged() {
     let judged = Some(Reuse { reused: 900, computed: 1 });
-    for (restored_at, reuse, awaited) in
-        [(ORDERED, None, true), (ORDERED, judged, false), (ORDERED - CLOCKS_DIFFER - 1, None, false)]
-    {
+    for (into_this_run, reuse, awaited) in [(true, None, true), (true, judged, false), (false, None, false)] {
         let mut scene = Scene::restored();
-        scene.record(restored_at, reuse);
+        scene.record(into_this_run, reuse);
         scene.look();
-        assert_eq!(scene.is_awaited(), awaited, "{restored_at} {reuse:?}");
+        assert_eq!(scene.is_awaited(), awaited, "{into_this_run} {reuse:?}");
     }
 }
 

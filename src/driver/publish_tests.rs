@@ -131,6 +131,7 @@ fn saved(name: &str, put_aside: Option<&str>) -> SavedSlot {
         put_aside: put_aside.map(Into::into),
         generation: 7,
         last_restore: None,
+        restored_into: None,
         useless: None,
         named: false,
     }

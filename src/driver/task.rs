@@ -503,7 +503,7 @@ impl<W: World> Driver<W> {
         }
         self.stopwatch.ordered(what, now);
         if let Verb::RestoreSlots(backend) = what {
-            self.proofs.ordered(backend, self.clock.since_epoch(now).as_secs(), &self.reading, &self.view);
+            self.proofs.ordered(backend, &self.reading, &self.view);
         }
         let world = Arc::clone(&self.world);
         let slack = VERB_SLACK.min(within / 4);

@@ -407,6 +407,9 @@ pub struct SavedSlot {
     /// The last restore of it that was done.
     #[serde(default)]
     pub last_restore: Option<LastRestore>,
+    /// The run it was then restored into, by whichever life of the daemon.
+    #[serde(default)]
+    pub restored_into: Option<Invocation>,
     /// Not restored by itself, and why: restores have had no effect with this model and build.
     #[serde(default)]
     pub useless: Option<String>,

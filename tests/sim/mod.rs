@@ -571,6 +571,7 @@ pub fn saved_slot(tokens: u64) -> SavedSlot {
         put_aside: None,
         generation: 1,
         last_restore: None,
+        restored_into: None,
         useless: None,
         named: false,
     }

@@ -175,6 +175,7 @@ impl Note {
             put_aside: self.put_aside,
             generation: self.round,
             last_restore: self.last_restore,
+            restored_into: self.restored_into.map(|place| place.run),
             useless: None,
             named: false,
         }

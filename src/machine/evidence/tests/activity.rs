@@ -93,6 +93,7 @@ fn what_was_saved_may_be_restored_unless_put_aside_empty_useless_under_a_free_na
         put_aside: put_aside.map(str::to_owned),
         generation: 1,
         last_restore: None,
+        restored_into: None,
         useless: None,
         named: false,
     };
