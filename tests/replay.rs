@@ -36,12 +36,14 @@ fn demo() -> String {
 
 #[test]
 fn every_journal_in_the_folder_replays_and_keeps_every_law() {
+    let mut steps = 0;
     for path in journals() {
         let summary = journals::check(&*fs::read(&path).expect("a journal"));
         let summary = summary.unwrap_or_else(|why| panic!("{}: {why}", path.display()));
         println!("{}: {} steps", path.display(), summary.steps);
-        assert!(summary.steps > 0, "{}: {summary:?}", path.display());
+        steps += summary.steps;
     }
+    assert!(steps > 0, "nothing was replayed");
 }
 
 #[test]

@@ -181,9 +181,10 @@ impl Core {
         if work.op.cause.is_policy() && work.op.cause != Cause::AutoRestore {
             let backoff =
                 if work.op.cause == Cause::Checkpoint { &mut self.checkpoint_backoff } else { &mut self.backoff };
-            // A checkpoint that came between requests comes again, but not at once.
-            let checkpoint = work.op.cause == Cause::Checkpoint;
-            let in_vain = |warnings: &[Warning]| checkpoint && warnings.iter().any(|w| w.code == "slot_busy");
+            // A checkpoint that came between requests comes again, but not at once; where it waits for quiet, it does so anyway.
+            let by_tokens = matches!(work.op.goal, Goal::Save(b, Selection::Checkpoint)
+                if self.policy.backend(b).checkpoint_tokens.is_some());
+            let in_vain = |warnings: &[Warning]| by_tokens && warnings.iter().any(|w| w.code == "slot_busy");
             *backoff = match &end {
                 End::Done { warnings } if !in_vain(warnings) => None,
                 End::Failed { .. } | End::Done { .. } => {

@@ -215,6 +215,7 @@ def damaged_files_of_its_own_are_said_and_lived_without(gpu, wechsler):
     assert files
     for path in files:
         path.write_bytes(b"\x00{not what it was")
+    wechsler.journal_is_true = False
     wechsler.start()
     wechsler.wait_state("gpu-idle")
     wechsler.do("start", "llama-cpp")
