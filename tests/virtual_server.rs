@@ -140,6 +140,14 @@ impl Lab {
         unit.inside.is_some_and(|inside| inside.ready)
     }
 
+    /// Somebody says something to llama.cpp.
+    async fn converse(&self) {
+        let address = self.server.unit_address(LLAMA_UNIT).expect("its address");
+        let body = serde_json::json!({"prompt": "The cellar key hangs behind the third book.", "n_predict": 4});
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        client.post(format!("http://{address}/completion")).json(&body).send().await.expect("an answer");
+    }
+
     async fn up(&self, backend: BackendId) {
         self.done(Verb::StartUnit(backend)).await;
         self.until("ready", |server| Self::is_ready(server, backend)).await;
@@ -532,10 +540,7 @@ async fn slots_are_saved_into_the_folder_and_restored_from_it() {
 async fn a_bit_flipped_on_the_disk_is_found_before_llama_cpp_sees_it() {
     let lab = on().await;
     lab.up(LLAMA).await;
-    let address = lab.server.unit_address(LLAMA_UNIT).expect("its address");
-    let body = serde_json::json!({"prompt": "The cellar key hangs behind the third book.", "n_predict": 4});
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    client.post(format!("http://{address}/completion")).json(&body).send().await.expect("an answer");
+    lab.converse().await;
     lab.done(Verb::SaveSlots(LLAMA)).await;
     let verified = || async {
         let told = lab.host.tend_slots(LLAMA, SlotTask::Verify { name: None, generation: None }).await;
@@ -569,10 +574,7 @@ async fn a_bit_flipped_on_the_disk_is_found_before_llama_cpp_sees_it() {
 async fn that_a_run_has_outlived_its_restore_is_written_down_by_the_look_that_sees_it() {
     let lab = on().await;
     lab.up(LLAMA).await;
-    let address = lab.server.unit_address(LLAMA_UNIT).expect("its address");
-    let body = serde_json::json!({"prompt": "The cellar key hangs behind the third book.", "n_predict": 4});
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    client.post(format!("http://{address}/completion")).json(&body).send().await.expect("an answer");
+    lab.converse().await;
     lab.done(Verb::SaveSlots(LLAMA)).await;
     let notes = lab.config.daemon.state_dir.join("slots").join(&lab.config.server.name).join("llama-cpp");
     let note = fs::read_dir(notes).expect("notes").next().expect("a note").expect("a note").path();

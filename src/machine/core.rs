@@ -252,6 +252,12 @@ impl Core {
         self.memory(id).ready && self.is_of_this_run(id)
     }
 
+    /// Requests may be in flight and slots may hold something. An odd answer of one that has served proves nothing.
+    pub(super) fn is_in_service(&self, id: BackendId) -> bool {
+        let seen = self.seen(id);
+        seen == Seen::Running || (self.has_served(id) && seen.is_up() && seen != Seen::CrashLoop)
+    }
+
     /// A restore has gone wrong in this run.
     pub(super) fn is_spoilt(&self, id: BackendId) -> bool {
         self.memory(id).spoilt && self.is_of_this_run(id)

@@ -97,8 +97,8 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
     let look = core.look.backend(backend).clone();
     let policy = core.policy.backend(backend).clone();
     let (calm, last_use) = (core.memory(backend).calm, core.memory(backend).last_use);
-    let (held, served, spoilt) =
-        (core.is_held(Held::Backend(backend)), core.has_served(backend), core.is_spoilt(backend));
+    let held = core.is_held(Held::Backend(backend));
+    let in_service = core.is_in_service(backend) && !core.is_spoilt(backend);
     let now = core.now;
     let Some(work) = &mut core.work else {
         return Ended;
@@ -113,8 +113,6 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
     if by_policy && !stopping && used {
         return fail(core, Failure::InUse, step);
     }
-    // An odd answer of one that has served proves nothing: requests may be in flight, and its slots hold what they held.
-    let in_service = !spoilt && (look.seen == Seen::Running || (served && look.seen != Seen::CrashLoop));
     if in_service && !work.leaving(backend, look.invocation).drained {
         let leaving = work.leaving(backend, look.invocation);
         let until = *leaving.drain_until.get_or_insert(now + policy.drain_timeout);

@@ -375,8 +375,7 @@ fn stop_and_fail(core: &mut Core, leaf: State, goal: Goal, failure: Failure, ste
     if !core.is_settled() {
         return STAY;
     }
-    let seen = core.seen(backend);
-    if seen == Seen::Running || (core.has_served(backend) && seen.is_up() && seen != Seen::CrashLoop) {
+    if core.is_in_service(backend) {
         return leave(core, leaf, backend, step);
     }
     let invocation = core.look.backend(backend).invocation;
