@@ -263,7 +263,7 @@ impl World {
         if let Some((point, side)) = kill {
             self.arm(point, side);
         }
-        let (told, listener) = listen(&self.stage.client);
+        let (told, listener) = listen(&self.stage.client).await;
         let client = self.stage.client.clone();
         let sent = tokio::spawn(async move {
             let Some(request) = workflow.request() else {
@@ -451,11 +451,12 @@ impl World {
     }
 }
 
-fn listen(client: &Client) -> (Arc<Heard>, JoinHandle<()>) {
+/// Listens from here on: what is sent after this is heard.
+async fn listen(client: &Client) -> (Arc<Heard>, JoinHandle<()>) {
+    let mut events = client.events().await.expect("somebody may listen");
     let told = Arc::<Heard>::default();
-    let (heard, client) = (Arc::clone(&told), client.clone());
+    let heard = Arc::clone(&told);
     let listener = tokio::spawn(async move {
-        let Ok(mut events) = client.events().await else { return };
         while let Ok(Some(change)) = events.next().await {
             match change.what.as_str() {
                 "operation_began" => heard.began.store(true, Ordering::Relaxed),
