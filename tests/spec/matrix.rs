@@ -211,8 +211,11 @@ pub fn settle(file: &str, new: &str) {
     );
 }
 
-/// The matrix as it is committed: each line with the leaf and the event it stands under.
+/// The matrix as it is committed.
 pub struct Committed {
+    /// How large each world is.
+    figures: HashSet<String>,
+    /// Each line with the leaf and the event it stands under.
     lines: HashSet<(String, String, String)>,
 }
 
@@ -221,6 +224,7 @@ impl Committed {
     pub fn read() -> Self {
         let text = std::fs::read_to_string(path(FILE)).unwrap_or_default();
         let (mut leaf, mut event, mut lines) = (String::new(), String::new(), HashSet::new());
+        let figures = text.lines().take_while(|line| !line.starts_with("== ")).map(Into::into).collect();
         for line in text.lines() {
             if let Some(name) = line.strip_prefix("== ") {
                 name.clone_into(&mut leaf);
@@ -230,7 +234,12 @@ impl Committed {
                 line.clone_into(&mut event);
             }
         }
-        Self { lines }
+        Self { figures, lines }
+    }
+
+    /// A world is as large as this.
+    pub fn has_figures(&self, line: &str) -> bool {
+        self.figures.contains(line)
     }
 
     /// It has this cell.
