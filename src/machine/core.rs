@@ -235,6 +235,11 @@ impl Core {
         self.order.is_none() && self.doubt.is_none() && self.look.at >= self.order_ended
     }
 
+    /// The order under way, to power off.
+    pub(super) fn is_power_off(&self, verb: VerbId) -> bool {
+        self.order.is_some_and(|order| order.verb == verb && order.what == Verb::PowerOff)
+    }
+
     /// The newest look tells what became of a stop whose time is over: also one still under way in systemd, which would
     /// keep a lost answer in doubt for ever.
     pub(super) fn shows_end_of_stop(&self, id: BackendId) -> bool {
@@ -328,12 +333,15 @@ impl Core {
             match after.seen {
                 Seen::Running => {
                     memory.unwell = 0;
-                    let first = memory.run_if(memory.ready) != after.invocation || memory.last_use.is_none();
+                    // A run that cannot be named just now is the one that was seen.
+                    let named = after.invocation.is_some();
+                    let unmet = named && memory.run_if(memory.ready) != after.invocation;
+                    let first = unmet || memory.last_use.is_none();
                     let untold = after.use_at == Instant::START;
                     let until = if first { Some(now + UNKNOWN_USE_GRACE) } else { memory.untold_until };
                     memory.untold_until = until.filter(|_| untold);
-                    memory.ready = after.invocation.is_some();
-                    if first || used {
+                    memory.ready |= named;
+                    if first || used || (named && other_run) {
                         memory.last_use = Some(now);
                     }
                 }

@@ -140,7 +140,8 @@ impl blocking::State<Core> for State {
                 }
             }
             // A power-off that was surely refused has not begun: the server stays on, and nothing waits for it to go down.
-            Signal::Take(Event::Finished { verb, outcome: outcome @ super::Outcome::Failed(_) }) if matches!(self, Self::PoweringOff { order, .. } if order == verb) =>
+            Signal::Take(Event::Finished { verb, outcome: outcome @ super::Outcome::Failed(_) })
+                if matches!(self, Self::PoweringOff { .. }) && core.is_power_off(*verb) =>
             {
                 core.order_ended(*verb, outcome, step);
                 Transition(Self::Idle)

@@ -47,9 +47,10 @@ impl Sim {
             let odd = self.faults.http_odd;
             let ready = talks && !odd && backend.phase == Phase::Ready;
             reading.backends.push(BackendReading {
-                unit: dated(ask.units && ssh, now, || Unit::Loaded(unit(backend))),
+                unit: dated(ask.units && ssh, now, || self.unit(backend)),
                 http: dated(ask.http, now, || match http(backend, *kind, up, talks) {
                     Http::Ready(_) if odd => Http::Status(500),
+                    Http::Refused if self.faults.stranger => Http::Garbage("hello".into()),
                     http => http,
                 }),
                 activity: dated(ask.activity && ready, now, || activity(backend)),
@@ -58,6 +59,16 @@ impl Sim {
             });
         }
         reading
+    }
+
+    fn unit(&self, backend: &Backend) -> Unit {
+        if self.faults.units_unread {
+            Unit::Unread("systemctl does not answer".into())
+        } else if self.faults.units_missing && !backend.phase.has_process() {
+            Unit::Missing("not-found".into())
+        } else {
+            Unit::Loaded(unit(backend))
+        }
     }
 
     fn gpu(&self) -> Gpu {

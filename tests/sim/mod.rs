@@ -33,6 +33,8 @@ pub struct Times {
     pub restore: Duration,
     /// An order or a look over SSH and back.
     pub trip: Duration,
+    /// How late a late answer is.
+    pub late: Duration,
     /// systemd's pause before an automatic restart.
     pub auto_restart: Duration,
 }
@@ -52,6 +54,7 @@ impl Times {
             save: Duration::from_millis(400),
             restore: Duration::from_millis(50),
             trip: Duration::from_millis(5),
+            late: Duration::from_secs(9),
             auto_restart: Duration::from_secs(3),
         }
     }
@@ -121,6 +124,10 @@ pub struct Faults {
     pub orders_lost: bool,
     /// Orders are refused.
     pub orders_refused: bool,
+    /// Orders are carried out, but answered late.
+    pub answers_late: bool,
+    /// Orders are carried out, but their answers say that they failed.
+    pub answers_wrong: bool,
     /// SSH does not answer.
     pub ssh_silent: bool,
     /// HTTP does not answer.
@@ -149,6 +156,12 @@ pub struct Faults {
     pub login_refused: bool,
     /// The initramfs waits for a passphrase instead of booting on.
     pub preboot: bool,
+    /// systemd does not answer.
+    pub units_unread: bool,
+    /// The units are gone from systemd.
+    pub units_missing: bool,
+    /// Where no backend listens somebody else does.
+    pub stranger: bool,
     /// No look ends.
     pub looks_hang: bool,
 }
@@ -380,6 +393,13 @@ impl Sim {
         }
     }
 
+    /// Somebody stops a unit by hand.
+    pub fn stop_by_hand(&mut self, id: BackendId) {
+        if self.power == Power::On {
+            self.stop(id);
+        }
+    }
+
     /// Somebody uses a backend: a conversation of `tokens` in slot 0, done at once.
     pub fn converse(&mut self, id: BackendId, tokens: u64) {
         let backend = self.backend_mut(id);
@@ -414,14 +434,20 @@ impl Sim {
         self.advance(now);
         let now = self.now;
         let never = Answered { at: None, outcome: Outcome::Succeeded(vec![]) };
+        if self.faults.orders_lost {
+            return never;
+        }
         if verb == Verb::Wake {
+            if self.faults.orders_refused {
+                return self.failed("not_sent", "Network is unreachable");
+            }
             self.deeds.push((now, Deed::Woken));
             if !self.faults.deaf && self.wake_armed {
                 self.press();
             }
             return self.done(Duration::ZERO);
         }
-        if self.faults.orders_lost || self.faults.ssh_silent {
+        if self.faults.ssh_silent {
             return never;
         }
         let reachable = matches!(self.power, Power::On | Power::GoingDown { .. });
@@ -435,7 +461,13 @@ impl Sim {
         if self.faults.answers_lost {
             return never;
         }
-        answered
+        let late = if self.faults.answers_late { self.times.late } else { Duration::ZERO };
+        let outcome = if self.faults.answers_wrong {
+            Outcome::Failed(Warning::new("verb_failed", "it says so"))
+        } else {
+            answered.outcome
+        };
+        Answered { at: answered.at.map(|at| at + late), outcome }
     }
 
     fn done(&self, after: Duration) -> Answered {

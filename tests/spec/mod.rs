@@ -3,9 +3,9 @@
 
 pub mod alphabet;
 pub mod broken;
-pub mod calm;
 pub mod explore;
 pub mod laws;
 pub mod matrix;
+pub mod rare;
 pub mod sample;
 pub mod words;

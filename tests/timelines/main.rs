@@ -461,6 +461,16 @@ fn a_power_off_that_was_refused_has_not_begun() {
 }
 
 #[test]
+fn a_power_off_whose_answer_was_lost_is_not_ordered_again_when_that_comes_late() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (power_off, what) = order(&line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN)));
+    assert_eq!(what, Verb::PowerOff);
+    line.after(10).ends(power_off, lost());
+    let effects = line.after(1).ends(power_off, failed("verb_failed"));
+    assert_eq!((effects, line.kind()), (vec![], Kind::PoweringOff));
+}
+
+#[test]
 fn a_server_that_still_refuses_while_it_goes_down_is_not_off_yet() {
     let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
     let (off, _) = order(&line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN)));

@@ -32,6 +32,22 @@ fn one_odd_answer_of_a_backend_that_serves_skips_neither_drain_nor_save() {
 }
 
 #[test]
+fn a_run_that_could_not_be_named_for_a_while_has_served_all_the_same() {
+    let nameless = |look: &mut Look| look.backends[0].invocation = None;
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.after(10).sees_with(Seen::Running, Seen::Stopped, nameless);
+    line.after(10).sees(Seen::Sick, Seen::Stopped);
+    line.told(Command::Stop(PLAIN));
+    assert_eq!(line.kind(), Kind::Draining, "its slots may hold something");
+    assert_eq!(order(&line.drains()).1, Verb::SaveSlots(LLAMA));
+    // Another run has not.
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.after(10).sees_with(Seen::Running, Seen::Stopped, nameless);
+    line.after(10).sees_with(Seen::Sick, Seen::Stopped, |look| look.backends[0].invocation = Some(Invocation(77)));
+    assert_eq!(order(&line.told(Command::Stop(PLAIN))).1, Verb::StopUnit(LLAMA));
+}
+
+#[test]
 fn an_idle_stop_gives_up_when_a_request_came_during_the_save() {
     let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
     line.now = line.machine.deadline().expect("the idle stop");
