@@ -224,6 +224,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_saved_already_is_not_lost_whatever_else_was() {
+        let already = Warning::new("saved_already", "localbot: saved");
+        for (more, lost) in [(None, &[][..]), (Some(Warning::new("slot_busy", "localbot-1: busy")), &["slot_busy"])] {
+            let mut unsaved = Unsaved::default();
+            let mut view = view(Goal::Stop);
+            let outcome = Outcome::Succeeded(std::iter::once(already.clone()).chain(more).collect());
+            unsaved.save_ended(LLAMA, &outcome, &view);
+            view.look.backends[0].seen = Seen::Stopped;
+            assert_eq!(codes(&mut unsaved, &view, 0), lost);
+        }
+    }
+
+    #[test]
     fn a_run_that_another_one_has_followed_is_gone() {
         let mut unsaved = Unsaved::default();
         let mut view = view(Goal::Restart(LLAMA));

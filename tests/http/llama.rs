@@ -542,6 +542,16 @@ impl Rig {
         self.world.asked("POST")
     }
 
+    /// The only file was saved so much earlier, as its note tells.
+    pub(crate) async fn age(&self, by: Duration) {
+        let note = self.note_path(&self.file());
+        let text = std::fs::read_to_string(&note).expect("a note");
+        let saved_at = self.store.saved().await[0].saved_at;
+        let old = text.replace(&saved_at.to_string(), &(saved_at - by.as_secs()).to_string());
+        std::fs::write(&note, old).expect("a note");
+        assert_eq!(self.store.damaged().await, [], "it is read again");
+    }
+
     pub(crate) fn note_path(&self, file: &str) -> PathBuf {
         self.state_dir.join("slots/gpu/llama-cpp").join(format!("{file}.json"))
     }

@@ -1,6 +1,8 @@
 //! Whether a restore finds room beside what other slots hold. "No room" is the same answer as "no slot file".
 
-use crate::llama::{Rig, Slot, codes};
+use wechsler::machine::Invocation;
+
+use crate::llama::{Rig, Slot, codes, named};
 
 impl Rig {
     /// A server that holds so many tokens in each slot; 0: never used.
@@ -39,6 +41,25 @@ async fn a_slot_is_not_sent_where_an_older_and_longer_generation_of_another_took
     assert_eq!(codes(&rig.restore().await), ["restore_damaged", "restored", "restore_older", "restore_no_room"]);
     assert_eq!(rig.restored(), [3000, 0]);
     assert_eq!(rig.store.saved().await.iter().filter(|saved| saved.put_aside.is_some()).count(), 1);
+}
+
+#[tokio::test]
+async fn what_an_earlier_life_of_the_daemon_restored_takes_room() {
+    let mut rig = Rig::holding(&[3000, 0]).await;
+    rig.store.meets(Some(Invocation(1)));
+    rig.save().await;
+    rig.world.restart();
+    rig.store.meets(Some(Invocation(2)));
+    rig.hold(&[0, 3000]);
+    rig.save().await;
+    rig.world.restart();
+    rig.store.meets(Some(Invocation(3)));
+    assert_eq!(codes(&rig.restore_by(&named("localbot-1")).await), ["restored"]);
+    rig.next_life();
+    rig.store.meets(Some(Invocation(3)));
+    assert_eq!(codes(&rig.restore_by(&named("localbot")).await), ["!restore_no_room"]);
+    assert_eq!(rig.restored(), [0, 3000]);
+    assert!(rig.nothing_is_put_aside().await);
 }
 
 #[tokio::test]

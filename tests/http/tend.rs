@@ -379,10 +379,7 @@ async fn a_damaged_list_of_what_is_useless_is_told_and_lived_without() {
 async fn what_is_kept_too_long_is_neither_shown_nor_restored_and_goes_in_the_next_calm() {
     let mut rig = Rig::new().await;
     rig.save_and_restart(909).await;
-    let text = std::fs::read_to_string(rig.note_path(&rig.file())).expect("a note");
-    let saved_at = rig.newest().await.saved_at;
-    let old = text.replace(&saved_at.to_string(), &(saved_at - 7200).to_string());
-    std::fs::write(rig.note_path(&rig.file()), old).expect("a note");
+    rig.age(std::time::Duration::from_hours(2)).await;
     rig.store = store_with(&rig.state_dir, |slots| slots.keep_for = Some(std::time::Duration::from_hours(1)));
     assert!(rig.store.saved().await.is_empty());
     for choice in [wechsler::driver::world::SlotChoice::All, named("localbot")] {

@@ -1,12 +1,14 @@
 //! What is saved already is not saved again.
 
+use std::time::Duration;
+
 use wechsler::{
     driver::world::SlotChoice,
     host::slots::without_news,
     machine::{Invocation, Outcome},
 };
 
-use crate::llama::{Rig, codes, message, named};
+use crate::llama::{Rig, codes, message, named, store_with};
 
 impl Rig {
     /// A server whose run is known; its slot holds 909 tokens, which are saved.
@@ -64,6 +66,18 @@ async fn where_anything_is_in_doubt_it_is_saved() {
     let rig = Rig::saved().await;
     rig.world.state().ssh_down = true;
     assert_eq!(codes(&rig.save().await), ["!save_unchecked"], "nobody can look whether the file is there");
+}
+
+#[tokio::test]
+async fn what_is_kept_for_too_long_already_is_saved_anew() {
+    let mut rig = Rig::new().await;
+    rig.store = store_with(&rig.state_dir, |slots| slots.keep_for = Some(Duration::from_hours(1)));
+    rig.store.meets(Some(Invocation(1)));
+    rig.world.ask(0, 909);
+    assert_eq!(codes(&rig.save().await), ["saved"]);
+    assert_eq!(codes(&rig.save().await), ["saved_already"]);
+    rig.age(Duration::from_hours(2)).await;
+    assert_eq!(codes(&rig.save().await), ["saved"]);
 }
 
 #[tokio::test]
