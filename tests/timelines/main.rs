@@ -1,5 +1,6 @@
 //! Timelines: what the machine does when, told one event at a time. Each was once done wrong.
 
+mod shown;
 mod slots;
 #[path = "../spec/mod.rs"]
 mod spec;
@@ -10,7 +11,7 @@ use spec::sample::{self, LLAMA, VLLM};
 use wechsler::machine::{
     Answer, BootId, BootPhase, Cause, Command, Effect, End, Event, Failure, Goal, Held, HoldSpec, Instant, Invocation,
     Kind, Look, Machine, Options, Outcome, Policy, PowerChoice, Refusal, RequestId, Seen, Selection, Server, Use, Verb,
-    VerbId, Warning,
+    VerbId, WakeCheck, Warning,
 };
 
 const PLAIN: Options = Options { replace: false, no_drain: false };
