@@ -1,5 +1,6 @@
 //! Timelines: what the machine does when, told one event at a time. Each was once done wrong.
 
+mod commands;
 mod shown;
 mod slots;
 #[path = "../spec/mod.rs"]
