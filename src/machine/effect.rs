@@ -279,3 +279,24 @@ impl Cause {
         !matches!(self, Self::Command(_))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_goal_has_a_word_of_its_own_that_stays() {
+        let (id, all) = (BackendId(0), Selection::All);
+        for (goal, word) in [
+            (Goal::Run(id), "start"),
+            (Goal::Restart(id), "restart"),
+            (Goal::Stop, "stop"),
+            (Goal::Awake, "wake"),
+            (Goal::Off, "power-off"),
+            (Goal::Save(id, all), "save"),
+            (Goal::Restore(id, all), "restore"),
+        ] {
+            assert_eq!(goal.kind(), word);
+        }
+    }
+}

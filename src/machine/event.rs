@@ -164,3 +164,27 @@ pub enum Outcome {
     /// The answer is lost: it may have happened, or may happen yet.
     Unknown(Warning),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_called_a_look_a_tick_the_command_it_is_or_by_how_the_order_ended() {
+        let finished = |outcome| Event::Finished { verb: VerbId(1), outcome };
+        let warning = || Warning::new("code", "text");
+        let commanded = |command| Event::Commanded { request: RequestId(1), command };
+        for (event, kind) in [
+            (Event::Looked(Look::nothing(1)), "look"),
+            (Event::Tick, "tick"),
+            (finished(Outcome::Succeeded(vec![warning()])), "order succeeded"),
+            (finished(Outcome::Failed(warning())), "order failed"),
+            (finished(Outcome::Unknown(warning())), "order lost"),
+            (commanded(Command::Switch(BackendId(0), Options::default())), "switch"),
+            (commanded(Command::Cancel), "cancel"),
+            (commanded(Command::SaveSlots(Selection::All, Options::default())), "slots save"),
+        ] {
+            assert_eq!(event.kind(), kind);
+        }
+    }
+}

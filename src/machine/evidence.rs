@@ -363,4 +363,4 @@ fn young<T>(dated: &Dated<T>, now: Instant) -> Option<&T> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

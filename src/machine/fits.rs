@@ -40,7 +40,9 @@ impl Policy {
         let of_backends = backends.iter().flat_map(|b| {
             [&b.start_timeout, &b.drain_timeout, &b.stop_timeout, &b.kill_timeout, &b.save_timeout, &b.restore_timeout]
         });
-        let mut times = own.into_iter().chain(idle_stop_after).chain(idle_power_off_after).chain(of_backends);
+        let idle = [idle_stop_after, idle_power_off_after].into_iter().flatten();
+        let quiet = backends.iter().filter_map(|b| b.checkpoint_quiet.as_ref());
+        let mut times = own.into_iter().chain(idle).chain(of_backends).chain(quiet);
         self.knows(*default_backend) && backends.len() <= Self::MOST_BACKENDS && times.all(|time| *time <= LONGEST)
     }
 
@@ -135,6 +137,7 @@ impl Machine {
             next_op,
             next_verb,
             backoff,
+            checkpoint_backoff,
             attention,
             ..
         } = &*self.chart;
@@ -151,8 +154,11 @@ impl Machine {
             && doubt.is_none_or(|Doubt { backend, .. }| knows(backend))
             && holds.iter().all(|hold| hold.fits(policy))
             && [next_hold, next_op, next_verb].into_iter().all(|next| *next <= LARGEST)
-            && backoff.is_none_or(|backoff| backoff.wait <= LONGEST)
+            && [backoff, checkpoint_backoff].into_iter().flatten().all(|backoff| backoff.wait <= LONGEST)
             && attention.iter().all(|Worry { backend, .. }| backend.is_none_or(knows))
             && self.place().backend.is_none_or(knows)
     }
 }
+
+#[cfg(test)]
+mod tests;

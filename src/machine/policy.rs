@@ -154,3 +154,29 @@ impl Policy {
         self.ids().find(|id| self.backend(*id).name == name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::evidence::tests::policy;
+
+    #[test]
+    fn a_backend_is_found_by_its_own_name_only() {
+        let policy = policy(&[BackendKind::LlamaCpp, BackendKind::Vllm]);
+        for (name, id) in [("LlamaCpp", Some(BackendId(0))), ("Vllm", Some(BackendId(1))), ("vllm", None), ("", None)] {
+            assert_eq!(policy.named(name), id, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_backend_has_checkpoints_if_either_tokens_or_a_quiet_bring_them_about() {
+        let mut backend = policy(&[BackendKind::LlamaCpp]).backends.remove(0);
+        let quiet = Some(Duration::from_secs(1));
+        for (tokens, quiet, expected) in
+            [(None, None, false), (Some(1), None, true), (None, quiet, true), (Some(1), quiet, true)]
+        {
+            (backend.checkpoint_tokens, backend.checkpoint_quiet) = (tokens, quiet);
+            assert_eq!(backend.has_checkpoints(), expected, "{tokens:?}, {quiet:?}");
+        }
+    }
+}

@@ -123,9 +123,7 @@ impl Reading {
         take(&mut self.gpu, newer.gpu);
         take(&mut self.people, newer.people);
         take(&mut self.wake_armed, newer.wake_armed);
-        if self.backends.len() < newer.backends.len() {
-            self.backends.resize_with(newer.backends.len(), Default::default);
-        }
+        self.backends.resize_with(self.backends.len().max(newer.backends.len()), Default::default);
         for (old, new) in self.backends.iter_mut().zip(newer.backends) {
             take(&mut old.unit, new.unit);
             take(&mut old.http, new.http);
@@ -557,4 +555,47 @@ pub enum WakeArmed {
     NotArmed(String),
     /// Cannot be told (no ethtool, no such interface, another way of waking).
     Unknown(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restore_had_effect_from_a_tenth_of_the_prompt_on() {
+        for (reused, computed, share, effective) in [
+            (0, 0, "0.00", false),
+            (0, 50, "0.00", false),
+            (99, 901, "0.10", false),
+            (1, 9, "0.10", true),
+            (3, 1, "0.75", true),
+            (50, 0, "1.00", true),
+        ] {
+            let reuse = Reuse { reused, computed };
+            assert_eq!((&*format!("{:.2}", reuse.share()), reuse.is_effective()), (share, effective), "{reuse:?}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_is_in_trouble_if_its_tool_says_so_hangs_or_shows_fewer_than_there_were() {
+        let read = |devices: u32| Gpu::Read {
+            devices: (0..devices).map(|index| GpuDevice { index, used_mib: None, total_mib: None }).collect(),
+            processes: vec![],
+        };
+        let broken = || Gpu::Broken { code: "driver_mismatch".into(), message: "versions differ".into() };
+        let gone = "The server has had 2 GPU(s) and shows 1 now.";
+        let hangs = "The GPU's tool does not answer in time.";
+        for (gpu, known, trouble) in [
+            (Gpu::Absent, 0, None),
+            (read(2), 1, None),
+            (read(2), 2, None),
+            (read(1), 2, Some(("gpu_lost", gone))),
+            (Gpu::Absent, 1, Some(("gpu_lost", "The server has had 1 GPU(s) and shows 0 now."))),
+            (Gpu::Hangs, 0, Some(("gpu_hangs", hangs))),
+            (broken(), 0, Some(("driver_mismatch", "versions differ"))),
+        ] {
+            let expected = trouble.map(|(code, message)| (code.to_owned(), message.to_owned()));
+            assert_eq!(gpu.trouble(known), expected, "{gpu:?}");
+        }
+    }
 }

@@ -148,3 +148,43 @@ impl Place {
         self.kind.public_name(self.backend.map_or("", |id| &policy.backend(id).name))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{BackendKind, evidence::tests::policy};
+
+    #[test]
+    fn each_leaf_has_a_name_in_documents_one_for_people_and_where_that_is_not_all_a_phase() {
+        let names = [
+            (Kind::Unknown, "Unknown", "unknown", None),
+            (Kind::Offline, "Offline", "gpu-offline", None),
+            (Kind::Waking, "Waking", "waking", None),
+            (Kind::Idle, "Idle", "gpu-idle", None),
+            (Kind::Starting, "Starting", "qwen-starting", Some("starting")),
+            (Kind::Restoring, "Restoring", "qwen-starting", Some("restoring")),
+            (Kind::Running, "Running", "qwen", None),
+            (Kind::Draining, "Draining", "stopping", Some("draining")),
+            (Kind::Saving, "Saving", "stopping", Some("saving")),
+            (Kind::Stopping, "Stopping", "stopping", Some("stopping")),
+            (Kind::PoweringOff, "PoweringOff", "powering-off", None),
+            (Kind::Conflict, "Conflict", "conflict", None),
+        ];
+        assert_eq!(names.map(|(kind, ..)| kind), Kind::ALL);
+        for (kind, document, public, phase) in names {
+            assert_eq!((&*kind.to_string(), &*kind.public_name("qwen"), kind.phase()), (document, public, phase));
+        }
+    }
+
+    #[test]
+    fn a_place_is_called_after_its_own_backend() {
+        let policy = policy(&[BackendKind::LlamaCpp, BackendKind::Vllm]);
+        for (kind, backend, name) in [
+            (Kind::Running, Some(BackendId(1)), "Vllm"),
+            (Kind::Starting, Some(BackendId(0)), "LlamaCpp-starting"),
+            (Kind::Idle, None, "gpu-idle"),
+        ] {
+            assert_eq!(Place { kind, backend }.public_name(&policy), name);
+        }
+    }
+}

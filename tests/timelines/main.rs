@@ -1,7 +1,8 @@
 //! Timelines: what the machine does when, told one event at a time. Each was once done wrong.
 
+mod attention;
 mod commands;
-mod shown;
+mod shows;
 mod slots;
 #[path = "../spec/mod.rs"]
 mod spec;

@@ -13,7 +13,8 @@ const T0: Instant = Instant::after_start(Duration::from_hours(1));
 const BOOT: BootId = BootId(1);
 const RUN: Invocation = Invocation(7);
 
-fn policy(kinds: &[BackendKind]) -> Policy {
+/// A policy for backends of these kinds, named after them; every time in it is a second.
+pub(in crate::machine) fn policy(kinds: &[BackendKind]) -> Policy {
     let second = Duration::from_secs(1);
     let backend = |kind: &BackendKind| BackendPolicy {
         name: format!("{kind:?}"),
@@ -227,7 +228,7 @@ fn what_a_silent_server_said_earlier_is_no_evidence() {
     assert_eq!(look.server, Server::Silent);
     assert_eq!(look.backends[0].seen, Seen::Unknown);
     assert_eq!(look.backends[0].invocation, None);
-    assert_eq!(look.people, None);
+    assert_eq!((look.people, look.people_at), (None, Instant::START));
 }
 
 #[test]

@@ -73,6 +73,7 @@ fn what_was_read_in_an_earlier_boot_is_forgotten() {
     let new = look(&absorbed([before, after]));
     assert!(!new.foreign_gpu);
     assert_eq!((new.people, new.wake_armed), (None, None));
+    assert_eq!([new.gpu_at, new.people_at, new.wake_armed_at], [Instant::START; 3], "it has to be asked anew");
     assert_eq!(new.backends[0].seen, Seen::Stopped);
 }
 
