@@ -254,7 +254,7 @@ impl Core {
 
     /// This run has been healthy: requests may be in flight and slots may hold something, whatever it says just now.
     pub(super) fn has_served(&self, id: BackendId) -> bool {
-        self.memory(id).ready && self.is_of_this_run(id)
+        self.memory(id).ready && self.is_named(id)
     }
 
     /// Requests may be in flight and slots may hold something. An odd answer of one that has served proves nothing.
@@ -265,7 +265,7 @@ impl Core {
 
     /// A restore has gone wrong in this run.
     pub(super) fn is_spoilt(&self, id: BackendId) -> bool {
-        self.memory(id).spoilt && self.is_of_this_run(id)
+        self.memory(id).spoilt && self.is_named(id)
     }
 
     /// It could be restored into, had anybody told already whether it was used.
@@ -279,13 +279,12 @@ impl Core {
 
     /// A restore was never ordered for this run. One without a name is never sure of that.
     pub(super) fn may_be_restored(&self, id: BackendId) -> bool {
-        !self.memory(id).restored && self.is_of_this_run(id)
+        !self.memory(id).restored && self.is_named(id)
     }
 
-    /// What is remembered of the backend is of the run that the newest look shows.
-    fn is_of_this_run(&self, id: BackendId) -> bool {
-        let run = self.look.backend(id).invocation;
-        run.is_some() && run == self.memory(id).run
+    /// The newest look names its run; what is remembered is of that one, then.
+    fn is_named(&self, id: BackendId) -> bool {
+        self.look.backend(id).invocation.is_some()
     }
 
     // ---- what is told -------------------------------------------------------------------------------------------
@@ -355,10 +354,7 @@ impl Core {
                 }
                 Seen::Unknown | Seen::Lingering | Seen::Stranger => {}
             }
-            if after.seen.is_up()
-                && after.use_ == Use::Idle
-                && (other_run || used || memory.calm == 0 || after.use_at > before.use_at)
-            {
+            if after.seen.is_up() && after.use_ == Use::Idle && (memory.calm == 0 || after.use_at > before.use_at) {
                 memory.calm = memory.calm.saturating_add(1).min(2);
             }
             if used && is_left_alone {
