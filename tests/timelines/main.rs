@@ -2,6 +2,7 @@
 
 mod attention;
 mod commands;
+mod power_off;
 mod shows;
 mod slots;
 #[path = "../spec/mod.rs"]
