@@ -518,3 +518,27 @@ fn a_machine_in_the_middle_of_something_goes_on_as_if_it_had_not_been_written_do
     }
     assert_eq!(again.view(), machine.view());
 }
+
+#[test]
+fn a_server_that_nobody_directs_is_in_the_leaf_of_what_it_shows() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    for (llama, vllm, kind, backend) in [
+        (Seen::Lingering, Seen::Stopped, Kind::Stopping, Some(LLAMA)),
+        (Seen::Stopped, Seen::Lingering, Kind::Stopping, Some(VLLM)),
+        (Seen::Stopped, Seen::Sick, Kind::Starting, Some(VLLM)),
+        (Seen::Running, Seen::Stopped, Kind::Running, Some(LLAMA)),
+        (Seen::Stopped, Seen::Sick, Kind::Starting, Some(VLLM)),
+        (Seen::Stopped, Seen::Running, Kind::Running, Some(VLLM)),
+        (Seen::Loading, Seen::Stopped, Kind::Starting, Some(LLAMA)),
+        (Seen::Running, Seen::Stopped, Kind::Running, Some(LLAMA)),
+        (Seen::Sick, Seen::Stopped, Kind::Running, Some(LLAMA)),
+        (Seen::Running, Seen::Stopped, Kind::Running, Some(LLAMA)),
+        // A flap until it has lasted.
+        (Seen::Loading, Seen::Stopped, Kind::Running, Some(LLAMA)),
+        (Seen::Loading, Seen::Stopped, Kind::Starting, Some(LLAMA)),
+    ] {
+        line.after(1).sees(llama, vllm);
+        let place = line.machine.place();
+        assert_eq!((place.kind, place.backend), (kind, backend), "{llama:?}, {vllm:?}");
+    }
+}
