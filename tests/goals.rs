@@ -168,7 +168,7 @@ fn kind_look(view: &View, now: Instant) -> wechsler::machine::Look {
     for (i, backend) in look.backends.iter_mut().enumerate() {
         let fresh = Invocation(now.since_start().as_nanos() << 8 | i as u128);
         backend.invocation = backend.invocation.map(|_| view.runs[i].unwrap_or(fresh));
-        backend.mark = backend.mark.map(|mark| before.backends[i].mark.unwrap_or(mark));
+        backend.mark = backend.mark.map(|mark| view.marks[i].unwrap_or(mark));
     }
     look
 }

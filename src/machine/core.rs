@@ -124,6 +124,8 @@ pub(super) struct Memory {
     pub(super) last_use: Option<Instant>,
     /// The run that all below is about; kept while it cannot be read.
     pub(super) run: Option<Invocation>,
+    /// Its mark when that was last told; kept while nobody can tell.
+    pub(super) mark: Option<u64>,
     /// Different answers in a row that said idle, with nothing used in between.
     pub(super) calm: u32,
     /// Looks in a row in which it did not answer although it was healthy before.
@@ -235,7 +237,7 @@ impl Core {
         self.order.is_none() && self.doubt.is_none() && self.look.at >= self.order_ended
     }
 
-    /// The order under way, to power off.
+    /// This order is under way, and is to power off.
     pub(super) fn is_power_off(&self, verb: VerbId) -> bool {
         self.order.is_some_and(|order| order.verb == verb && order.what == Verb::PowerOff)
     }
@@ -254,7 +256,7 @@ impl Core {
 
     /// This run has been healthy: requests may be in flight and slots may hold something, whatever it says just now.
     pub(super) fn has_served(&self, id: BackendId) -> bool {
-        self.memory(id).ready && self.is_named(id)
+        self.memory(id).ready && self.run_is_named(id)
     }
 
     /// Requests may be in flight and slots may hold something. An odd answer of one that has served proves nothing.
@@ -265,7 +267,7 @@ impl Core {
 
     /// A restore has gone wrong in this run.
     pub(super) fn is_spoilt(&self, id: BackendId) -> bool {
-        self.memory(id).spoilt && self.is_named(id)
+        self.memory(id).spoilt && self.run_is_named(id)
     }
 
     /// It could be restored into, had anybody told already whether it was used.
@@ -279,11 +281,11 @@ impl Core {
 
     /// A restore was never ordered for this run. One without a name is never sure of that.
     pub(super) fn may_be_restored(&self, id: BackendId) -> bool {
-        !self.memory(id).restored && self.is_named(id)
+        !self.memory(id).restored && self.run_is_named(id)
     }
 
-    /// The newest look names its run; what is remembered is of that one, then.
-    fn is_named(&self, id: BackendId) -> bool {
+    /// The newest look names its run. What is remembered is of that one: [`Self::observe`] forgets what is of another.
+    fn run_is_named(&self, id: BackendId) -> bool {
         self.look.backend(id).invocation.is_some()
     }
 
@@ -320,7 +322,9 @@ impl Core {
             let (before, after) = (self.look.backend(id).clone(), look.backend(id));
             let memory = self.memory_mut(id);
             let other_run = before.invocation != after.invocation;
-            let used = after.use_ == Use::Busy || (!other_run && before.mark.is_some() && after.mark != before.mark);
+            let same_run = after.invocation.is_none_or(|run| memory.run.is_none_or(|known| known == run));
+            let marked = memory.mark.zip(after.mark).is_some_and(|(known, mark)| known != mark);
+            let used = after.use_ == Use::Busy || (same_run && marked);
             if other_run || used {
                 (memory.calm, memory.on_record) = (0, false);
             }
@@ -328,19 +332,20 @@ impl Core {
                 memory.forget_run();
                 memory.run = after.invocation;
             }
+            memory.mark = after.mark.or(memory.mark);
             memory.untold_until.take_if(|_| after.seen != Seen::Running);
             match after.seen {
                 Seen::Running => {
                     memory.unwell = 0;
-                    // A run that cannot be named just now is the one that was seen.
+                    // A run that cannot be named just now is the one that was seen, unless there was none.
                     let named = after.invocation.is_some();
-                    let unmet = named && memory.run_if(memory.ready) != after.invocation;
+                    let unmet = !memory.ready && (named || before.seen != Seen::Running);
                     let first = unmet || memory.last_use.is_none();
                     let untold = after.use_at == Instant::START;
                     let until = if first { Some(now + UNKNOWN_USE_GRACE) } else { memory.untold_until };
                     memory.untold_until = until.filter(|_| untold);
                     memory.ready |= named;
-                    if first || used || (named && other_run) {
+                    if first || used {
                         memory.last_use = Some(now);
                     }
                 }
@@ -354,8 +359,10 @@ impl Core {
                 }
                 Seen::Unknown | Seen::Lingering | Seen::Stranger => {}
             }
-            if after.seen.is_up() && after.use_ == Use::Idle && (memory.calm == 0 || after.use_at > before.use_at) {
-                memory.calm = memory.calm.saturating_add(1).min(2);
+            if !after.seen.is_up() || after.use_ != Use::Idle {
+                memory.calm = 0;
+            } else if memory.calm == 0 || after.use_at > before.use_at {
+                memory.calm = (memory.calm + 1).min(2);
             }
             if used && is_left_alone {
                 // It was kept although a restore went wrong in it, and what was said since is somebody's.

@@ -272,15 +272,18 @@ fn backend_distinctions(
         spoilt,
         on_record,
         saved_tokens,
+        mark: told,
     } = memory;
     let slots = policy.backend(id).slots;
     let checkpoints = slots && policy.backend(id).has_checkpoints();
-    let served = *ready && *known == *invocation;
+    let served = *ready && invocation.is_some();
     let in_service = *seen == Seen::Running || (served && seen.is_up() && *seen != Seen::CrashLoop);
     // Of no run nothing is known.
     let counts = slots && known.is_some();
     let (restored, spoilt) = (counts && *restored, counts && *spoilt);
     tell("a run is shown", &|mix| invocation.is_some().hash(mix));
+    // What was told of a run without a name is forgotten as soon as there is one.
+    tell("a mark was told", &|mix| (told.is_some(), known.is_some()).hash(mix));
     tell("what is known of the run", &|mix| (*ready, restored, spoilt, counts).hash(mix));
     if checkpoints {
         tell("on record", &|mix| on_record.hash(mix));

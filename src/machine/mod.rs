@@ -208,6 +208,7 @@ impl Machine {
             holds: core.holds.clone(),
             last_look: core.work.as_ref().and_then(|w| w.last_look).map(|l| l.since),
             runs: core.backends.iter().map(|m| m.run).collect(),
+            marks: core.backends.iter().map(|m| m.mark).collect(),
             ready: core.backends.iter().map(|m| m.run_if(m.ready)).collect(),
             spoilt: core.backends.iter().map(|m| m.run_if(m.spoilt)).collect(),
             next_action: observed::next_policy(core, leaf).map(|(goal, cause, at)| NextAction { goal, cause, at }),

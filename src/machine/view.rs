@@ -43,6 +43,8 @@ pub struct View {
     pub last_look: Option<Instant>,
     /// The run last seen of each backend, kept while it cannot be read.
     pub runs: Vec<Option<Invocation>>,
+    /// What each backend's run told of its use last, see [`super::BackendLook::mark`]; kept while nobody can tell.
+    pub marks: Vec<Option<u64>>,
     /// The run of each backend that was seen healthy, while it lasts.
     pub ready: Vec<Option<Invocation>>,
     /// The run of each backend in which a restore went wrong.

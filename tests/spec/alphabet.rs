@@ -234,9 +234,7 @@ impl Eye<'_> {
         for (i, backend) in look.backends.iter_mut().enumerate() {
             backend.invocation =
                 backend.invocation.map(|_| self.view.runs[i].unwrap_or_else(|| Invocation(self.fresh(i as u128))));
-            if self.view.look.boot().is_some() {
-                backend.mark = backend.mark.map(|mark| before.backends[i].mark.unwrap_or(mark));
-            }
+            backend.mark = backend.mark.map(|mark| self.view.marks[i].unwrap_or(mark));
             backend.restarts = if backend.invocation.is_some() { before.backends[i].restarts } else { 0 };
         }
         look

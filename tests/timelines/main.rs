@@ -2,6 +2,7 @@
 
 mod attention;
 mod commands;
+mod flaps;
 mod power_off;
 mod shows;
 mod slots;
