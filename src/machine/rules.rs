@@ -148,8 +148,8 @@ impl blocking::State<Core> for State {
             }
             Signal::Take(_) => Super,
             Signal::Proceed => match pursuit::next(core, *self, step) {
-                Some(next) if next != *self => Transition(next),
-                _ => Handled,
+                Some(next) => Transition(next),
+                None => Handled,
             },
         }
     }

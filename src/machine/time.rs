@@ -1,10 +1,6 @@
 //! Time as the machine knows it: how long after the daemon's start. It never reads a clock.
 
-use std::{
-    fmt,
-    ops::{Add, Sub},
-    time::Duration,
-};
+use std::{fmt, ops::Add, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,15 +38,18 @@ impl Add<Duration> for Instant {
     }
 }
 
-impl Sub<Duration> for Instant {
-    type Output = Self;
-    fn sub(self, rhs: Duration) -> Self {
-        Self(self.0.saturating_sub(rhs))
-    }
-}
-
 impl fmt::Display for Instant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "+{:.3}s", self.0.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_reads_as_the_time_since_the_start() {
+        assert_eq!(Instant::after_start(Duration::from_millis(61_500)).to_string(), "+61.500s");
     }
 }

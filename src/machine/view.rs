@@ -1,8 +1,8 @@
 //! What the machine shows of itself: everything the status document needs, nothing it could be changed by.
 
 use super::{
-    BackendId, BootId, Cause, Goal, Hold, Instant, Invocation, Kind, Look, OpId, Operation, Place, Policy, Verb,
-    VerbId, Warning,
+    BackendId, BootId, Cause, Goal, Hold, Instant, Invocation, Look, OpId, Operation, Place, Policy, Verb, VerbId,
+    Warning,
 };
 
 /// The machine as others see it.
@@ -60,9 +60,8 @@ impl View {
     #[must_use]
     pub fn public_name(&self, policy: &Policy) -> String {
         match &self.operation {
-            Some(Operation { goal: Goal::Save(backend, _), .. }) if self.place.kind == Kind::Saving => {
-                policy.backend(*backend).name.clone()
-            }
+            // Nothing else is done for it.
+            Some(Operation { goal: Goal::Save(backend, _), .. }) => policy.backend(*backend).name.clone(),
             _ => self.place.public_name(policy),
         }
     }

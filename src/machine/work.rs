@@ -369,3 +369,47 @@ impl Core {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{BackendKind, RequestId, core::Core, evidence::tests::policy};
+
+    const BACKEND: BackendId = BackendId(0);
+
+    fn at(seconds: u64) -> Instant {
+        Instant::after_start(Duration::from_secs(seconds))
+    }
+
+    fn stopping() -> Work {
+        let mut core = Core::new(policy(&[BackendKind::LlamaCpp]).into(), vec![]);
+        core.begin(Goal::Stop, Cause::Command(RequestId(1)), false, &mut Step::at(at(0)));
+        core.work.expect("it has begun")
+    }
+
+    #[test]
+    fn a_warning_is_told_once_and_not_too_many_are() {
+        let mut work = stopping();
+        let warning = |number: usize| Warning::new(format!("code {number}"), "");
+        for number in (0..100).flat_map(|number| [number, number]) {
+            work.warn(warning(number));
+        }
+        assert_eq!(work.warnings, (0..MOST_WARNINGS).map(warning).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_was_used_after_its_save_is_saved_again_while_requests_may_end_and_once_after() {
+        for (now, drained, late) in [(at(59), false, false), (at(60), true, true), (at(61), true, true)] {
+            let mut work = stopping();
+            let leaving = work.leaving(BACKEND, None);
+            (leaving.drained, leaving.saved, leaving.drain_until) = (true, true, Some(at(60)));
+            work.used_again(BACKEND, now);
+            let leaving = work.leaving(BACKEND, None);
+            assert_eq!((leaving.drained, leaving.saved, leaving.late), (drained, false, late), "{now}");
+            leaving.saved = true;
+            work.used_again(BACKEND, now);
+            assert_eq!(work.leaving(BACKEND, None).saved, late, "{now}");
+            assert_eq!(work.warnings.len(), usize::from(late));
+        }
+    }
+}

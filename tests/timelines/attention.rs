@@ -79,7 +79,7 @@ fn two_that_run_beside_each_other_need_a_person_when_that_has_lasted() {
     line.after(1).sees(Seen::Running, Seen::Running);
     let (began, lasts) = (line.now, line.machine.policy().conflict_after);
     assert_eq!(line.machine.deadline(), Some(began + lasts));
-    line.now = began + lasts - Duration::from_millis(1);
+    line.now = began + (lasts - Duration::from_millis(1));
     line.tick();
     assert_eq!(codes(&line), [""; 0], "a moment before");
     line.now = began + lasts;

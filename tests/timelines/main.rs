@@ -169,6 +169,17 @@ fn a_gpu_that_cannot_be_asked_in_time_does_not_keep_a_start_waiting() {
     }
     assert_eq!(line.machine.deadline(), Some(line.now + Duration::from_secs(1)));
     assert_eq!(order(&line.after(1).tick()).1, Verb::StartUnit(LLAMA));
+    assert_eq!(told_when_up(&mut line), ["gpu_unread"]);
+}
+
+/// The warnings that come with the end of the start of llama.cpp just ordered.
+fn told_when_up(line: &mut Line) -> Vec<String> {
+    let (start, _) = line.machine.order().expect("the start");
+    line.after(1).ends(start, fine());
+    match &line.after(1).sees(Seen::Running, Seen::Stopped)[..] {
+        [Effect::Ended { end: End::Done { warnings }, .. }] => warnings.iter().map(|w| w.code.clone()).collect(),
+        effects => panic!("{effects:?}"),
+    }
 }
 
 #[test]
@@ -183,6 +194,7 @@ fn a_gpu_that_is_late_after_a_boot_is_waited_for_but_not_for_ever() {
     }
     assert_eq!(line.machine.deadline(), Some(line.now + Duration::from_secs(1)));
     assert_eq!(order(&line.after(1).tick()).1, Verb::StartUnit(LLAMA));
+    assert_eq!(told_when_up(&mut line), ["gpu_late"]);
     // Once it is there, nothing is waited for any more.
     let soon = sample::at(13);
     let effects = came.step(soon, &Event::Looked(sample::on(soon, Seen::Stopped, Seen::Stopped)));

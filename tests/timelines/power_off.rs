@@ -3,7 +3,7 @@
 use super::*;
 
 /// The messages that come with the end of the power-off just ordered.
-fn told_when_off(line: &mut Line) -> Vec<String> {
+pub fn told_when_off(line: &mut Line) -> Vec<String> {
     for after in [1, 40, 1] {
         let effects = silence(line.after(after));
         if let Some(Effect::Ended { end: End::Done { warnings }, .. }) = effects.last() {

@@ -76,6 +76,33 @@ fn a_request_that_came_during_the_save_of_a_persons_stop_may_end_and_is_saved_to
 }
 
 #[test]
+fn a_request_that_came_during_a_save_that_lasted_as_long_as_requests_may_is_not_waited_for() {
+    for (lasts, goes_on) in [(59, true), (60, false)] {
+        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+        line.told(Command::Stop(PLAIN));
+        let may_last_until = line.now + Duration::from_secs(lasts);
+        let (save, _) = order(&line.drains());
+        line.now = may_last_until;
+        let effects = line.ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
+        assert_eq!(orders(&effects).is_empty(), goes_on);
+    }
+}
+
+#[test]
+fn what_came_of_a_lost_save_is_told_and_a_power_off_cuts_off_its_own_answer() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN));
+    let (save, _) = order(&line.drains());
+    let lost_save = Outcome::Unknown(Warning::new("verb_lost", "of the save"));
+    let (stop, _) = order(&line.after(1).ends(save, lost_save));
+    line.after(1).ends(stop, fine());
+    let mut effects = line.after(1).sees(Seen::Stopped, Seen::Stopped);
+    effects.extend(line.after(1).sees(Seen::Stopped, Seen::Stopped));
+    line.after(1).ends(order(&effects).0, lost());
+    assert_eq!(power_off::told_when_off(&mut line), ["of the save"]);
+}
+
+#[test]
 fn a_persons_restore_takes_over_the_one_under_way() {
     let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
     let fresh = |look: &mut Look| {
@@ -453,4 +480,36 @@ fn a_slot_may_be_asked_for_by_name_while_another_is_used() {
     };
     assert_eq!(answered(&line.told(Command::RestoreSlots(Selection::All, PLAIN))), Some(Refusal::InUse));
     assert_eq!(answered(&line.told(Command::RestoreSlots(Selection::Named(1), PLAIN))), None);
+}
+
+#[test]
+fn a_save_waits_for_requests_as_long_as_they_may_last_also_while_the_unit_cannot_be_read() {
+    let busy = |look: &mut Look| look.backends[0].use_ = Use::Busy;
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.after(1).sees_with(Seen::Running, Seen::Stopped, busy);
+    assert_eq!(orders(&line.told(Command::SaveSlots(Selection::All, PLAIN))), []);
+    assert_eq!(line.after(1).sees(Seen::Unknown, Seen::Stopped), []);
+    assert_eq!(orders(&line.after(1).sees_with(Seen::Running, Seen::Stopped, busy)), []);
+    assert_eq!(line.machine.deadline(), Some(line.now + Duration::from_secs(58)));
+    assert_eq!(order(&line.after(58).tick()).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn a_start_that_fails_says_once_that_nothing_was_saved_of_what_has_slots() {
+    for (backend, told) in [(LLAMA, &["save_skipped"][..]), (VLLM, &[])] {
+        let shows = |seen| if backend == LLAMA { (seen, Seen::Stopped) } else { (Seen::Stopped, seen) };
+        let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+        let (start, _) = order(&line.told(Command::Start(Some(backend), PLAIN)));
+        line.after(1).ends(start, fine());
+        let (llama, vllm) = shows(Seen::CrashLoop);
+        let (stop, what) = order(&line.after(1).sees(llama, vllm));
+        assert_eq!(what, Verb::StopUnit(backend));
+        line.after(1).sees(llama, vllm);
+        line.after(1).ends(stop, fine());
+        let effects = line.after(1).sees(Seen::Stopped, Seen::Stopped);
+        let [Effect::Ended { end: End::Failed { failure: Failure::CrashLoop, warnings }, .. }] = &effects[..] else {
+            panic!("{effects:?}")
+        };
+        assert_eq!(warnings.iter().map(|w| w.code.as_str()).collect::<Vec<_>>(), told);
+    }
 }
