@@ -17,7 +17,7 @@ impl Sim {
         self.advance(now);
         self.looks += 1;
         let up = matches!(self.power, Power::On | Power::GoingDown { .. });
-        let turned_away = self.faults.wrong_key || self.faults.login_refused || self.faults.preboot;
+        let turned_away = self.faults.wrong_key || self.faults.login_refused;
         let ssh = up && !self.faults.ssh_silent && !turned_away;
         if ssh && !self.answered_before {
             self.sessions += 1;

@@ -290,6 +290,7 @@ impl Sim {
     /// When something happens by itself next.
     pub fn next(&self) -> Option<Instant> {
         let power = match self.power {
+            Power::Booting { .. } if self.faults.preboot => None,
             Power::Booting { until } | Power::GoingDown { until } => Some(until),
             _ => None,
         };
@@ -304,7 +305,7 @@ impl Sim {
 
     fn happen(&mut self) {
         match self.power {
-            Power::Booting { until } if until <= self.now => {
+            Power::Booting { until } if until <= self.now && !self.faults.preboot => {
                 self.power = Power::On;
                 for id in 0..self.backends.len() {
                     if self.backends[id].enabled {
