@@ -79,7 +79,7 @@ fn two_that_run_beside_each_other_need_a_person_when_that_has_lasted() {
     line.after(1).sees(Seen::Running, Seen::Running);
     let (began, lasts) = (line.now, line.machine.policy().conflict_after);
     assert_eq!(line.machine.deadline(), Some(began + lasts));
-    line.now = began + (lasts - Duration::from_millis(1));
+    line.now = began + lasts.saturating_sub(Duration::from_millis(1));
     line.tick();
     assert_eq!(codes(&line), [""; 0], "a moment before");
     line.now = began + lasts;
@@ -96,14 +96,14 @@ fn a_hold_ends_when_its_time_is_over_and_everybody_is_told() {
     line.told(hold(Held::Awake, Some(Duration::from_mins(1))));
     line.told(hold(Held::Gpu, Some(Duration::from_mins(2))));
     line.told(hold(Held::Off, None));
-    let held = |line: &Line| line.machine.holds().iter().map(|hold| (hold.id.0, hold.what)).collect::<Vec<_>>();
-    assert_eq!(held(&line), [(1, Held::Awake), (2, Held::Gpu), (3, Held::Off)]);
+    let all = |line: &Line| line.machine.holds().iter().map(|hold| (hold.id.0, hold.what)).collect::<Vec<_>>();
+    assert_eq!(all(&line), [(1, Held::Awake), (2, Held::Gpu), (3, Held::Off)]);
     assert_eq!(line.after(59).tick(), [], "a second before");
     assert_eq!(line.after(1).tick(), [Effect::HoldsChanged]);
-    assert_eq!(held(&line), [(2, Held::Gpu), (3, Held::Off)]);
+    assert_eq!(all(&line), [(2, Held::Gpu), (3, Held::Off)]);
     assert_eq!(line.after(1).tick(), []);
     assert_eq!(line.after(59).tick(), [Effect::HoldsChanged]);
-    assert_eq!(held(&line), [(3, Held::Off)]);
+    assert_eq!(all(&line), [(3, Held::Off)]);
     line.told(hold(Held::Awake, None));
-    assert_eq!(held(&line), [(3, Held::Off), (4, Held::Awake)], "no name is given twice");
+    assert_eq!(all(&line), [(3, Held::Off), (4, Held::Awake)], "no name is given twice");
 }

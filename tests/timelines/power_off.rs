@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What a look shows otherwise.
+type Change = fn(&mut Look);
+
 /// The messages that come with the end of the power-off just ordered.
 pub fn told_when_off(line: &mut Line) -> Vec<String> {
     for after in [1, 40, 1] {
@@ -30,7 +33,7 @@ const NO_CARD: &str = "nobody could tell whether the network card is armed for t
 
 #[test]
 fn a_person_powers_off_whatever_nobody_can_tell_and_is_told_what_that_was() {
-    let cases: [(fn(&mut Look), &[&str]); 4] = [
+    let cases: [(Change, &[&str]); 4] = [
         (|_| {}, &[]),
         (|look| look.people = None, &[NOT_AT_ALL]),
         (|look| look.wake_armed = None, &[NO_CARD]),
@@ -46,7 +49,7 @@ fn a_person_powers_off_whatever_nobody_can_tell_and_is_told_what_that_was() {
 
 #[test]
 fn what_cannot_be_asked_in_time_stops_a_policy_and_no_person() {
-    let cases: [(fn(&mut Look), &[&str]); 2] = [
+    let cases: [(Change, &[&str]); 2] = [
         (|look| look.gpu_at = Instant::START, &[NOT_IN_TIME]),
         (|look| look.people_at = Instant::START, &[NOT_IN_TIME, NOT_AT_ALL]),
     ];
