@@ -79,14 +79,13 @@ impl Machine {
         let before = self.place();
         self.chart.handle_with_context(&Signal::Begin(step.now), &mut step);
         self.chart.handle_with_context(&Signal::Take(event), &mut step);
-        for _ in 0..MOST_MOVES {
+        let settles = (0..MOST_MOVES).any(|_| {
             let leaf = *self.chart.state();
             let work = self.chart.work.as_ref().map(|w| w.op.id);
             self.chart.handle_with_context(&Signal::Proceed, &mut step);
-            if *self.chart.state() == leaf && self.chart.work.as_ref().map(|w| w.op.id) == work {
-                break;
-            }
-        }
+            *self.chart.state() == leaf && self.chart.work.as_ref().map(|w| w.op.id) == work
+        });
+        debug_assert!(settles, "the rules go round and round in {:?}", self.place());
         if before != self.place() {
             self.since = step.now;
         }

@@ -11,7 +11,6 @@ use super::{
 pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
     match core.look.server {
         Server::NotLooked => return None,
-        Server::Silent | Server::Booting(_) if refuses_while_going_down(core, leaf) => return None,
         Server::Silent | Server::Booting(_) => return core.is_off().then_some(State::Offline),
         Server::On { .. } | Server::Uncontrolled => {}
     }

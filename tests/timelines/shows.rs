@@ -90,6 +90,15 @@ fn a_leaf_has_lasted_since_it_was_entered() {
 }
 
 #[test]
+fn when_a_backend_was_used_last_is_shown_also_when_it_is_gone() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].mark = Some(1));
+    let used = line.now;
+    line.after(5).sees(Seen::Stopped, Seen::Stopped);
+    assert_eq!(line.machine.view().last_use, [Some(used), None]);
+}
+
+#[test]
 fn an_event_that_led_to_nothing_says_why_and_one_that_led_to_a_move_or_an_answer_does_not() {
     let mut line = Line::new(sample::quiet());
     let effects = line.after(1).sees(Seen::Stopped, Seen::Stopped);

@@ -77,14 +77,35 @@ fn a_request_that_came_during_the_save_of_a_persons_stop_may_end_and_is_saved_to
 
 #[test]
 fn a_request_that_came_during_a_save_that_lasted_as_long_as_requests_may_is_not_waited_for() {
-    for (lasts, goes_on) in [(59, true), (60, false)] {
+    for (lasts, goes_on) in [(59, None), (60, Some(Verb::StopUnit(LLAMA)))] {
         let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
         line.told(Command::Stop(PLAIN));
         let may_last_until = line.now + Duration::from_secs(lasts);
         let (save, _) = order(&line.drains());
         line.now = may_last_until;
         let effects = line.ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
-        assert_eq!(orders(&effects).is_empty(), goes_on);
+        assert_eq!(orders(&effects).first().map(|(_, what)| *what), goes_on);
+    }
+}
+
+#[test]
+fn a_persons_save_or_restore_ends_as_its_order_does() {
+    let asked = [
+        (Command::SaveSlots(Selection::All, PLAIN), Failure::SaveFailed),
+        (Command::RestoreSlots(Selection::All, PLAIN), Failure::RestoreFailed),
+    ];
+    for (command, failure_then) in asked {
+        for (outcome, fails) in [(fine(), false), (failed("odd"), true), (lost(), true)] {
+            let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+            line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| {
+                let llama = &mut look.backends[0];
+                (llama.unused, llama.restorable) = (true, true);
+            });
+            let (verb, _) = order(&line.told(command.clone()));
+            let effects = line.after(1).ends(verb, outcome);
+            assert_eq!(failure(&effects), fails.then_some(failure_then), "{effects:?}");
+            assert_eq!(line.machine.view().operation, None);
+        }
     }
 }
 
