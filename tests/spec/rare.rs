@@ -2,8 +2,7 @@
 
 use wechsler::machine::Kind;
 
-/// Cells of the matrix that fewer than one storm in 2,500 meets, so that a run may miss them. Among 160,000 storms all of
-/// them were met but the first.
+/// Cells of the matrix that fewer than one storm in 2,500 meets, so that a run may miss them. 240,000 storms met them all.
 pub const RARE: &[(Kind, &str)] = {
     use Kind::{Conflict, Draining, PoweringOff, Restoring, Saving, Unknown, Waking};
     &[
