@@ -398,6 +398,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_saved_yet_or_stopped_already_or_another_is_not_saved_again() {
+        type Change = fn(&mut Leaving);
+        let changes: [(Change, bool); 4] = [
+            (|_| {}, false),
+            (|leaving| leaving.saved = false, true),
+            (|leaving| leaving.stops = MOST_STOPS, true),
+            (|leaving| leaving.backend = BackendId(1), true),
+        ];
+        for (number, (change, stays)) in changes.into_iter().enumerate() {
+            let mut work = stopping();
+            let leaving = work.leaving(BACKEND, None);
+            (leaving.drained, leaving.saved) = (true, true);
+            change(leaving);
+            let before = *leaving;
+            work.used_again(BACKEND, at(1));
+            let after = work.leaving.expect("it is left");
+            let told = |l: Leaving| (l.backend, l.drained, l.saved, l.late);
+            assert_eq!(told(after) == told(before), stays, "change {number}");
+        }
+    }
+
+    #[test]
     fn what_was_used_after_its_save_is_saved_again_while_requests_may_end_and_once_after() {
         for (now, drained, late) in [(at(59), false, false), (at(60), true, true), (at(61), true, true)] {
             let mut work = stopping();

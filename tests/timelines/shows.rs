@@ -90,6 +90,43 @@ fn a_leaf_has_lasted_since_it_was_entered() {
 }
 
 #[test]
+fn the_run_that_was_healthy_or_restored_or_spoilt_is_shown_by_its_name() {
+    let runs = |line: &Line| {
+        let view = line.machine.view();
+        (view.ready[0], view.restored[0], view.spoilt[0])
+    };
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    assert_eq!(runs(&line), (None, None, None));
+    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
+        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
+    });
+    let run = line.machine.look().backends[0].invocation;
+    assert!(run.is_some());
+    assert_eq!(runs(&line), (run, run, None));
+    line.after(1).ends(order(&effects).0, failed("restore_killed_process"));
+    assert_eq!(runs(&line), (run, run, run));
+}
+
+#[test]
+fn no_two_orders_have_the_same_name() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.told(Command::Switch(VLLM, PLAIN));
+    let (save, _) = order(&line.drains());
+    let (stop, _) = order(&line.after(1).ends(save, fine()));
+    line.after(1).ends(stop, fine());
+    let (start, _) = order(&line.after(1).sees(Seen::Stopped, Seen::Stopped));
+    assert!(save < stop && stop < start, "{save}, {stop}, {start}");
+}
+
+#[test]
+fn an_older_answer_in_the_middle_of_a_power_off_is_not_its_own() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN));
+    assert_eq!(line.after(1).ends(VerbId(0), failed("verb_failed")), []);
+    assert_eq!(line.kind(), Kind::PoweringOff);
+}
+
+#[test]
 fn when_a_backend_was_used_last_is_shown_also_when_it_is_gone() {
     let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
     line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].mark = Some(1));
