@@ -15,7 +15,7 @@
 use std::hash::{Hash, Hasher};
 
 use super::{
-    BackendId, BackendLook, Goal, Instant, Machine, Policy, Seen, Server,
+    BackendId, BackendLook, Goal, Instant, Machine, Seen, Server,
     core::{Core, FRESH, Memory},
     leaving::GPU_LATE,
     rules::State,
@@ -170,7 +170,7 @@ impl Machine {
             let quiet_at = policy.backend(id).checkpoint_quiet.and_then(|quiet| memory.last_use.map(|at| at + quiet));
             when!("quiet for long enough", quiet_at.filter(|_| memory.ready));
             when!("its use is told", memory.untold_until.filter(|_| core.awaits_word(id)));
-            backend_distinctions(policy, id, look, memory, leaf, &mut |name, value| tell(name, value));
+            backend_distinctions(core, id, leaf, &mut |name, value| tell(name, value));
         }
 
         // What is under way.
@@ -240,14 +240,7 @@ impl Machine {
 /// Tells a distinction: its name, and what it is made of.
 type Tell<'a> = dyn FnMut(&'static str, &dyn Fn(&mut Mix)) + 'a;
 
-fn backend_distinctions(
-    policy: &Policy,
-    id: BackendId,
-    look: &BackendLook,
-    memory: &Memory,
-    leaf: State,
-    tell: &mut Tell<'_>,
-) {
+fn backend_distinctions(core: &Core, id: BackendId, leaf: State, tell: &mut Tell<'_>) {
     let BackendLook {
         seen,
         invocation,
@@ -260,7 +253,7 @@ fn backend_distinctions(
         unused,
         restorable,
         sleeping,
-    } = look;
+    } = core.look.backend(id);
     let Memory {
         last_use: _,
         run: known,
@@ -273,11 +266,10 @@ fn backend_distinctions(
         on_record,
         saved_tokens,
         mark: told,
-    } = memory;
-    let slots = policy.backend(id).slots;
-    let checkpoints = slots && policy.backend(id).has_checkpoints();
-    let served = *ready && invocation.is_some();
-    let in_service = *seen == Seen::Running || (served && seen.is_up() && *seen != Seen::CrashLoop);
+    } = core.memory(id);
+    let policy = core.policy.backend(id);
+    let slots = policy.slots;
+    let checkpoints = slots && policy.has_checkpoints();
     // Of no run nothing is known.
     let counts = slots && known.is_some();
     let (restored, spoilt) = (counts && *restored, counts && *spoilt);
@@ -288,10 +280,10 @@ fn backend_distinctions(
     if checkpoints {
         tell("on record", &|mix| on_record.hash(mix));
     }
-    if policy.backend(id).checkpoint_tokens.is_some() {
+    if policy.checkpoint_tokens.is_some() {
         tell("saved tokens", &|mix| (tokens, saved_tokens).hash(mix));
     }
-    if in_service {
+    if core.is_in_service(id) {
         tell("use", &|mix| (use_, mark.is_some(), calm, sleeping).hash(mix));
     }
     if *seen == Seen::Running && slots {
