@@ -96,6 +96,14 @@ impl Line {
     }
 }
 
+/// llama.cpp runs, tells that it was not used yet, and what was saved of it may be put back.
+fn fresh(line: &mut Line) -> Vec<Effect> {
+    line.sees_with(Seen::Running, Seen::Stopped, |look| {
+        let llama = &mut look.backends[0];
+        (llama.unused, llama.restorable, llama.holds_tokens) = (true, true, false);
+    })
+}
+
 /// The orders in `effects`.
 fn orders(effects: &[Effect]) -> Vec<(VerbId, Verb)> {
     effects

@@ -97,9 +97,7 @@ fn the_run_that_was_healthy_or_restored_or_spoilt_is_shown_by_its_name() {
     };
     let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
     assert_eq!(runs(&line), (None, None, None));
-    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
-        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
-    });
+    let effects = fresh(line.after(5));
     let run = line.machine.look().backends[0].invocation;
     assert!(run.is_some());
     assert_eq!(runs(&line), (run, run, None));

@@ -5,10 +5,7 @@ use super::*;
 #[test]
 fn a_save_asked_for_during_an_automatic_restore_is_a_save_of_its_own() {
     let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
-    let fresh = |look: &mut Look| {
-        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
-    };
-    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, fresh);
+    let effects = fresh(line.after(5));
     let (restore, what) = order(&effects);
     assert_eq!(what, Verb::RestoreSlots(LLAMA));
     line.told(Command::SaveSlots(Selection::All, PLAIN));
@@ -126,10 +123,7 @@ fn what_came_of_a_lost_save_is_told_and_a_power_off_cuts_off_its_own_answer() {
 #[test]
 fn a_persons_restore_takes_over_the_one_under_way() {
     let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
-    let fresh = |look: &mut Look| {
-        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
-    };
-    let (restore, _) = order(&line.after(5).sees_with(Seen::Running, Seen::Stopped, fresh));
+    let (restore, _) = order(&fresh(line.after(5)));
     let joined = Answer::Accepted { op: line.machine.view().operation.expect("a restore").id, joined: true };
     let effects = line.told(Command::RestoreSlots(Selection::All, PLAIN));
     assert!(matches!(&effects[..], [Effect::Answer { answer, .. }] if *answer == joined), "{effects:?}");
@@ -140,9 +134,7 @@ fn a_persons_restore_takes_over_the_one_under_way() {
 #[test]
 fn a_run_in_which_a_restore_was_rejected_is_worth_no_save_to_whoever_stops_it() {
     let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
-    let effects = line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| {
-        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
-    });
+    let effects = fresh(line.after(5));
     let (restore, _) = order(&effects);
     line.told(Command::Switch(VLLM, PLAIN));
     let effects = line.after(1).ends(restore, failed("restore_rejected"));
@@ -259,14 +251,6 @@ fn untold(line: &mut Line) -> Vec<Effect> {
         let llama = &mut look.backends[0];
         (llama.use_, llama.use_at, llama.mark) = (Use::Unknown, Instant::START, None);
         (llama.holds_tokens, llama.restorable) = (false, true);
-    })
-}
-
-/// ... and is told that it was not.
-fn fresh(line: &mut Line) -> Vec<Effect> {
-    line.sees_with(Seen::Running, Seen::Stopped, |look| {
-        let llama = &mut look.backends[0];
-        (llama.unused, llama.restorable, llama.holds_tokens) = (true, true, false);
     })
 }
 
