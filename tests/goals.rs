@@ -167,8 +167,8 @@ fn kind_look(view: &View, now: Instant) -> wechsler::machine::Look {
     look.server = Server::On { boot, session: u64::try_from(now.since_start().as_nanos()).unwrap_or(u64::MAX) };
     for (i, backend) in look.backends.iter_mut().enumerate() {
         let fresh = Invocation(now.since_start().as_nanos() << 8 | i as u128);
-        backend.invocation = backend.invocation.map(|_| view.runs[i].unwrap_or(fresh));
-        backend.mark = backend.mark.map(|mark| view.marks[i].unwrap_or(mark));
+        backend.invocation = backend.invocation.map(|_| view.backends[i].run.unwrap_or(fresh));
+        backend.mark = backend.mark.map(|mark| view.backends[i].mark.unwrap_or(mark));
     }
     look
 }

@@ -310,7 +310,7 @@ impl Storm {
                 // A save looks again when it is done, and takes in what came meanwhile.
                 let saving = self.machine.order().is_some_and(|(_, what)| what == Verb::SaveSlots(*id));
                 // Nobody knows of one that was never seen healthy.
-                let known = self.view.ready[usize::from(id.0)].is_some();
+                let known = self.view.backend(*id).ready.is_some();
                 if known && !saving && self.sim.backend(*id).slots.iter().flatten().any(|tokens| *tokens > 0) {
                     self.unsaved.insert(*id);
                 }
@@ -486,7 +486,7 @@ impl Storm {
             if let Deed::Stopped(id) = deed
                 && self.unsaved.contains(id)
                 // A run that a restore has spoilt is stopped as it is: what was said in it is worth nothing.
-                && self.view.spoilt[usize::from(id.0)].is_none()
+                && self.view.backend(*id).spoilt.is_none()
             {
                 return Err(format!("{id} was stopped at {at} with a conversation that nobody tried to save"));
             }

@@ -153,7 +153,7 @@ fn why_empty(id: BackendId, backend: &BackendReading, view: &View, policy: &Poli
 impl Memory {
     fn note_run(&mut self, id: BackendId, view: &View, now: Instant) {
         let up = view.look.backends.get(usize::from(id.0)).is_some_and(|look| look.seen.is_up());
-        let run = view.ready.get(usize::from(id.0)).copied().flatten().filter(|_| up);
+        let run = view.backends.get(usize::from(id.0)).and_then(|backend| backend.ready).filter(|_| up);
         if self.ready.as_ref().map(|ready| ready.value) != run {
             self.ready = run.map(|value| Dated { at: now, value });
             self.still = None;

@@ -37,7 +37,7 @@ impl Scene {
     fn runs(&mut self, run: Invocation, second: u64) {
         self.view.look.backends[0].seen = Seen::Running;
         self.view.look.backends[0].invocation = Some(run);
-        self.view.ready[0] = Some(run);
+        self.view.backends[0].ready = Some(run);
         self.reading.backends[0].run = Some(Dated { at: at(second), value: run });
         self.note(second);
     }

@@ -279,7 +279,7 @@ impl Source<'_> {
             && self.concerned().is_some_and(|(id, look)| {
                 // llama.cpp shows a restored slot as unused until its first request.
                 let never = self.setup.policy.backend(id).restore == RestorePolicy::Never;
-                let restored = self.view.restored.get(usize::from(id.0)).copied().flatten();
+                let restored = self.view.backend(id).restored;
                 let done = !never && restored.is_some() && restored == look.invocation;
                 look.restorable && look.unused && !look.sleeping && !done
             })
@@ -294,7 +294,7 @@ impl Source<'_> {
             };
             let reading = self.reading.backends.get(index).unwrap_or(&unread);
             let activity = activity(reading).map(|a| &a.value);
-            let used = self.view.last_use.get(index).copied().flatten();
+            let used = self.view.backends.get(index).and_then(|backend| backend.last_use);
             let status = BackendStatus {
                 kind: kind_name(policy.kind).into(),
                 url: facts.public_url.clone(),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BackendId, BootId, BootPhase, Effect, Failure, Hold, HoldId, Instant, Invocation, Look, OpId, Policy, Seen, Server,
-    Use, Verb, VerbId, ignored::Ignored, leaving::UNKNOWN_USE_GRACE, work::Work,
+    BackendId, BackendView, BootId, BootPhase, Effect, Failure, Hold, HoldId, Instant, Invocation, Look, OpId, Policy,
+    Seen, Server, Use, Verb, VerbId, ignored::Ignored, leaving::UNKNOWN_USE_GRACE, work::Work,
 };
 
 /// Holds in force at most: more are a program gone wild.
@@ -149,6 +149,17 @@ impl Memory {
     /// Nothing is known of any run.
     fn forget_run(&mut self) {
         *self = Self { last_use: self.last_use, ..Self::default() };
+    }
+
+    pub(super) fn view(&self) -> BackendView {
+        BackendView {
+            last_use: self.last_use,
+            run: self.run,
+            mark: self.mark,
+            ready: self.run_if(self.ready),
+            restored: self.run_if(self.restored),
+            spoilt: self.run_if(self.spoilt),
+        }
     }
 
     /// The run, if that is so of it.

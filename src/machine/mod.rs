@@ -44,7 +44,7 @@ pub use look::{BackendLook, BootPhase, Look, Seen, Server, Use};
 pub use policy::{BackendKind, BackendPolicy, OnStartTimeout, Policy, RestorePolicy, WakeCheck};
 pub use state::{Kind, Place, Region};
 pub use time::Instant;
-pub use view::{Attention, NextAction, Pace, View};
+pub use view::{Attention, BackendView, NextAction, Pace, View};
 
 use self::{
     core::{Core, Step, WorryKind},
@@ -199,17 +199,12 @@ impl Machine {
             doubt: self.doubt(),
             order_op: core.order.map(|o| o.op),
             save_ended: core.work.as_ref().and_then(|w| w.leaving).is_some_and(|l| l.saved),
-            restored: core.backends.iter().map(|m| m.run_if(m.restored)).collect(),
             look: core.look.clone(),
             boot: core.boot,
             is_off: core.is_off(),
-            last_use: core.backends.iter().map(|m| m.last_use).collect(),
+            backends: core.backends.iter().map(core::Memory::view).collect(),
             holds: core.holds.clone(),
             last_look: core.work.as_ref().and_then(|w| w.last_look).map(|l| l.since),
-            runs: core.backends.iter().map(|m| m.run).collect(),
-            marks: core.backends.iter().map(|m| m.mark).collect(),
-            ready: core.backends.iter().map(|m| m.run_if(m.ready)).collect(),
-            spoilt: core.backends.iter().map(|m| m.run_if(m.spoilt)).collect(),
             next_action: observed::next_policy(core, leaf).map(|(goal, cause, at)| NextAction { goal, cause, at }),
             attention: core
                 .attention

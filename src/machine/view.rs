@@ -24,16 +24,14 @@ pub struct View {
     pub order_op: Option<OpId>,
     /// The backend being left has had its save, or it is recorded why not.
     pub save_ended: bool,
-    /// For each backend, the run that a restore was last ordered for.
-    pub restored: Vec<Option<Invocation>>,
     /// The newest look.
     pub look: Look,
     /// The boot last seen.
     pub boot: Option<BootId>,
     /// Nothing that is up has answered for long enough.
     pub is_off: bool,
-    /// When each backend was last seen in use, in configuration order; `None`: not since the daemon's first look.
-    pub last_use: Vec<Option<Instant>>,
+    /// What is remembered of each backend, in configuration order.
+    pub backends: Vec<BackendView>,
     /// The holds in force.
     pub holds: Vec<Hold>,
     /// What the machine will do by itself next, if nothing changes.
@@ -41,14 +39,6 @@ pub struct View {
     /// A start or a power-off waits for GPU, people and network card to be asked again; what was asked before this is too
     /// old.
     pub last_look: Option<Instant>,
-    /// The run last seen of each backend, kept while it cannot be read.
-    pub runs: Vec<Option<Invocation>>,
-    /// What each backend's run told of its use last, see [`super::BackendLook::mark`]; kept while nobody can tell.
-    pub marks: Vec<Option<u64>>,
-    /// The run of each backend that was seen healthy, while it lasts.
-    pub ready: Vec<Option<Invocation>>,
-    /// The run of each backend in which a restore went wrong.
-    pub spoilt: Vec<Option<Invocation>>,
     /// What needs a person. Clears itself.
     pub attention: Vec<Attention>,
     /// How fast the world should be looked at now.
@@ -65,6 +55,29 @@ impl View {
             _ => self.place.public_name(policy),
         }
     }
+
+    /// What is remembered of `id`.
+    #[must_use]
+    pub fn backend(&self, id: BackendId) -> &BackendView {
+        &self.backends[usize::from(id.0)]
+    }
+}
+
+/// What the machine remembers of a backend beyond the newest look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendView {
+    /// When it was last seen in use; `None`: not since the daemon's first look.
+    pub last_use: Option<Instant>,
+    /// The run last seen, kept while it cannot be read.
+    pub run: Option<Invocation>,
+    /// What that told of its use last, see [`super::BackendLook::mark`]; kept while nobody can tell.
+    pub mark: Option<u64>,
+    /// The run, once it was seen healthy.
+    pub ready: Option<Invocation>,
+    /// The run, once a restore was ordered for it.
+    pub restored: Option<Invocation>,
+    /// The run, once a restore went wrong in it.
+    pub spoilt: Option<Invocation>,
 }
 
 /// How fast the world should be looked at.

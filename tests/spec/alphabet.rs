@@ -232,9 +232,10 @@ impl Eye<'_> {
         let before = &self.view.look;
         look.server = Server::On { boot: self.view.boot.unwrap_or(BootId(1)), session: self.session() };
         for (i, backend) in look.backends.iter_mut().enumerate() {
+            let known = self.view.backends[i];
             backend.invocation =
-                backend.invocation.map(|_| self.view.runs[i].unwrap_or_else(|| Invocation(self.fresh(i as u128))));
-            backend.mark = backend.mark.map(|mark| self.view.marks[i].unwrap_or(mark));
+                backend.invocation.map(|_| known.run.unwrap_or_else(|| Invocation(self.fresh(i as u128))));
+            backend.mark = backend.mark.map(|mark| known.mark.unwrap_or(mark));
             backend.restarts = if backend.invocation.is_some() { before.backends[i].restarts } else { 0 };
         }
         look

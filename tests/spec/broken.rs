@@ -139,7 +139,7 @@ pub fn despairs_of_restores(e: &Edge) -> Option<Broken> {
 pub fn restores_again(e: &Edge) -> Option<Broken> {
     let wanted = wants(e)?;
     let run = e.after.look().backend(wanted).invocation;
-    let again = run.is_some() && e.was().restored[usize::from(wanted.0)] == run;
+    let again = run.is_some() && e.was().backend(wanted).restored == run;
     again.then(|| and_orders(e, Verb::RestoreSlots(wanted))).flatten()
 }
 

@@ -266,8 +266,8 @@ fn is_in_doubt(e: &Edge) -> bool {
 fn may_hold(e: &Edge, b: wechsler::machine::BackendId) -> bool {
     let view = e.is();
     let (look, run) = (view.look.backend(b), view.look.backend(b).invocation);
-    let served = run.is_some() && view.ready[usize::from(b.0)] == run && look.seen.is_up();
-    let spoilt = run.is_some() && view.spoilt[usize::from(b.0)] == run;
+    let served = run.is_some() && view.backend(b).ready == run && look.seen.is_up();
+    let spoilt = run.is_some() && view.backend(b).spoilt == run;
     e.after.policy().backend(b).slots && (served || look.seen == Seen::Running) && !spoilt
 }
 
@@ -386,7 +386,7 @@ fn restored_once(e: &Edge) -> Verdict {
             continue;
         };
         let run = e.after.look().backend(b).invocation;
-        let before = e.was().restored[usize::from(b.0)];
+        let before = e.was().backend(b).restored;
         let by_hand = e.after.operation().is_some_and(|o| matches!(o.goal, Goal::Restore(..)) && !o.cause.is_policy());
         ensure(by_hand || run.is_none() || before != run, || "restored twice into one run".into())?;
     }

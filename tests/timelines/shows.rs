@@ -92,8 +92,8 @@ fn a_leaf_has_lasted_since_it_was_entered() {
 #[test]
 fn the_run_that_was_healthy_or_restored_or_spoilt_is_shown_by_its_name() {
     let runs = |line: &Line| {
-        let view = line.machine.view();
-        (view.ready[0], view.restored[0], view.spoilt[0])
+        let backend = line.machine.view().backends[0];
+        (backend.ready, backend.restored, backend.spoilt)
     };
     let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
     assert_eq!(runs(&line), (None, None, None));
@@ -130,7 +130,7 @@ fn when_a_backend_was_used_last_is_shown_also_when_it_is_gone() {
     line.after(5).sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].mark = Some(1));
     let used = line.now;
     line.after(5).sees(Seen::Stopped, Seen::Stopped);
-    assert_eq!(line.machine.view().last_use, [Some(used), None]);
+    assert_eq!(line.machine.view().backends.iter().map(|b| b.last_use).collect::<Vec<_>>(), [Some(used), None]);
 }
 
 #[test]
