@@ -169,14 +169,24 @@ fn act(faults: Vec<Fault>) -> impl Strategy<Value = Act> {
 enum Due {
     Look,
     Tick,
-    Answer(VerbId, Outcome),
+    Answer(Coming),
     Calm(Fault),
 }
 
+/// An answer on its way.
+struct Coming {
+    at: Instant,
+    verb: VerbId,
+    what: Verb,
+    outcome: Outcome,
+    /// It is not the server's: nothing came of it for too long.
+    is_lost: bool,
+}
+
 /// Looks that say the same, after which there are only few more.
-const ENOUGH_LOOKS: u32 = 4;
-/// ... one in so long a time, until something changes.
-const SELDOM: Duration = Duration::from_mins(1);
+const ENOUGH_LOOKS: u32 = 2;
+/// ... one where else there were so many, until something changes.
+const SELDOM: u32 = 60;
 
 /// A driver without tasks: the same decisions, one after the other.
 struct Storm {
@@ -190,7 +200,7 @@ struct Storm {
     looked: Instant,
     /// Looks in a row that said nothing new, with nothing else between.
     same: u32,
-    answers: Vec<(Instant, VerbId, Outcome, bool)>,
+    answers: Vec<Coming>,
     calms: Vec<(Instant, Fault)>,
     requests: u64,
     open: BTreeMap<OpId, Instant>,
@@ -348,12 +358,21 @@ impl Storm {
             self.sim.advance(self.now);
             match due {
                 Due::Look => self.look()?,
-                Due::Tick => self.step("a tick", Event::Tick)?,
-                Due::Answer(verb, outcome) => {
-                    self.same = 0;
+                Due::Tick => {
+                    self.step("a tick", Event::Tick)?;
+                    if self.machine.ignored().is_some() {
+                        // It waits for a look.
+                        self.same = 0;
+                    }
+                }
+                Due::Answer(Coming { verb, what, outcome, .. }) => {
                     self.last_answer = Some((verb, outcome.clone()));
                     self.step("an answer", Event::Finished { verb, outcome })?;
-                    self.look()?;
+                    // A packet that was sent has changed nothing yet.
+                    if what != Verb::Wake {
+                        self.same = 0;
+                        self.look()?;
+                    }
                 }
                 Due::Calm(fault) => {
                     self.same = 0;
@@ -377,20 +396,20 @@ impl Storm {
         let mut look = self.looked + pace;
         if self.same >= ENOUGH_LOOKS {
             // More of the same would change nothing but the number of steps.
-            let change = self.sim.next().map_or(look + SELDOM, |at| at + pace);
-            look = look.max(change.min(look + SELDOM));
+            let seldom = pace * SELDOM;
+            look = look.max(self.sim.next().map_or(look + seldom, |at| (at + pace).min(look + seldom)));
         }
         let tick = self.machine.deadline().unwrap_or(look + pace);
-        let answer = self.answers.iter().map(|a| a.0).min();
+        let answer = self.answers.iter().map(|a| a.at).min();
         let calm = self.calms.iter().map(|c| c.0).min();
         let first = [Some(look), Some(tick), answer, calm].into_iter().flatten().min();
         let first = first.filter(|at| *at <= until)?;
-        Some(if let Some(i) = self.answers.iter().position(|a| a.0 == first) {
-            let (at, verb, outcome, lost) = self.answers.remove(i);
-            if lost {
+        Some(if let Some(i) = self.answers.iter().position(|a| a.at == first) {
+            let answer = self.answers.remove(i);
+            if answer.is_lost {
                 self.sim.break_session();
             }
-            (at, Due::Answer(verb, outcome))
+            (answer.at, Due::Answer(answer))
         } else if let Some(i) = self.calms.iter().position(|c| c.0 == first) {
             let (at, fault) = self.calms.remove(i);
             (at, Due::Calm(fault))
@@ -412,7 +431,8 @@ impl Storm {
         self.reading.absorb(reading);
         let look = judge(&self.reading, &self.policy, self.now);
         self.step("a look", Event::Looked(look))?;
-        self.same = if self.machine.ignored() == Some(Ignored::NothingNew) { self.same + 1 } else { 0 };
+        let is_same = matches!(self.machine.ignored(), Some(Ignored::NothingNew | Ignored::SilenceProvesNothing));
+        self.same = if is_same { self.same + 1 } else { 0 };
         Ok(())
     }
 
@@ -464,11 +484,12 @@ impl Storm {
         let answered = self.sim.order(what, self.now);
         let given_up = self.now + within.saturating_sub(Duration::from_millis(100));
         if answered.at.is_none_or(|at| at > given_up) {
-            let lost = Warning::new("no_answer", "lost");
-            self.answers.push((given_up, verb, Outcome::Unknown(lost), true));
+            let outcome = Outcome::Unknown(Warning::new("no_answer", "lost"));
+            self.answers.push(Coming { at: given_up, verb, what, outcome, is_lost: true });
         }
         // One that was given up may still come.
-        self.answers.extend(answered.at.map(|at| (at, verb, answered.outcome, false)));
+        let outcome = answered.outcome;
+        self.answers.extend(answered.at.map(|at| Coming { at, verb, what, outcome, is_lost: false }));
     }
 
     /// What the server itself knows.
