@@ -212,6 +212,11 @@ impl Core {
         })
     }
 
+    /// Nothing has answered just now, which proves nothing yet.
+    fn is_unanswered(&self) -> bool {
+        matches!(self.look.server, Server::Silent | Server::Booting(BootPhase::Booting)) && !self.is_off()
+    }
+
     /// When a silence that was met often enough will have lasted long enough.
     pub(super) fn silence_proves_at(&self) -> Option<Instant> {
         self.silence.filter(|s| s.misses >= self.policy.misses).map(|s| s.since + self.policy.silence)
@@ -401,7 +406,11 @@ impl Core {
         }
         self.looked = now;
         let crowd = self.up().count() > 1;
-        self.crowded_since = if crowd { self.crowded_since.or(Some(now)) } else { None };
+        self.crowded_since = if crowd {
+            self.crowded_since.or(Some(now))
+        } else {
+            self.crowded_since.filter(|since| self.is_unanswered() && *since + self.policy.conflict_after <= now)
+        };
         let vacant = self.is_on() && self.policy.ids().all(|id| self.seen(id).is_stopped());
         self.vacant_since = if vacant { self.vacant_since.or(Some(now)) } else { None };
         if let Some(doubt) = self.doubt {
@@ -421,8 +430,12 @@ impl Core {
         new || silence_before != self.is_off()
     }
 
-    /// Keeps the list of what needs a person: new worries begin now, old ones keep their beginning, gone ones go.
+    /// Keeps the list of what needs a person: new worries begin now, old ones keep their beginning, gone ones go. Those that
+    /// cannot be seen just now stay.
     pub(super) fn worry(&mut self) {
+        if self.is_unanswered() {
+            return;
+        }
         let mut found: Vec<(WorryKind, Option<BackendId>)> = Vec::new();
         match self.look.server {
             Server::Booting(BootPhase::WrongHostKey) => {

@@ -37,13 +37,34 @@ fn whatever_needs_a_person_is_shown_while_it_lasts() {
         (Server::Booting(BootPhase::Preboot), Some("preboot")),
         (Server::Booting(BootPhase::AuthRefused), Some("auth_refused")),
         (Server::Uncontrolled, Some("control_unreachable")),
-        (Server::Silent, None),
     ];
     for (server, code) in doors {
         let look = sample::off(line.after(1).now, server);
         line.looked(look);
         assert_eq!(codes(&line), Vec::from_iter(code), "{server:?}");
     }
+}
+
+#[test]
+fn what_needs_a_person_still_does_while_nothing_answers_until_that_proves_that_the_server_is_off() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Running);
+    line.after(10).sees(Seen::Running, Seen::Running);
+    let before = attention(&line);
+    assert_eq!((codes(&line), line.kind()), (vec!["conflict".to_owned()], Kind::Conflict));
+    let silent = |line: &mut Line| {
+        let look = sample::off(line.after(1).now, Server::Silent);
+        line.looked(look);
+    };
+    silent(&mut line);
+    assert_eq!(attention(&line), before);
+    line.after(1).sees(Seen::Running, Seen::Running);
+    assert_eq!(attention(&line), before, "it began when it did");
+    for second in 0..line.machine.policy().silence.as_secs() {
+        silent(&mut line);
+        assert_eq!(attention(&line), before, "{second}");
+    }
+    silent(&mut line);
+    assert_eq!((attention(&line), line.kind()), (vec![], Kind::Offline));
 }
 
 #[test]
