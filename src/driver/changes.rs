@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     handle::{Change, OperationRecord},
-    status::Status,
+    status::{AttentionStatus, Status},
 };
 
 /// The changes from `before` to `after`, in reading order. Numbers that merely grow are no change.
@@ -27,15 +27,15 @@ pub(super) fn between(before: &Status, after: &Arc<Status>, at: &str) -> Vec<Cha
     if shown(before) != shown(after) {
         add("state", state_line(before, after));
     }
-    for a in &after.attention {
-        if !before.attention.iter().any(|b| b.code == a.code) {
-            add("attention", format!("attention: {}: {} ({})", a.code, a.message, a.hint));
-        }
+    let is_in = |all: &[AttentionStatus], one: &AttentionStatus| {
+        all.iter().any(|other| (&other.code, &other.backend) == (&one.code, &one.backend))
+    };
+    for new in after.attention.iter().filter(|one| !is_in(&before.attention, one)) {
+        add("attention", format!("attention: {}: {} ({})", new.code, new.message, new.hint));
     }
-    for b in &before.attention {
-        if !after.attention.iter().any(|a| a.code == b.code) {
-            add("attention", format!("attention no longer needed: {}", b.code));
-        }
+    for gone in before.attention.iter().filter(|one| !is_in(&after.attention, one)) {
+        let whose = gone.backend.as_ref().map_or(String::new(), |backend| format!(" ({backend})"));
+        add("attention", format!("attention no longer needed: {}{whose}", gone.code));
     }
     all
 }
@@ -117,25 +117,72 @@ mod tests {
         assert!(between(&before, &Arc::new(after), "now").is_empty());
     }
 
-    #[test]
-    fn a_state_and_an_attention_are_two_lines() {
-        let before = status("gpu-idle");
-        let mut after = status("llama-cpp-starting");
-        after.phase = Some("restoring".into());
-        after.attention.push(super::super::status::AttentionStatus {
-            code: "stop_stuck".into(),
+    fn lines(before: &Status, after: Status) -> Vec<String> {
+        between(before, &Arc::new(after), "now").into_iter().map(|c| format!("{}: {}", c.what, c.line)).collect()
+    }
+
+    fn needs(code: &str, backend: Option<&str>) -> AttentionStatus {
+        AttentionStatus {
+            code: code.into(),
             message: "It hangs.".into(),
             hint: "look".into(),
-            since: String::new(),
-        });
-        let changes = between(&before, &Arc::new(after), "now");
-        let lines: Vec<_> = changes.iter().map(|c| (c.what.as_str(), c.line.as_str())).collect();
+            backend: backend.map(Into::into),
+            ..AttentionStatus::default()
+        }
+    }
+
+    #[test]
+    fn a_state_and_an_attention_are_two_lines() {
+        let mut after = status("llama-cpp-starting");
+        after.phase = Some("restoring".into());
+        after.attention.push(needs("stop_stuck", None));
         assert_eq!(
-            lines,
+            lines(&status("gpu-idle"), after),
             [
-                ("state", "llama-cpp-starting (was gpu-idle): restoring"),
-                ("attention", "attention: stop_stuck: It hangs. (look)"),
+                "state: llama-cpp-starting (was gpu-idle): restoring",
+                "attention: attention: stop_stuck: It hangs. (look)"
             ]
+        );
+    }
+
+    #[test]
+    fn what_needs_a_person_is_told_once_for_each_backend_when_it_begins_and_when_it_is_over() {
+        let with = |all: &[AttentionStatus]| Status { attention: all.to_vec(), ..status("gpu-idle") };
+        let (llama, vllm) = (needs("crashed", Some("llama-cpp")), needs("crashed", Some("vllm")));
+        let (one, both) = (with(std::slice::from_ref(&llama)), with(&[llama.clone(), vllm.clone()]));
+        assert_eq!(lines(&one, one.clone()), [""; 0]);
+        assert_eq!(lines(&one, both.clone()), ["attention: attention: crashed: It hangs. (look)"]);
+        assert_eq!(lines(&both, one.clone()), ["attention: attention no longer needed: crashed (vllm)"]);
+        let other = needs("wake_unarmed", None);
+        assert_eq!(
+            lines(&one, with(&[other])),
+            [
+                "attention: attention: wake_unarmed: It hangs. (look)",
+                "attention: attention no longer needed: crashed (llama-cpp)"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_finer_than_the_state_is_told_with_it_if_it_says_more() {
+        let plain = status("llama-cpp");
+        let line = |change: fn(&mut Status)| {
+            let mut after = plain.clone();
+            change(&mut after);
+            lines(&plain, after)
+        };
+        assert_eq!(line(|s| s.reason = Some("powered-off".into())), ["state: llama-cpp: powered-off"]);
+        assert_eq!(line(|s| s.phase = Some("saving".into())), ["state: llama-cpp: saving"]);
+        assert_eq!(line(|s| s.phase = Some("starting".into())), ["state: llama-cpp"], "the state says that");
+        assert_eq!(line(|s| s.phase = Some("llama-cpp".into())), ["state: llama-cpp"], "it is the state");
+        assert_eq!(line(|s| s.control = Some("unreachable".into())), ["state: llama-cpp: no control over SSH"]);
+        assert_eq!(line(|s| s.control = Some("ok".into())), ["state: llama-cpp"]);
+        assert_eq!(line(|s| s.health = "failing".into()), ["state: llama-cpp: failing"]);
+        assert_eq!(line(|s| s.health = "unknown".into()), ["state: llama-cpp"]);
+        let failing = Status { health: "failing".into(), ..plain.clone() };
+        assert_eq!(
+            lines(&failing, Status { state: "vllm".into(), ..failing.clone() }),
+            ["state: vllm (was llama-cpp)"]
         );
     }
 }

@@ -9,7 +9,7 @@ pub(super) fn attention(reading: &Reading, clock: &Clock) -> Option<AttentionSta
     let gpu = reading.gpu.as_ref().filter(|gpu| reading.is_of_boot(gpu.at))?;
     let (code, message) = gpu.value.trouble(reading.gpus)?;
     let since = reading.gpu_trouble.as_ref().map_or(gpu.at, |trouble| trouble.at);
-    Some(AttentionStatus { hint: hint(&code).into(), code, message, since: clock.rfc3339(since) })
+    Some(AttentionStatus { hint: hint(&code).into(), code, message, since: clock.rfc3339(since), backend: None })
 }
 
 fn hint(code: &str) -> &'static str {

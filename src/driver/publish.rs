@@ -404,12 +404,14 @@ impl Source<'_> {
             },
             hint: a.hint.into(),
             since: self.clock.rfc3339(a.since),
+            backend: a.backend.map(|id| self.setup.policy.backend(id).name.clone()),
         };
         let odd = |o: &Oddity| AttentionStatus {
             code: o.code.into(),
             message: format!("{}: {}", self.setup.policy.backend(o.backend).name, o.message),
             hint: o.hint.into(),
             since: self.clock.rfc3339(o.since),
+            backend: Some(self.setup.policy.backend(o.backend).name.clone()),
         };
         let mut all: Vec<AttentionStatus> = self.view.attention.iter().map(one).collect();
         if matches!(self.view.look.server, Server::On { .. }) {

@@ -265,6 +265,9 @@ pub struct AttentionStatus {
     pub hint: String,
     /// Since when.
     pub since: String,
+    /// Whose it is, for those who compare two documents; no part of the document.
+    #[serde(skip)]
+    pub backend: Option<String>,
 }
 
 /// `last_error`.

@@ -390,6 +390,7 @@ pub fn everything() -> Status {
             message: "The network card is not armed.".into(),
             hint: "ethtool -s NIC wol g".into(),
             since: hours(-2),
+            backend: None,
         }],
         last_error: Some(ErrorStatus {
             code: "health_timeout".into(),

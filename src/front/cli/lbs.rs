@@ -346,6 +346,7 @@ mod tests {
                 message: "The network card is not armed.".into(),
                 hint: "arm it".into(),
                 since: "2026-01-02T01:04:05Z".into(),
+                backend: None,
             }],
             last_error: Some(ErrorStatus {
                 code: "health_timeout".into(),
