@@ -88,8 +88,7 @@ mod tests {
     async fn wall_time_follows_the_machines_time_and_does_not_flicker() {
         let clock = Clock::start();
         let at = Instant::after_start(Duration::from_secs(90));
-        let first = clock.rfc3339(at);
-        assert_eq!(first, clock.rfc3339(at));
+        assert_eq!(clock.rfc3339(at), rfc3339(clock.wall(at)));
         let start = clock.wall(Instant::START);
         assert_eq!(clock.wall(at).duration_since(start).ok(), Some(Duration::from_secs(90)));
     }
@@ -101,6 +100,26 @@ mod tests {
         let hour = Duration::from_hours(1);
         let ahead = clock.until_wall(SystemTime::now() + hour).expect("lies ahead");
         assert!(ahead.since(clock.now()) > hour.checked_sub(Duration::from_secs(1)).unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wall_clock_that_is_set_shifts_what_people_are_shown_and_one_that_drifts_does_not() {
+        let wall = |behind| {
+            let started = SystemTime::now().checked_sub(behind).unwrap();
+            let clock = Clock { epoch: tokio::time::Instant::now(), started: Mutex::new(started) };
+            clock.wall(Instant::START).duration_since(started).unwrap()
+        };
+        assert_eq!(wall(Duration::from_millis(300)), Duration::ZERO);
+        assert!(wall(Duration::from_hours(1)) >= Duration::from_hours(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moment_is_slept_until_and_one_that_no_clock_can_tell_for_a_year() {
+        let clock = Clock::start();
+        let day = Duration::from_hours(24);
+        assert_eq!(clock.timer(Instant::after_start(day)), clock.epoch + day);
+        tokio::time::advance(day).await;
+        assert_eq!(clock.timer(Instant::after_start(Duration::MAX)), clock.epoch + day * 366);
     }
 
     #[test]

@@ -68,6 +68,21 @@ mod tests {
         assert_eq!(code(&reading), None, "an earlier boot's word");
     }
 
+    #[test]
+    fn each_trouble_has_a_hint_of_its_own_and_one_that_is_new_a_general_one() {
+        let words = [
+            ("driver_mismatch", "reboot the server"),
+            ("driver_not_loaded", "kernel module"),
+            ("gpu_lost", "Xid"),
+            ("gpu_not_permitted", "let our user read"),
+            ("gpu_reset_required", "reset the GPU"),
+            ("gpu_hangs", "run the GPU's tool"),
+        ];
+        for (code, word) in words {
+            assert!(hint(code).contains(word), "{code}: {}", hint(code));
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_server_without_gpus_has_no_trouble_with_them() {
         let mut reading = Reading::default();
