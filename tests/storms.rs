@@ -179,6 +179,8 @@ struct Coming {
     verb: VerbId,
     what: Verb,
     outcome: Outcome,
+    /// When nobody waits for it any more.
+    given_up: Instant,
     /// It is not the server's: nothing came of it for too long.
     is_lost: bool,
 }
@@ -365,15 +367,7 @@ impl Storm {
                         self.same = 0;
                     }
                 }
-                Due::Answer(Coming { verb, what, outcome, .. }) => {
-                    self.last_answer = Some((verb, outcome.clone()));
-                    self.step("an answer", Event::Finished { verb, outcome })?;
-                    // A packet that was sent has changed nothing yet.
-                    if what != Verb::Wake {
-                        self.same = 0;
-                        self.look()?;
-                    }
-                }
+                Due::Answer(answer) => self.hear(answer)?,
                 Due::Calm(fault) => {
                     self.same = 0;
                     self.set(fault, false);
@@ -382,6 +376,25 @@ impl Storm {
         }
         self.now = until;
         self.sim.advance(until);
+        Ok(())
+    }
+
+    fn hear(&mut self, answer: Coming) -> Result<(), String> {
+        let Coming { at, verb, what, outcome, given_up, is_lost } = answer;
+        if !is_lost && what != Verb::Wake && !self.sim.is_heard() {
+            // One that was waited for no longer is lost already.
+            if at <= given_up {
+                self.lose(verb, what, given_up);
+            }
+            return Ok(());
+        }
+        self.last_answer = Some((verb, outcome.clone()));
+        self.step("an answer", Event::Finished { verb, outcome })?;
+        // A packet that was sent has changed nothing yet.
+        if what != Verb::Wake {
+            self.same = 0;
+            self.look()?;
+        }
         Ok(())
     }
 
@@ -484,12 +497,16 @@ impl Storm {
         let answered = self.sim.order(what, self.now);
         let given_up = self.now + within.saturating_sub(Duration::from_millis(100));
         if answered.at.is_none_or(|at| at > given_up) {
-            let outcome = Outcome::Unknown(Warning::new("no_answer", "lost"));
-            self.answers.push(Coming { at: given_up, verb, what, outcome, is_lost: true });
+            self.lose(verb, what, given_up);
         }
         // One that was given up may still come.
         let outcome = answered.outcome;
-        self.answers.extend(answered.at.map(|at| Coming { at, verb, what, outcome, is_lost: false }));
+        self.answers.extend(answered.at.map(|at| Coming { at, verb, what, outcome, given_up, is_lost: false }));
+    }
+
+    fn lose(&mut self, verb: VerbId, what: Verb, given_up: Instant) {
+        let outcome = Outcome::Unknown(Warning::new("no_answer", "lost"));
+        self.answers.push(Coming { at: given_up, verb, what, outcome, given_up, is_lost: true });
     }
 
     /// What the server itself knows.

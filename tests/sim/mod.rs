@@ -423,6 +423,11 @@ impl Sim {
         }
     }
 
+    /// It is up, and SSH carries orders and answers.
+    pub const fn is_heard(&self) -> bool {
+        matches!(self.power, Power::On | Power::GoingDown { .. }) && !self.faults.ssh_silent
+    }
+
     /// The SSH session is given up; the next answer comes from another one.
     pub fn break_session(&mut self) {
         self.answered_before = false;
@@ -448,11 +453,7 @@ impl Sim {
             }
             return self.done(Duration::ZERO);
         }
-        if self.faults.ssh_silent {
-            return never;
-        }
-        let reachable = matches!(self.power, Power::On | Power::GoingDown { .. });
-        if !reachable {
+        if !self.is_heard() {
             return never;
         }
         if self.faults.orders_refused {
