@@ -34,7 +34,7 @@ impl Times {
 
     /// Drops what no duration can be, and the oldest beyond [`KEPT`].
     fn trim(&mut self) {
-        self.0.retain(|s| s.is_finite() && *s >= 0.0);
+        self.0.retain(|s| *s >= 0.0);
         while self.0.len() > KEPT {
             self.0.pop_front();
         }
@@ -186,6 +186,150 @@ impl Stopwatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        driver::tests_policy,
+        machine::{BackendId, BootId, Machine, Selection},
+    };
+
+    const LLAMA: BackendId = BackendId(0);
+    const VLLM: BackendId = BackendId(1);
+
+    fn times(seconds: f64) -> Times {
+        Times(VecDeque::from([seconds]))
+    }
+
+    fn named(all: &[(&str, f64)]) -> BTreeMap<String, Times> {
+        all.iter().map(|(name, seconds)| ((*name).into(), times(*seconds))).collect()
+    }
+
+    /// A server that is on, with these up.
+    fn shows(up: &[BackendId]) -> View {
+        let mut view = Machine::new(tests_policy(), vec![]).view();
+        view.look.server = Server::On { boot: BootId(1), session: 1 };
+        for (index, backend) in view.look.backends.iter_mut().enumerate() {
+            let is_up = up.iter().any(|id| usize::from(id.0) == index);
+            backend.seen = if is_up { Seen::Running } else { Seen::Stopped };
+        }
+        view
+    }
+
+    fn off() -> View {
+        let mut view = shows(&[]);
+        (view.look.server, view.place.kind) = (Server::Silent, Kind::Offline);
+        view
+    }
+
+    #[test]
+    fn an_operation_takes_as_long_as_all_that_it_has_to_do() {
+        let history = History {
+            boot: times(40.0),
+            power_off: times(12.0),
+            start: BTreeMap::new(),
+            stop: named(&[("llama-cpp", 2.0), ("vllm", 3.0)]),
+            save: named(&[("llama-cpp", 1.0)]),
+            restore: named(&[("llama-cpp", 0.5)]),
+        };
+        let policy = tests_policy();
+        let takes = |goal, view: &View| history.expected(goal, view, &policy, |index| [8.0, 80.0][index]);
+        let (idle, llama, both) = (shows(&[]), shows(&[LLAMA]), shows(&[LLAMA, VLLM]));
+        for (goal, view, seconds) in [
+            (Goal::Run(LLAMA), &idle, 8.5),
+            (Goal::Run(LLAMA), &off(), 48.5),
+            (Goal::Run(VLLM), &llama, 83.0),
+            (Goal::Run(LLAMA), &both, 11.5),
+            (Goal::Restart(LLAMA), &llama, 11.5),
+            (Goal::Restart(VLLM), &both, 86.0),
+            (Goal::Awake, &idle, 0.0),
+            (Goal::Awake, &off(), 40.0),
+            (Goal::Off, &idle, 12.0),
+            (Goal::Off, &llama, 15.0),
+            (Goal::Stop, &idle, 0.0),
+            (Goal::Stop, &both, 6.0),
+            (Goal::Save(LLAMA, Selection::All), &llama, 1.0),
+            (Goal::Restore(LLAMA, Selection::All), &llama, 0.5),
+        ] {
+            assert_eq!(takes(goal, view), Some(seconds), "{goal:?} with {:?}", view.look);
+        }
+    }
+
+    #[test]
+    fn what_was_never_timed_is_not_guessed_unless_it_is_short() {
+        let policy = tests_policy();
+        let history = History { power_off: times(12.0), ..History::default() };
+        let takes = |goal, view: &View| history.expected(goal, view, &policy, |_| 8.0);
+        assert_eq!(takes(Goal::Run(LLAMA), &off()), None, "a boot");
+        assert_eq!(takes(Goal::Awake, &off()), None);
+        assert_eq!(takes(Goal::Stop, &shows(&[LLAMA])), None);
+        assert_eq!(takes(Goal::Save(LLAMA, Selection::All), &shows(&[LLAMA])), None);
+        assert_eq!(takes(Goal::Run(LLAMA), &shows(&[VLLM])), Some(8.0), "stops are short");
+        assert_eq!(takes(Goal::Off, &shows(&[LLAMA])), Some(12.0));
+        assert_eq!(History::default().expected(Goal::Off, &shows(&[]), &policy, |_| 8.0), None);
+    }
+
+    #[test]
+    fn each_order_is_timed_until_the_world_is_as_ordered() {
+        let policy = tests_policy();
+        let at = |seconds| Instant::after_start(Duration::from_secs(seconds));
+        for (verb, before, after) in [
+            (Verb::Wake, off(), shows(&[])),
+            (Verb::StartUnit(VLLM), shows(&[]), shows(&[VLLM])),
+            (Verb::StopUnit(VLLM), shows(&[VLLM]), shows(&[])),
+            (Verb::PowerOff, shows(&[]), off()),
+        ] {
+            let (mut watch, mut history) = (Stopwatch::default(), History::default());
+            watch.ordered(verb, at(10));
+            assert!(!watch.looked(&before, at(11), &mut history, &policy), "{verb:?}");
+            assert!(!watch.succeeded(verb, at(12), &mut history, &policy), "the answer of {verb:?} is not the fact");
+            assert!(watch.looked(&after, at(15), &mut history, &policy), "{verb:?}");
+            assert!(!watch.looked(&after, at(16), &mut history, &policy), "{verb:?} is timed once");
+            assert_eq!(history.of(verb, &policy), Some(&mut times(5.0)), "{verb:?}");
+        }
+        for verb in [Verb::SaveSlots(LLAMA), Verb::RestoreSlots(LLAMA)] {
+            let (mut watch, mut history) = (Stopwatch::default(), History::default());
+            watch.ordered(verb, at(10));
+            assert!(!watch.looked(&shows(&[LLAMA]), at(11), &mut history, &policy), "{verb:?}");
+            assert!(!watch.succeeded(Verb::SaveSlots(VLLM), at(12), &mut history, &policy), "another order");
+            assert!(watch.succeeded(verb, at(13), &mut history, &policy), "{verb:?}");
+            assert_eq!(history.of(verb, &policy), Some(&mut times(3.0)), "{verb:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_packet_counts_a_kill_is_part_of_the_stop_and_what_failed_is_not_timed() {
+        let policy = tests_policy();
+        let at = |seconds| Instant::after_start(Duration::from_secs(seconds));
+        let (mut watch, mut history) = (Stopwatch::default(), History::default());
+        watch.ordered(Verb::Wake, at(1));
+        watch.ordered(Verb::Wake, at(4));
+        assert!(watch.looked(&shows(&[VLLM]), at(41), &mut history, &policy));
+        watch.ordered(Verb::StopUnit(VLLM), at(50));
+        watch.ordered(Verb::KillUnit(VLLM), at(140));
+        assert!(watch.looked(&shows(&[]), at(141), &mut history, &policy));
+        watch.ordered(Verb::StartUnit(VLLM), at(150));
+        watch.drop_running();
+        assert!(!watch.looked(&shows(&[VLLM]), at(160), &mut history, &policy));
+        let told = History { boot: times(40.0), stop: named(&[("vllm", 91.0)]), ..History::default() };
+        assert_eq!(history, told);
+    }
+
+    #[test]
+    fn only_what_is_configured_is_remembered() {
+        let all = || named(&[("llama-cpp", 1.0), ("gone", 2.0), ("vllm", -3.0)]);
+        let mut history = History {
+            boot: times(-1.0),
+            power_off: times(-1.0),
+            start: all(),
+            stop: all(),
+            save: all(),
+            restore: all(),
+        };
+        history.trim(&tests_policy());
+        let left = BTreeMap::from([("llama-cpp".to_owned(), times(1.0)), ("vllm".to_owned(), Times::default())]);
+        for map in [&history.start, &history.stop, &history.save, &history.restore] {
+            assert_eq!(*map, left);
+        }
+        assert_eq!((history.boot, history.power_off), (Times::default(), Times::default()));
+    }
 
     #[test]
     fn the_median_of_nothing_is_not_a_guess() {
@@ -205,8 +349,9 @@ mod tests {
 
     #[test]
     fn a_file_cannot_bring_in_what_no_duration_can_be() {
-        let mut times: Times = serde_json::from_str("[-1.0, 3.0, 1e400]").unwrap_or_default();
+        let mut times: Times = serde_json::from_str("[-1.0, 3.0]").expect("numbers");
         times.trim();
-        assert!(times.median().is_none_or(|m| (m - 3.0).abs() < 1e-9));
+        assert_eq!(times, Times(VecDeque::from([3.0])));
+        assert!(serde_json::from_str::<Times>("[1e400]").is_err());
     }
 }
