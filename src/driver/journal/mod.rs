@@ -83,3 +83,21 @@ impl Moments {
         Some((*step, look))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_says_the_same_is_told_by_its_moments_alone() {
+        let at = |seconds| Instant::after_start(Duration::from_secs(seconds));
+        let before = Look::nothing(2);
+        let mut look = before.clone();
+        (look.at, look.gpu_at, look.people_at, look.wake_armed_at) = (at(1), at(2), at(3), at(4));
+        (look.backends[0].use_at, look.backends[1].use_at) = (at(5), at(6));
+        let moments = Moments::of(at(7), &look);
+        assert_eq!(moments.of_look(&before), Some((at(7), look)));
+        assert_eq!(moments.of_look(&Look::nothing(1)), None, "another server");
+        assert_eq!(Moments(vec![1, 2, 3, 4]).of_look(&Look::nothing(0)), None, "too few");
+    }
+}
