@@ -331,6 +331,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_said_to_be_kept_is_on_disk() {
+        let dir = scratch("kept");
+        let (keeper, clock, policy) = (Keeper::start(Some(dir.clone())), Clock::start(), tests_policy());
+        let within = Duration::from_secs(5);
+        keeper.holds(&[hold(1, Held::Awake, None)], &clock, &policy);
+        keeper.kept(within).await;
+        assert_eq!(load_holds(&dir, &clock, &policy).len(), 1);
+        let mut history = History::default();
+        history.boot.add(Duration::from_secs(40));
+        keeper.durations(&history);
+        keeper.kept(within).await;
+        assert_eq!(load_history(&dir, &policy), history);
+        keeper.close(within).await;
+        let _ = fs::remove_dir_all(&dir);
+    }
+
+    #[tokio::test]
+    async fn a_file_may_be_so_long_and_no_longer() {
+        let dir = scratch("long");
+        let mut text = br#"{"holds":[{"id":6,"what":"awake","until":null,"reason":"","by":""}]}"#.to_vec();
+        for (longer, holds) in [(0, 1), (1, 0)] {
+            text.resize(usize::try_from(LONGEST).unwrap() + longer, b' ');
+            fs::write(dir.join(HOLDS), &text).expect("written");
+            assert_eq!(load_holds(&dir, &Clock::start(), &tests_policy()).len(), holds, "{longer}");
+        }
+        let _ = fs::remove_dir_all(&dir);
+    }
+
+    #[tokio::test]
     async fn a_state_directory_that_cannot_be_written_stops_nothing() {
         let keeper = Keeper::start(Some("/proc/none".into()));
         keeper.durations(&History::default());

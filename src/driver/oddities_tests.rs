@@ -162,6 +162,39 @@ fn saved_slots_of_another_model_or_put_aside_are_told_until_the_first_use() {
     let chosen = SavedSlot { named: true, ..tests_saved_slot() };
     scene.reading.backends[0].saved = Some(Dated { at: at(23), value: vec![chosen] });
     assert_eq!(scene.note(23), [""; 0], "it never comes back by itself");
+    let empty = SavedSlot { tokens: 0, ..tests_saved_slot() };
+    scene.reading.backends[0].saved = Some(Dated { at: at(24), value: vec![empty] });
+    assert_eq!(scene.note(24), [""; 0], "there is nothing to come back");
+}
+
+#[test]
+fn slots_that_nobody_wants_back_or_that_may_still_come_are_not_missed() {
+    let unfit = |change: fn(&mut Scene)| {
+        let mut scene = Scene::new();
+        let answers = Identity { model: Some("new".into()), n_ctx: None, build: None };
+        scene.reading.backends[0].http = Some(Dated { at: at(20), value: Http::Ready(answers) });
+        scene.reading.backends[0].saved = Some(Dated { at: at(20), value: vec![tests_saved_slot()] });
+        scene.view.look.backends[0].unused = true;
+        change(&mut scene);
+        scene.note(20)
+    };
+    assert_eq!(unfit(|_| {}), ["slots_unfit"]);
+    assert_eq!(unfit(|scene| scene.policy.backends[0].slots = false), [""; 0]);
+    assert_eq!(unfit(|scene| scene.policy.backends[0].restore = RestorePolicy::Never), [""; 0]);
+    assert_eq!(unfit(|scene| scene.view.look.backends[0].seen = Seen::Loading), [""; 0]);
+}
+
+#[test]
+fn what_is_odd_of_one_backend_began_when_it_did_of_that_one() {
+    let mut scene = Scene::new();
+    let closed = BackendReading::default();
+    let open = BackendReading { folder_is_open: Some(true), ..BackendReading::default() };
+    for (second, backends) in [(20, [&open, &closed]), (30, [&open, &open])] {
+        scene.reading.backends = backends.map(Clone::clone).to_vec();
+        scene.note(second);
+    }
+    let since: Vec<_> = scene.oddities.found().iter().map(|odd| (odd.backend.0, odd.since)).collect();
+    assert_eq!(since, [(0, at(20)), (1, at(30))]);
 }
 
 #[test]

@@ -227,6 +227,104 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn it_is_told_what_was_wanted_by_whom_and_how_it_ended() {
+        let (mut record, listener) = Operations::new();
+        let clock = Clock::start();
+        let at = |seconds| Instant::after_start(std::time::Duration::from_secs(seconds));
+        let llama = Some("llama-cpp".to_owned());
+        let warnings = vec![Warning::new("slot_busy", "slot 1")];
+        for (id, goal, cause, end, told) in [
+            (
+                1,
+                Goal::Run(BackendId(0)),
+                Cause::AutoRestore,
+                End::Done { warnings: warnings.clone() },
+                ("start", &llama),
+            ),
+            (2, Goal::Restart(BackendId(0)), Cause::Command(RequestId(1)), End::Cancelled, ("restart", &llama)),
+            (3, Goal::Off, Cause::IdlePowerOff, End::Replaced { by: OpId(9) }, ("power-off", &None)),
+        ] {
+            let operation = Operation { cause, started: at(id), ..operation(id, goal) };
+            let began = record.began(&operation, &clock, &policy());
+            assert_eq!((began.id, began.kind.as_str(), &began.goal), (id, told.0, told.1));
+            assert_eq!((began.cause.as_str(), began.started), (cause_name(cause), clock.rfc3339(at(id))));
+            let ended =
+                record.ended(OpId(id), &end, at(id + 5), vec!["said".into()], vec![], &clock).expect("it began");
+            assert_eq!(ended.ended, Some(clock.rfc3339(at(id + 5))));
+            assert_eq!((ended.end.as_deref(), &ended.post_mortem), (Some(end_name(&end)), &vec!["said".to_owned()]));
+            assert_eq!(listener.borrow().last(), Some(&ended));
+        }
+        let all = listener.borrow();
+        let told: Vec<_> = all.iter().map(|r| (r.warnings.clone(), r.code.as_deref(), r.message.as_deref())).collect();
+        let nothing = vec![];
+        assert_eq!(
+            told,
+            [
+                (warnings, None, None),
+                (nothing.clone(), None, Some("Somebody cancelled it.")),
+                (nothing, None, Some("Operation 9 took its place.")),
+            ]
+        );
+    }
+
+    #[test]
+    fn each_cause_and_each_end_has_its_word() {
+        let causes = [
+            (Cause::Command(RequestId(1)), "command"),
+            (Cause::IdleStop, "idle_stop"),
+            (Cause::IdlePowerOff, "idle_power_off"),
+            (Cause::AutoRestore, "auto_restore"),
+            (Cause::Checkpoint, "checkpoint"),
+        ];
+        for (cause, word) in causes {
+            assert_eq!(cause_name(cause), word);
+        }
+        let failed = End::Failed { failure: Failure::CrashLoop, warnings: vec![] };
+        let ends = [
+            (End::Done { warnings: vec![] }, "done"),
+            (failed, "failed"),
+            (End::Cancelled, "cancelled"),
+            (End::Replaced { by: OpId(1) }, "replaced"),
+        ];
+        for (end, word) in ends {
+            assert_eq!(end_name(&end), word);
+        }
+    }
+
+    #[test]
+    fn a_unit_is_asked_about_a_start_that_it_can_have_broken() {
+        let of = |goal, failure| who_can_tell(goal, &End::Failed { failure, warnings: vec![] });
+        let llama = BackendId(0);
+        let known = [
+            Failure::HealthTimeout,
+            Failure::HttpUnreachable,
+            Failure::StartFailed,
+            Failure::CrashLoop,
+            Failure::UnitMissing,
+            Failure::Unavailable,
+        ];
+        for failure in known {
+            assert_eq!(of(Goal::Run(llama), failure), Some(llama), "{failure:?}");
+            assert_eq!(of(Goal::Restart(llama), failure), Some(llama), "{failure:?}");
+            assert_eq!(of(Goal::Save(llama, Selection::All), failure), None, "{failure:?}");
+        }
+        assert_eq!(of(Goal::Run(llama), Failure::ControlUnreachable), None);
+        assert_eq!(who_can_tell(Goal::Run(llama), &End::Cancelled), None);
+    }
+
+    #[test]
+    fn one_that_listens_on_its_own_server_and_never_answers_is_not_reached() {
+        let named = |failure, port_listens| {
+            let told = PostMortem { port_listens, ..PostMortem::default() };
+            named_better(End::Failed { failure, warnings: vec![] }, &told)
+        };
+        let is = |failure| End::Failed { failure, warnings: vec![] };
+        assert_eq!(named(Failure::HealthTimeout, true), is(Failure::HttpUnreachable));
+        assert_eq!(named(Failure::HealthTimeout, false), is(Failure::HealthTimeout));
+        assert_eq!(named(Failure::CrashLoop, true), is(Failure::CrashLoop));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_failed_restore_says_why_and_claims_nothing_of_the_context() {
         let (mut record, _listener) = Operations::new();
         let clock = Clock::start();
