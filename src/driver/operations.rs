@@ -268,6 +268,16 @@ mod tests {
     }
 
     #[test]
+    fn why_it_failed_is_told_if_that_says_more() {
+        let own = Failure::CrashLoop.message();
+        let told = |warnings: &[Warning]| message(Failure::CrashLoop, warnings);
+        assert_eq!(told(&[]), own);
+        assert_eq!(told(&[Warning::new("crash_loop", own)]), own);
+        let warnings = [Warning::new("slot_busy", "slot 1"), Warning::new("crash_loop", "signal 9")];
+        assert_eq!(told(&warnings), format!("{own} (signal 9)"));
+    }
+
+    #[test]
     fn each_cause_and_each_end_has_its_word() {
         let causes = [
             (Cause::Command(RequestId(1)), "command"),

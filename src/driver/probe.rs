@@ -455,6 +455,17 @@ mod tests {
     }
 
     #[test]
+    fn a_look_of_before_an_order_ended_makes_room_for_no_second_one_when_it_is_over() {
+        let mut schedule = Schedule::new(PROBE);
+        schedule.began(Source::Core, at(1000));
+        schedule.order_ended(Verb::StopUnit(BackendId(0)));
+        schedule.ended(Source::Core, at(1000), false, at(1010));
+        schedule.began(Source::Core, at(1010));
+        schedule.want(Source::Core);
+        assert_eq!(schedule.due(Source::Core, &view(Pace::Rest), &Reading::default()), None);
+    }
+
+    #[test]
     fn a_source_that_hung_is_left_alone_for_a_while() {
         let mut schedule = Schedule::new(PROBE);
         schedule.began(Source::Saved, at(0));
@@ -494,12 +505,13 @@ mod tests {
         let mut schedule = Schedule::new(PROBE);
         let mut rest = view(Pace::Rest);
         let reading = answers(&[], at(0));
-        for source in [Source::Gpu, Source::People, Source::WakeArmed] {
+        for source in [Source::Gpu, Source::People, Source::WakeArmed, Source::Core] {
             schedule.began(source, at(1000));
             schedule.ended(source, at(1000), false, at(1005));
         }
         assert_eq!(schedule.due(Source::People, &rest, &reading), Some(at(11_000)));
         rest.last_look = Some(at(4000));
+        assert_eq!(schedule.due(Source::Core, &rest, &reading), Some(at(11_000)), "that is asked often enough");
         for source in [Source::Gpu, Source::People, Source::WakeArmed] {
             assert_eq!(schedule.due(source, &rest, &reading), Some(Instant::START), "{source:?}: at once");
             schedule.began(source, at(4000));
