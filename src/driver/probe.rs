@@ -455,14 +455,36 @@ mod tests {
     }
 
     #[test]
-    fn a_look_of_before_an_order_ended_makes_room_for_no_second_one_when_it_is_over() {
-        let mut schedule = Schedule::new(PROBE);
-        schedule.began(Source::Core, at(1000));
-        schedule.order_ended(Verb::StopUnit(BackendId(0)));
-        schedule.ended(Source::Core, at(1000), false, at(1010));
-        schedule.began(Source::Core, at(1010));
-        schedule.want(Source::Core);
-        assert_eq!(schedule.due(Source::Core, &view(Pace::Rest), &Reading::default()), None);
+    fn only_a_look_of_before_the_end_of_an_order_makes_room_for_a_second_one_while_it_lasts() {
+        const STOP: Verb = Verb::StopUnit(BackendId(0));
+        let seconds: [(&str, fn(&mut Schedule)); 4] = [
+            ("it is over", |schedule| {
+                schedule.began(Source::Core, at(1000));
+                schedule.order_ended(STOP);
+                schedule.ended(Source::Core, at(1000), false, at(1010));
+                schedule.began(Source::Core, at(1010));
+            }),
+            ("it is over, and the second goes on", |schedule| {
+                schedule.began(Source::Core, at(1000));
+                schedule.order_ended(STOP);
+                schedule.began(Source::Core, at(1001));
+                schedule.ended(Source::Core, at(1000), false, at(1010));
+            }),
+            ("there was none", |schedule| {
+                schedule.order_ended(STOP);
+                schedule.began(Source::Core, at(1010));
+            }),
+            ("a packet was sent, which changes nothing at once", |schedule| {
+                schedule.began(Source::Core, at(1000));
+                schedule.order_ended(Verb::Wake);
+            }),
+        ];
+        for (why, second) in seconds {
+            let mut schedule = Schedule::new(PROBE);
+            second(&mut schedule);
+            schedule.want(Source::Core);
+            assert_eq!(schedule.due(Source::Core, &view(Pace::Rest), &Reading::default()), None, "{why}");
+        }
     }
 
     #[test]
