@@ -360,7 +360,7 @@ mod tests {
     use super::*;
     use crate::{
         driver::tests_policy,
-        machine::{BackendId, BootId, Machine, reading::UnitState},
+        machine::{BackendId, BootId, Invocation, Machine, Options, VerbId, reading::UnitState},
     };
 
     const PROBE: Probe = Probe {
@@ -553,5 +553,139 @@ mod tests {
         schedule.ended(Source::Activity, at(0), false, at(5));
         let due = schedule.due(Source::Activity, &busy, &reading);
         assert_eq!(due, Some(at(2000)));
+    }
+
+    #[test]
+    fn while_a_backend_loads_or_an_order_is_carried_out_units_are_asked_seldom_and_health_often() {
+        let mut schedule = Schedule::new(PROBE);
+        let nobody = Reading::default();
+        for source in [Source::Core, Source::Health] {
+            schedule.began(source, at(1000));
+            schedule.ended(source, at(1000), false, at(1005));
+        }
+        let due =
+            |view: &View| (schedule.due(Source::Core, view, &nobody), schedule.due(Source::Health, view, &nobody));
+        let mut busy = view(Pace::Busy);
+        assert_eq!(due(&busy), (Some(at(1030)), None), "something else is under way");
+        busy.place.kind = Kind::Starting;
+        assert_eq!(due(&busy), (Some(at(1240)), Some(at(1010))), "it loads");
+        busy.order = Some((VerbId(1), Verb::StartUnit(BackendId(0))));
+        assert_eq!(due(&busy), (Some(at(1240)), None), "the order to start it is under way");
+        let mut rest = view(Pace::Rest);
+        rest.place.kind = Kind::Starting;
+        assert_eq!(due(&rest), (Some(at(11_000)), None));
+    }
+
+    #[test]
+    fn use_is_asked_for_more_often_when_it_will_tell_something() {
+        let mut rest = view(Pace::Rest);
+        rest.look.backends[0].seen = Seen::Running;
+        for (probe_rest, tells, next) in
+            [(10, false, 10_000), (10, true, 2000), (300, false, 10_000), (5, false, 5000), (1, false, 2000)]
+        {
+            let mut schedule = Schedule::new(Probe { rest: Duration::from_secs(probe_rest), ..PROBE });
+            schedule.use_tells(tells);
+            schedule.began(Source::Activity, at(0));
+            schedule.ended(Source::Activity, at(0), false, at(5));
+            let due = schedule.due(Source::Activity, &rest, &Reading::default());
+            assert_eq!(due, Some(at(next)), "{probe_rest} {tells}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_is_in_trouble_or_waited_for_is_read_more_often() {
+        let mut schedule = Schedule::new(PROBE);
+        schedule.began(Source::Gpu, at(4000));
+        schedule.ended(Source::Gpu, at(4000), false, at(4005));
+        let mut reading = answers(&[], at(0));
+        let mut rest = view(Pace::Rest);
+        assert_eq!(schedule.due(Source::Gpu, &rest, &reading), Some(at(64_000)));
+        reading.gpu_trouble = Some(Dated { at: at(4000), value: "gpu_lost".into() });
+        assert_eq!(schedule.due(Source::Gpu, &rest, &reading), Some(at(14_000)));
+        rest.last_look = Some(at(3000));
+        assert_eq!(schedule.due(Source::Gpu, &rest, &reading), Some(at(5000)));
+    }
+
+    #[test]
+    fn what_a_command_acts_on_is_asked_first_unless_it_was_since() {
+        let policy = tests_policy();
+        let off = Command::Shutdown(PowerChoice::PowerOff, Options::default());
+        let keep_on = Command::Shutdown(PowerChoice::KeepOn, Options::default());
+        let start = Command::Start(None, Options::default());
+        let switch = Command::Switch(BackendId(0), Options::default());
+        let restart = Command::Restart(None, Options::default());
+        let stop = Command::Stop(Options::default());
+        let mut on = view(Pace::Rest);
+        on.look.server = Server::On { boot: BootId(1), session: 1 };
+        let mut taken = on.clone();
+        taken.look.foreign_gpu = true;
+        let asked = |command: &Command, view: &View, reading: &Reading, policy: &Policy| {
+            looks_first(command, at(1000), view, reading, policy).collect::<Vec<_>>()
+        };
+        let nothing = Reading::default();
+        let all = [Source::Gpu, Source::People, Source::WakeArmed];
+        assert_eq!(asked(&off, &on, &nothing, &policy), all);
+        assert_eq!(asked(&off, &view(Pace::Rest), &nothing, &policy), [], "nobody could answer");
+        let unchecked = Policy { wake_check: WakeCheck::Off, ..policy.clone() };
+        assert_eq!(asked(&off, &on, &nothing, &unchecked), all[..2]);
+        for command in [&start, &switch, &restart] {
+            assert_eq!(asked(command, &on, &nothing, &policy), [], "{command:?} looks once more itself");
+            assert_eq!(asked(command, &taken, &nothing, &policy), [Source::Gpu], "{command:?}");
+        }
+        for command in [&keep_on, &stop] {
+            assert_eq!(asked(command, &taken, &nothing, &policy), [], "{command:?}");
+        }
+        for (asked_at, left) in [(999, &all[..]), (1000, &[])] {
+            let read = Reading {
+                gpu: Some(Dated { at: at(asked_at), value: Gpu::Absent }),
+                people: Some(Dated { at: at(asked_at), value: People::Unread(String::new()) }),
+                wake_armed: Some(Dated { at: at(asked_at), value: WakeArmed::Armed }),
+                ..Reading::default()
+            };
+            assert_eq!(asked(&off, &on, &read, &policy), left, "{asked_at}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_new_when_it_answers_first_or_was_booted() {
+        let on = |boot, session| Server::On { boot: BootId(boot), session };
+        assert!(is_new(&Server::Silent, &on(1, 1)));
+        assert!(is_new(&on(1, 1), &on(2, 2)));
+        assert!(!is_new(&on(1, 1), &on(1, 2)), "another session of the same boot");
+        assert!(!is_new(&on(1, 1), &Server::Silent));
+    }
+
+    #[test]
+    fn a_backend_runs_newly_when_it_did_not_or_by_another_run() {
+        let shows = |seen, run| {
+            let mut look = Look::nothing(2);
+            (look.backends[1].seen, look.backends[1].invocation) = (seen, Some(Invocation(run)));
+            look
+        };
+        let running = shows(Seen::Running, 1);
+        assert!(newly_running(&shows(Seen::Loading, 1), &running));
+        assert!(newly_running(&shows(Seen::Running, 2), &running));
+        assert!(!newly_running(&running, &running));
+        assert!(!newly_running(&running, &shows(Seen::Loading, 2)));
+    }
+
+    #[test]
+    fn a_look_that_does_not_end_says_that_whom_it_asked_does_not_answer() {
+        let says = |source| given_up(source, at(9), 2);
+        let core = says(Source::Core);
+        assert!(matches!(&core.ssh, Some(Dated { value: Ssh::Broken(_), .. })));
+        assert_eq!(core.backends.len(), 2);
+        for backend in &core.backends {
+            assert!(matches!(&backend.unit, Some(Dated { value: Unit::Unread(_), .. })));
+            assert_eq!(backend.http, Some(Dated { at: at(9), value: Http::TimedOut }));
+        }
+        let health = says(Source::Health);
+        assert_eq!((health.ssh, health.backends[1].unit.clone()), (None, None));
+        assert_eq!(health.backends[1].http, Some(Dated { at: at(9), value: Http::TimedOut }));
+        assert_eq!(says(Source::Gpu).gpu, Some(Dated { at: at(9), value: Gpu::Hangs }));
+        assert!(matches!(says(Source::People).people, Some(Dated { value: People::Unread(_), .. })));
+        assert!(matches!(says(Source::WakeArmed).wake_armed, Some(Dated { value: WakeArmed::Unknown(_), .. })));
+        assert_eq!(says(Source::Activity), Reading::default());
+        assert_eq!(says(Source::Saved), Reading::default());
     }
 }
