@@ -425,6 +425,23 @@ mod tests {
     }
 
     #[test]
+    fn of_a_new_server_everything_is_asked_again() {
+        let mut schedule = Schedule::new(PROBE);
+        let (mut rest, reading) = (view(Pace::Rest), answers(&[], at(0)));
+        rest.look.backends[0].seen = Seen::Running;
+        let asked = Source::ALL.into_iter().filter(|source| *source != Source::Health);
+        for source in asked.clone() {
+            schedule.began(source, at(1000));
+            schedule.ended(source, at(1000), false, at(1005));
+        }
+        assert!(schedule.next(&rest, &reading) > Some(at(1005)));
+        schedule.want_everything();
+        for source in asked {
+            assert_eq!(schedule.due(source, &rest, &reading), Some(Instant::START), "{source:?}");
+        }
+    }
+
+    #[test]
     fn the_pace_is_the_machines_and_one_look_is_in_flight() {
         let mut schedule = Schedule::new(PROBE);
         let nobody = Reading::default();

@@ -244,4 +244,27 @@ mod tests {
         view.look.backends[0].invocation = Some(Invocation(8));
         assert_eq!(codes(&mut unsaved, &view, 0), ["disk_full"]);
     }
+
+    #[test]
+    fn each_reason_that_somebody_can_do_something_about_has_its_hint() {
+        let words = [
+            ("slot_busy", "drain_timeout"),
+            ("disk_full", "make room"),
+            ("save_timeout", "save_timeout"),
+            ("no_answer", "save_timeout"),
+            ("save_failed", "can it write"),
+            ("save_not_supported", "--slot-save-path"),
+            ("save_misplaced", "same folder"),
+            ("save_unchecked", "check SSH"),
+            ("save_damaged", "check the disk"),
+            ("restore_slot_used", "restart the backend"),
+            ("restore_slot_busy", "restart the backend"),
+            ("note_failed", "state directory"),
+            ("note_late", "state directory"),
+        ];
+        for (code, word) in words {
+            assert!(hint(code).is_some_and(|hint| hint.contains(word)), "{code}: {:?}", hint(code));
+        }
+        assert_eq!(hint("slot_empty"), None);
+    }
 }
