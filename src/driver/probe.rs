@@ -529,14 +529,18 @@ mod tests {
         busy.look.backends[0].seen = Seen::Lingering;
         let due = schedule.due(Source::Gpu, &busy, &down);
         assert_eq!(due, Some(at(1000)), "at once");
+        let mut asked = schedule.clone();
+        asked.began(Source::Gpu, at(1200));
+        asked.ended(Source::Gpu, at(1200), false, at(1250));
+        assert_eq!(asked.due(Source::Gpu, &busy, &down), Some(at(1450)), "it was asked at that very moment");
         schedule.began(Source::Gpu, at(1201));
         schedule.ended(Source::Gpu, at(1201), false, at(1300));
         let due = schedule.due(Source::Gpu, &busy, &down);
         assert_eq!(due, Some(at(1451)), "then soon again");
-        schedule.began(Source::Gpu, at(6201));
-        schedule.ended(Source::Gpu, at(6201), false, at(6300));
+        schedule.began(Source::Gpu, at(6200));
+        schedule.ended(Source::Gpu, at(6200), false, at(6300));
         let due = schedule.due(Source::Gpu, &busy, &down);
-        assert_eq!(due, Some(at(7201)), "then at most once a second");
+        assert_eq!(due, Some(at(7200)), "then at most once a second");
     }
 
     #[test]

@@ -454,3 +454,42 @@ async fn a_verdict_that_could_not_be_written_down_is_tried_again_until_it_is_or_
         assert_eq!(disk.1.load(std::sync::atomic::Ordering::Relaxed), tries);
     }
 }
+
+#[test]
+fn the_first_request_is_waited_for_eagerly_only_for_a_while() {
+    let scene = Scene::restored();
+    let ended = at(scene.second);
+    assert!(scene.proofs.are_awaited(ended + EAGER.saturating_sub(Duration::from_millis(1))));
+    assert!(!scene.proofs.are_awaited(ended + EAGER));
+}
+
+#[test]
+fn what_was_asked_at_the_moment_a_restore_ended_is_of_before() {
+    let mut scene = Scene::restored();
+    let ended = at(scene.second);
+    let counted = Activity { prompts: Some(Prompts { reused: 900, ..Prompts::default() }), ..Activity::default() };
+    scene.reading.backends[0].activity = Some(Dated { at: ended, value: counted });
+    scene.reading.backends[0].saved = Some(Dated { at: ended, value: vec![] });
+    assert_eq!(scene.proofs.told(&scene.reading, &scene.view, &scene.policy), []);
+    scene.asks(0, 901, 1);
+    assert_eq!(scene.look(), [(0, 901, 1)]);
+}
+
+#[test]
+fn a_prompt_that_is_just_long_enough_tells() {
+    for (computed, told) in [(LEAST_PROMPT - 1, vec![]), (LEAST_PROMPT, vec![(0, 0, LEAST_PROMPT)])] {
+        let mut scene = Scene::restored();
+        scene.asks(0, 0, computed);
+        assert_eq!(scene.look(), told, "{computed}");
+    }
+}
+
+#[test]
+fn what_is_asked_between_two_restores_into_a_run_is_judged_after_the_second() {
+    let mut scene = Scene::running();
+    scene.proofs.ordered(LLAMA, &scene.reading, &scene.view);
+    scene.asks(1, 800, 200);
+    assert_eq!(scene.look(), [], "the first is not over");
+    scene.restore();
+    assert_eq!(scene.look(), [(1, 800, 200)]);
+}
