@@ -17,7 +17,7 @@ use proptest::{
 };
 use sim::{Deed, Phase, Power, Sim};
 use spec::{
-    explore::Edge,
+    explore::{Edge, Set},
     laws::LAWS,
     matrix::{Committed, kind_of},
     rare::RARE,
@@ -185,9 +185,7 @@ struct Coming {
     is_lost: bool,
 }
 
-/// Looks that say the same, after which there are only few more.
-const ENOUGH_LOOKS: u32 = 2;
-/// ... one where else there were so many, until something changes.
+/// After a look that says the same there are only few more: one where else there were so many, until something changes.
 const SELDOM: u32 = 60;
 
 /// A driver without tasks: the same decisions, one after the other.
@@ -196,6 +194,8 @@ struct Storm {
     machine: Machine,
     /// What it shows of itself.
     view: View,
+    /// When its next tick is due.
+    deadline: Option<Instant>,
     sim: Sim,
     reading: Reading,
     now: Instant,
@@ -217,7 +217,7 @@ struct Storm {
     unsaved: BTreeSet<BackendId>,
     steps: usize,
     /// What happened where.
-    met: BTreeSet<(Kind, &'static str)>,
+    met: Met,
 }
 
 impl Storm {
@@ -225,6 +225,7 @@ impl Storm {
         let machine = Machine::new(policy.clone(), vec![]);
         Self {
             view: machine.view(),
+            deadline: machine.deadline(),
             machine,
             policy,
             sim,
@@ -243,7 +244,7 @@ impl Storm {
             deeds: 0,
             unsaved: BTreeSet::new(),
             steps: 0,
-            met: BTreeSet::new(),
+            met: Met::default(),
         }
     }
 
@@ -347,7 +348,7 @@ impl Storm {
     }
 
     fn command(&mut self, command: Command) -> Result<(), String> {
-        self.requests += 1;
+        (self.requests, self.same) = (self.requests + 1, 0);
         let request = RequestId(self.requests);
         self.step("a command", Event::Commanded { request, command })
     }
@@ -407,12 +408,13 @@ impl Storm {
             Pace::Waiting => Duration::from_secs(1),
         };
         let mut look = self.looked + pace;
-        if self.same >= ENOUGH_LOOKS {
+        let counts = self.machine.ignored() == Some(Ignored::SilenceProvesNothing);
+        if self.same >= if counts { self.policy.misses } else { 1 } {
             // More of the same would change nothing but the number of steps.
             let seldom = pace * SELDOM;
             look = look.max(self.sim.next().map_or(look + seldom, |at| (at + pace).min(look + seldom)));
         }
-        let tick = self.machine.deadline().unwrap_or(look + pace);
+        let tick = self.deadline.unwrap_or(look + pace);
         let answer = self.answers.iter().map(|a| a.at).min();
         let calm = self.calms.iter().map(|c| c.0).min();
         let first = [Some(look), Some(tick), answer, calm].into_iter().flatten().min();
@@ -438,15 +440,32 @@ impl Storm {
         if self.sim.faults.looks_hang {
             return Ok(());
         }
-        // Its use is asked of what is seen to run.
-        let activity = self.machine.look().backends.iter().any(|b| b.seen == Seen::Running);
-        let reading = self.sim.look(Ask { activity, ..Ask::ALL }, self.now);
+        let reading = self.sim.look(self.ask(), self.now);
         self.reading.absorb(reading);
         let look = judge(&self.reading, &self.policy, self.now);
         self.step("a look", Event::Looked(look))?;
         let is_same = matches!(self.machine.ignored(), Some(Ignored::NothingNew | Ignored::SilenceProvesNothing));
         self.same = if is_same { self.same + 1 } else { 0 };
         Ok(())
+    }
+
+    /// What is asked: of some things only when their last word is old, when somebody is about to act on it, or when there
+    /// was something new.
+    fn ask(&self) -> Ask {
+        let shows = |seen| self.view.look.backends.iter().any(|backend| backend.seen == seen);
+        let is_due = |asked: Option<Instant>, rest| {
+            asked.is_none_or(|at| self.now.since(at) >= rest || self.view.last_look.is_some_and(|last| at < last))
+        };
+        let (at_rest, reading) = (Duration::from_secs(10), &self.reading);
+        Ask {
+            units: true,
+            http: true,
+            activity: shows(Seen::Running),
+            gpu: shows(Seen::Lingering) || is_due(reading.gpu.as_ref().map(|gpu| gpu.at), at_rest),
+            people: is_due(reading.people.as_ref().map(|people| people.at), at_rest),
+            wake_armed: is_due(reading.wake_armed.as_ref().map(|armed| armed.at), at_rest),
+            saved: self.same == 0,
+        }
     }
 
     /// One step, all laws.
@@ -459,7 +478,9 @@ impl Storm {
         let effects = self.machine.step(self.now, &event);
         let was = std::mem::replace(&mut self.view, self.machine.view());
         self.met.extend(kind_of(&event).map(|kind| (was.place.kind, kind)));
-        let edge = Edge::new((&before, &was), (act, self.now, &event), (&effects, &self.machine)).showing(&self.view);
+        let due = std::mem::replace(&mut self.deadline, self.machine.deadline());
+        let edge = Edge::new((&before, &was), (act, self.now, &event), (&effects, &self.machine))
+            .showing(&self.view, [due, self.deadline]);
         for law in LAWS {
             (law.holds)(&edge).map_err(|why| {
                 format!(
@@ -535,7 +556,7 @@ impl Storm {
 }
 
 /// What happened, and in which leaf.
-type Met = BTreeSet<(Kind, &'static str)>;
+type Met = Set<(Kind, &'static str)>;
 
 /// How a storm begins.
 #[derive(Clone, Copy, Debug)]
@@ -687,7 +708,7 @@ const STORMS: usize = 16_000;
 #[test]
 fn storms_reach_every_cell_of_the_matrix_but_rare_ones() {
     let mut runner = TestRunner::deterministic();
-    let (committed, mut met) = (Committed::read(), Met::new());
+    let (committed, mut met) = (Committed::read(), Met::default());
     for _ in 0..STORMS {
         let tree = storm().new_tree(&mut runner).expect("a storm");
         let (acts, scene) = tree.current();
@@ -722,8 +743,28 @@ fn lifecycle(policy: &Policy) -> Result<usize, String> {
     storm.pass(Duration::from_mins(1))?;
     storm.command(Command::Switch(LLAMA, plain))?;
     storm.pass(Duration::from_hours(1))?;
+    let done: Vec<Deed> = storm.sim.deeds.iter().map(|(_, deed)| *deed).filter(|deed| *deed != Deed::Woken).collect();
+    let wanted = [
+        Deed::Started(LLAMA),
+        Deed::Saved(LLAMA),
+        Deed::Stopped(LLAMA),
+        Deed::Started(VLLM),
+        Deed::Stopped(VLLM),
+        Deed::Started(LLAMA),
+        // It crashed while it loaded.
+        Deed::Stopped(LLAMA),
+        Deed::Started(LLAMA),
+        Deed::Restored(LLAMA),
+        Deed::Saved(LLAMA),
+        Deed::Stopped(LLAMA),
+        Deed::PoweredOff,
+    ];
     let end = (storm.machine.place().kind, storm.sim.power);
-    if end == (Kind::Offline, Power::Off) { Ok(storm.steps) } else { Err(format!("it ends in {end:?}")) }
+    if done == wanted && end == (Kind::Offline, Power::Off) {
+        Ok(storm.steps)
+    } else {
+        Err(format!("it ends in {end:?} after {done:?}"))
+    }
 }
 
 /// `cargo test --release --test storms -- --ignored --nocapture lifecycles`

@@ -474,7 +474,8 @@ mod tests {
     #[test]
     fn only_a_look_of_before_the_end_of_an_order_makes_room_for_a_second_one_while_it_lasts() {
         const STOP: Verb = Verb::StopUnit(BackendId(0));
-        let seconds: [(&str, fn(&mut Schedule)); 4] = [
+        type Story = (&'static str, fn(&mut Schedule));
+        let stories: [Story; 4] = [
             ("it is over", |schedule| {
                 schedule.began(Source::Core, at(1000));
                 schedule.order_ended(STOP);
@@ -496,9 +497,9 @@ mod tests {
                 schedule.order_ended(Verb::Wake);
             }),
         ];
-        for (why, second) in seconds {
+        for (why, story) in stories {
             let mut schedule = Schedule::new(PROBE);
-            second(&mut schedule);
+            story(&mut schedule);
             schedule.want(Source::Core);
             assert_eq!(schedule.due(Source::Core, &view(Pace::Rest), &Reading::default()), None, "{why}");
         }

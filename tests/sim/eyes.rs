@@ -40,6 +40,7 @@ impl Sim {
             wake_armed: dated(ask.wake_armed && ssh, now, || {
                 if self.wake_armed { WakeArmed::Armed } else { WakeArmed::NotArmed("d".into()) }
             }),
+            backends: Vec::with_capacity(self.backends.len()),
             ..Reading::default()
         };
         for (backend, kind) in self.backends.iter().zip(&self.kinds) {
@@ -119,8 +120,8 @@ fn unit(backend: &Backend) -> UnitState {
         exec_status: i32::from(failed) * 9,
         active_since: None,
         timeout_stop: Some(Duration::from_secs(90)),
-        fragment: "/etc/systemd/system/server.service".into(),
-        enabled: if backend.enabled { "enabled" } else { "disabled" }.into(),
+        fragment: String::new(),
+        enabled: String::new(),
         processes_left: false,
     }
 }

@@ -50,9 +50,9 @@ impl<'a> Edge<'a> {
         Self { before, now, act, event, effects, after, was, shown: None, is, due, next_due }
     }
 
-    /// ... when somebody has looked at what the machine shows after already.
-    pub fn showing(self, is: &'a View) -> Self {
-        Self { shown: Some(is), ..self }
+    /// ... when somebody has looked already at what the machine shows after, and at the deadlines before and after.
+    pub fn showing(self, is: &'a View, [due, next_due]: [Option<Instant>; 2]) -> Self {
+        Self { shown: Some(is), due: OnceCell::from(due), next_due: OnceCell::from(next_due), ..self }
     }
 
     /// The deadline before.
