@@ -22,7 +22,9 @@ use wechsler::{
     driver::{
         self, Handle, OperationRecord, Pulse, Request, SHUTDOWN_AT_MOST, Setup,
         handle::{CHANGES_KEPT, COMMANDS_WAITING},
+        slots::Tend,
         status::Status,
+        world::SlotTask,
     },
     machine::{
         Answer, BackendId, Command, Held, HoldSpec, OpId, Options, Outcome, PowerChoice, Selection, Verb,
@@ -282,6 +284,45 @@ async fn looks_that_hang_do_not_stop_commands() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_command_that_waits_for_a_look_keeps_its_place_in_the_line() {
+    let bench = Bench::new(on());
+    bench.state("gpu-idle").await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    bench.world.sim().faults.looks_hang = true;
+    let off = || bench.send(Command::Shutdown(PowerChoice::PowerOff, Options::default()));
+    for answer in [off(), off(), bench.send(hold(Held::Awake, None))] {
+        timeout(LONG, answer).await.expect("in time").expect("answered");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_are_tended_one_wish_after_the_other() {
+    let bench = Bench::new(on());
+    for _ in 0..10 {
+        let (answer, told) = oneshot::channel();
+        let task = SlotTask::Verify { name: None, generation: None };
+        bench.handle.tending.try_send(Tend { backend: LLAMA, task, answer }).expect("room");
+        let told = timeout(LONG, told).await.expect("in time").expect("answered");
+        assert_eq!(told.map_err(|why| why.code), Err("no_slots".into()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_was_told_to_is_off_on_purpose_and_one_that_vanishes_is_not() {
+    let bench = Bench::new(on());
+    bench.state("gpu-idle").await;
+    let op = bench.accepted(Command::Shutdown(PowerChoice::PowerOff, Options::default())).await;
+    bench.ended(op).await;
+    let status = bench.until(|status| status.gpu_server == "off").await;
+    assert_eq!(status.reason.as_deref(), Some("powered-off"));
+    bench.world.sim().press();
+    bench.until(|status| status.gpu_server == "on").await;
+    bench.world.sim().cut();
+    let status = bench.until(|status| status.gpu_server == "off").await;
+    assert_eq!(status.reason.as_deref(), Some("unreachable"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn looks_that_hang_are_given_up_and_what_comes_after_counts() {
     let bench = Bench::new(on());
     bench.state("gpu-idle").await;
@@ -439,6 +480,22 @@ async fn how_long_things_take_is_learnt_and_kept() {
     let learnt = after.backends["llama-cpp"].start_seconds_expected.expect("known");
     assert!((8.0..8.5).contains(&learnt), "{learnt}");
     let _ = std::fs::remove_dir_all(&dir);
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_long_a_save_takes_is_learnt_from_its_answer() {
+    let bench = Bench::new(on());
+    bench.state("gpu-idle").await;
+    let op = bench.accepted(START).await;
+    bench.ended(op).await;
+    for expected in [None, Some(0.4)] {
+        bench.world.sim().converse(LLAMA, 300);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let op = bench.accepted(Command::SaveSlots(Selection::All, Options::default())).await;
+        let told = bench.handle.status.borrow().operation.as_ref().and_then(|op| op.expected_seconds);
+        assert_eq!(told.map(|seconds| (seconds * 10.0).round() / 10.0), expected);
+        bench.ended(op).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
