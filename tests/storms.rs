@@ -200,8 +200,10 @@ struct Storm {
     reading: Reading,
     now: Instant,
     looked: Instant,
-    /// Looks in a row that said nothing new, with nothing else between.
+    /// Looks in a row that said nothing new, or found nobody, with nothing else between.
     same: u32,
+    /// The last look found nobody.
+    found_nobody: bool,
     answers: Vec<Coming>,
     calms: Vec<(Instant, Fault)>,
     requests: u64,
@@ -233,6 +235,7 @@ impl Storm {
             now: Instant::START,
             looked: Instant::START,
             same: 0,
+            found_nobody: false,
             answers: vec![],
             calms: vec![],
             requests: 0,
@@ -362,9 +365,10 @@ impl Storm {
             match due {
                 Due::Look => self.look()?,
                 Due::Tick => {
+                    let operation = self.view.operation.as_ref().map(|op| op.id);
                     self.step("a tick", Event::Tick)?;
-                    if self.machine.ignored().is_some() {
-                        // It waits for a look.
+                    // It waits for a look, or something has begun or ended.
+                    if self.machine.ignored().is_some() || operation != self.view.operation.as_ref().map(|op| op.id) {
                         self.same = 0;
                     }
                 }
@@ -408,8 +412,7 @@ impl Storm {
             Pace::Waiting => Duration::from_secs(1),
         };
         let mut look = self.looked + pace;
-        let counts = self.machine.ignored() == Some(Ignored::SilenceProvesNothing);
-        if self.same >= if counts { self.policy.misses } else { 1 } {
+        if self.same >= if self.found_nobody { self.policy.misses } else { 1 } {
             // More of the same would change nothing but the number of steps.
             let seldom = pace * SELDOM;
             look = look.max(self.sim.next().map_or(look + seldom, |at| (at + pace).min(look + seldom)));
@@ -444,8 +447,10 @@ impl Storm {
         self.reading.absorb(reading);
         let look = judge(&self.reading, &self.policy, self.now);
         self.step("a look", Event::Looked(look))?;
-        let is_same = matches!(self.machine.ignored(), Some(Ignored::NothingNew | Ignored::SilenceProvesNothing));
-        self.same = if is_same { self.same + 1 } else { 0 };
+        let found_nobody = self.machine.ignored() == Some(Ignored::SilenceProvesNothing);
+        let is_same = found_nobody || self.machine.ignored() == Some(Ignored::NothingNew);
+        let before = if found_nobody == self.found_nobody { self.same } else { 0 };
+        (self.same, self.found_nobody) = (if is_same { before + 1 } else { 0 }, found_nobody);
         Ok(())
     }
 
@@ -767,16 +772,25 @@ fn lifecycle(policy: &Policy) -> Result<usize, String> {
     }
 }
 
+fn idle_policy() -> Policy {
+    Policy {
+        idle_stop_after: Some(Duration::from_mins(20)),
+        idle_power_off_after: Some(Duration::from_mins(10)),
+        ..sim::policy()
+    }
+}
+
+#[test]
+fn a_lifecycle_does_all_that_it_is_said_to_do() {
+    lifecycle(&idle_policy()).expect("it works");
+}
+
 /// `cargo test --release --test storms -- --ignored --nocapture lifecycles`
 #[test]
 #[ignore = "a measurement"]
 #[expect(clippy::disallowed_methods, reason = "it measures real time")]
 fn lifecycles_simulated_in_a_second() {
-    let policy = Policy {
-        idle_stop_after: Some(Duration::from_mins(20)),
-        idle_power_off_after: Some(Duration::from_mins(10)),
-        ..sim::policy()
-    };
+    let policy = idle_policy();
     let (began, mut lives, mut steps) = (std::time::Instant::now(), 0_u32, 0);
     while began.elapsed() < Duration::from_secs(5) {
         steps += lifecycle(&policy).expect("it works");

@@ -265,7 +265,7 @@ pub struct AttentionStatus {
     pub hint: String,
     /// Since when.
     pub since: String,
-    /// Whose it is, for those who compare two documents; no part of the document.
+    /// Whose it is, for the daemon, which compares two of its own; no part of the document.
     #[serde(skip)]
     pub backend: Option<String>,
 }

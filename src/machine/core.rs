@@ -214,7 +214,7 @@ impl Core {
 
     /// Nothing has answered just now, which proves nothing yet.
     fn is_unanswered(&self) -> bool {
-        matches!(self.look.server, Server::Silent | Server::Booting(BootPhase::Booting)) && !self.is_off()
+        matches!(self.look.server, Server::Silent | Server::Booting(_)) && !self.is_off()
     }
 
     /// When a silence that was met often enough will have lasted long enough.
@@ -224,7 +224,7 @@ impl Core {
 
     /// When what is up beside each other will have been so for long enough to be a conflict.
     pub(super) fn conflict_at(&self) -> Option<Instant> {
-        self.crowded_since.map(|since| since + self.policy.conflict_after)
+        self.crowded_since.filter(|_| !self.is_off()).map(|since| since + self.policy.conflict_after)
     }
 
     pub(super) fn seen(&self, id: BackendId) -> Seen {
@@ -330,6 +330,7 @@ impl Core {
                 self.silence = None;
                 if self.boot.replace(boot).is_some_and(|before| before != boot) {
                     self.backends.iter_mut().for_each(Memory::forget_run);
+                    self.crowded_since = None;
                 }
             }
             Server::Uncontrolled => self.silence = None,
@@ -406,10 +407,12 @@ impl Core {
         }
         self.looked = now;
         let crowd = self.up().count() > 1;
+        // One that has lasted is not over because nobody answers just now.
+        let lasting = self.crowded_since.filter(|_| !silence_before);
         self.crowded_since = if crowd {
-            self.crowded_since.or(Some(now))
+            lasting.or(Some(now))
         } else {
-            self.crowded_since.filter(|since| self.is_unanswered() && *since + self.policy.conflict_after <= now)
+            lasting.filter(|since| self.is_unanswered() && *since + self.policy.conflict_after <= now)
         };
         let vacant = self.is_on() && self.policy.ids().all(|id| self.seen(id).is_stopped());
         self.vacant_since = if vacant { self.vacant_since.or(Some(now)) } else { None };
@@ -433,9 +436,6 @@ impl Core {
     /// Keeps the list of what needs a person: new worries begin now, old ones keep their beginning, gone ones go. Those that
     /// cannot be seen just now stay.
     pub(super) fn worry(&mut self) {
-        if self.is_unanswered() {
-            return;
-        }
         let mut found: Vec<(WorryKind, Option<BackendId>)> = Vec::new();
         match self.look.server {
             Server::Booting(BootPhase::WrongHostKey) => {
@@ -471,6 +471,14 @@ impl Core {
             found.push((WorryKind::WakeUnarmed, None));
         }
         let old = std::mem::take(&mut self.attention);
+        let is_unseen = |w: &&Worry| {
+            let unseen = match w.what {
+                WorryKind::WakeUnarmed => self.look.wake_armed.is_none(),
+                _ => w.backend.is_some_and(|id| self.seen(id) == Seen::Unknown),
+            };
+            unseen && !self.is_off()
+        };
+        found.extend(old.iter().filter(is_unseen).map(|w| (w.what, w.backend)));
         self.attention = found
             .into_iter()
             .map(|(what, backend)| {

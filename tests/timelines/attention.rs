@@ -59,12 +59,35 @@ fn what_needs_a_person_still_does_while_nothing_answers_until_that_proves_that_t
     assert_eq!(attention(&line), before);
     line.after(1).sees(Seen::Running, Seen::Running);
     assert_eq!(attention(&line), before, "it began when it did");
-    for second in 0..line.machine.policy().silence.as_secs() {
+    for second in 1..line.machine.policy().silence.as_secs() {
         silent(&mut line);
         assert_eq!(attention(&line), before, "{second}");
     }
     silent(&mut line);
-    assert_eq!((attention(&line), line.kind()), (vec![], Kind::Offline));
+    line.now = line.machine.deadline().expect("silence proves something then");
+    line.tick();
+    assert_eq!((attention(&line), line.kind()), (vec![], Kind::Offline), "also when nobody has looked since");
+    line.after(60).sees(Seen::Running, Seen::Running);
+    assert_eq!((attention(&line), line.kind()), (vec![], Kind::Running), "these are not the ones of before");
+}
+
+#[test]
+fn what_cannot_be_told_of_a_backend_or_the_card_just_now_is_as_it_was() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.after(1).sees_with(Seen::Running, Seen::CrashLoop, |look| look.wake_armed = Some(false));
+    let before = attention(&line);
+    assert_eq!(codes(&line), ["crashed", "wake_unarmed"]);
+    line.after(1).sees_with(Seen::Running, Seen::Unknown, |look| look.wake_armed = None);
+    assert_eq!(attention(&line), before);
+    let mut locked = sample::off(line.after(1).now, Server::Booting(BootPhase::WrongHostKey));
+    locked.wake_armed = None;
+    line.looked(locked);
+    assert_eq!(codes(&line), ["wrong_host_key", "crashed", "wake_unarmed"]);
+    let look = sample::off(line.after(1).now, Server::Silent);
+    line.looked(look);
+    assert_eq!(codes(&line), ["crashed", "wake_unarmed"], "nobody shows that key any more");
+    line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| look.wake_armed = Some(true));
+    assert_eq!(attention(&line), []);
 }
 
 #[test]
