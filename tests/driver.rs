@@ -289,9 +289,11 @@ async fn a_command_that_waits_for_a_look_keeps_its_place_in_the_line() {
     bench.state("gpu-idle").await;
     tokio::time::sleep(Duration::from_mins(1)).await;
     bench.world.sim().faults.looks_hang = true;
+    let began = Instant::now();
     let off = || bench.send(Command::Shutdown(PowerChoice::PowerOff, Options::default()));
-    for answer in [off(), off(), bench.send(hold(Held::Awake, None))] {
+    for (answer, second) in [(off(), 3), (off(), 6), (bench.send(hold(Held::Awake, None)), 6)] {
         timeout(LONG, answer).await.expect("in time").expect("answered");
+        assert_eq!(began.elapsed().as_secs(), second, "no look came in time");
     }
 }
 
