@@ -38,7 +38,9 @@ def llama_cpp_killed_in_the_middle_of_a_save_has_the_older_generation_restored(g
     talk = _begin(gpu, wechsler)
     wechsler.do("slots", "save")
     talk.say("and on ")
-    kill = f"until ls {SLOTS}/*.part >/dev/null 2>&1; do :; done; systemctl kill --signal=KILL {LLAMA}"
+    # Whom to kill is asked first, and no process is started after that: on a busy machine that takes longer than the save.
+    main = f"main=$(systemctl show --property=MainPID --value {LLAMA})"
+    kill = f"{main}; until set -- {SLOTS}/*.part && [ -e $1 ]; do :; done; kill -KILL $main"
     killer = threading.Thread(target=gpu.ssh, args=(kill,))
     killer.start()
     result = wechsler.do("slots", "save", code=1)
