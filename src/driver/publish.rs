@@ -563,3 +563,6 @@ fn restore_status(restore: &LastRestore) -> RestoreStatus {
 #[cfg(test)]
 #[path = "publish_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "publish_words_tests.rs"]
+mod words_tests;

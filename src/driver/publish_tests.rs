@@ -560,14 +560,6 @@ async fn what_an_earlier_run_was_asked_is_not_told_of_this_one() {
     assert_eq!(scene.status().backends["llama-cpp"].in_flight, None);
 }
 
-#[test]
-fn each_thing_that_a_backend_can_be_seen_as_has_its_word() {
-    use Seen::{CrashLoop, Lingering, Loading, Missing, Running, Sick, Stopped, Stranger, Unknown};
-    let all = [Unknown, Missing, Stopped, Lingering, Loading, Running, CrashLoop, Sick, Stranger];
-    let words = ["unknown", "missing", "stopped", "lingering", "loading", "running", "crash-loop", "sick", "stranger"];
-    assert_eq!(all.map(seen_name), words);
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_slot_that_is_used_or_that_chosen_names_may_have_gone_into_claims_no_restore() {
     let mut scene = Scene::running();

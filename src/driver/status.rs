@@ -297,3 +297,31 @@ pub struct HoldStatus {
     /// Who.
     pub by: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_counts_seconds_goes_on_between_two_looks() {
+        let made = tokio::time::Instant::now();
+        let used = |last_used_seconds| BackendStatus { last_used_seconds, ..BackendStatus::default() };
+        let status = Status {
+            uptime_seconds: Some(60),
+            ages: BTreeMap::from([("gpu".into(), 1.5)]),
+            operation: Some(OperationStatus { elapsed_seconds: 2.0, ..OperationStatus::default() }),
+            backends: BTreeMap::from([("a".into(), used(Some(7.25))), ("b".into(), used(None))]),
+            made: Some(made),
+            ..Status::default()
+        };
+        let later = status.at(made + Duration::from_millis(2500));
+        assert_eq!(later.uptime_seconds, Some(62));
+        assert_eq!(later.ages["gpu"].to_string(), "4");
+        assert_eq!(later.operation.map(|op| op.elapsed_seconds.to_string()).as_deref(), Some("4.5"));
+        assert_eq!(later.backends["a"].last_used_seconds, Some(9.75));
+        assert_eq!(later.backends["b"].last_used_seconds, None);
+        assert_eq!(later.made, Some(made + Duration::from_millis(2500)));
+        let never_made = Status { made: None, ..status };
+        assert_eq!(never_made.at(made).uptime_seconds, Some(60));
+    }
+}
