@@ -51,6 +51,15 @@ impl Bench {
         Self::with(sim, setup(sim::policy(), None))
     }
 
+    /// On a server that is on, llama.cpp started.
+    async fn running() -> Self {
+        let bench = Self::new(on());
+        bench.state("gpu-idle").await;
+        let op = bench.accepted(START).await;
+        bench.ended(op).await;
+        bench
+    }
+
     fn with(sim: Sim, setup: Setup) -> Self {
         let world = World::new(sim);
         let (end, told) = watch::channel(false);
@@ -172,10 +181,7 @@ async fn a_cold_start_wakes_boots_and_starts() {
 
 #[tokio::test(start_paused = true)]
 async fn a_switch_saves_stops_starts_and_switching_back_restores() {
-    let bench = Bench::new(on());
-    bench.state("gpu-idle").await;
-    let op = bench.accepted(START).await;
-    bench.ended(op).await;
+    let bench = Bench::running().await;
     bench.world.sim().converse(LLAMA, 500);
     let op = bench.accepted(Command::Switch(VLLM, Options::default())).await;
     let record = bench.ended(op).await;
@@ -203,10 +209,7 @@ async fn a_switch_saves_stops_starts_and_switching_back_restores() {
 
 /// llama.cpp holds a conversation, and cannot be saved when that is wanted.
 async fn about_to_lose_a_conversation() -> Bench {
-    let bench = Bench::new(on());
-    bench.state("gpu-idle").await;
-    let op = bench.accepted(START).await;
-    bench.ended(op).await;
+    let bench = Bench::running().await;
     bench.world.sim().converse(LLAMA, 500);
     tokio::time::sleep(Duration::from_secs(1)).await;
     bench.world.sim().faults.save_fails = true;
@@ -365,10 +368,7 @@ async fn every_command_is_answered_whatever_state_it_meets() {
 
 #[tokio::test(start_paused = true)]
 async fn told_to_end_in_the_middle_of_an_order_it_leaves_the_world_as_it_is() {
-    let bench = Bench::new(on());
-    bench.state("gpu-idle").await;
-    let op = bench.accepted(START).await;
-    bench.ended(op).await;
+    let bench = Bench::running().await;
     bench.world.sim().faults.stop_hangs = true;
     bench.accepted(Command::Stop(Options::default())).await;
     bench.until(|s| s.phase.as_deref() == Some("stopping")).await;
@@ -486,10 +486,7 @@ async fn how_long_things_take_is_learnt_and_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn how_long_a_save_takes_is_learnt_from_its_answer() {
-    let bench = Bench::new(on());
-    bench.state("gpu-idle").await;
-    let op = bench.accepted(START).await;
-    bench.ended(op).await;
+    let bench = Bench::running().await;
     for expected in [None, Some(0.4)] {
         bench.world.sim().converse(LLAMA, 300);
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -622,10 +619,7 @@ async fn at_rest_the_world_is_left_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_that_hangs_is_killed_once_and_the_switch_goes_on() {
-    let bench = Bench::new(on());
-    bench.state("gpu-idle").await;
-    let op = bench.accepted(START).await;
-    bench.ended(op).await;
+    let bench = Bench::running().await;
     bench.world.sim().faults.stop_hangs = true;
     let op = bench.accepted(Command::Switch(VLLM, Options::default())).await;
     let record = bench.ended(op).await;
@@ -638,10 +632,7 @@ async fn a_stop_that_hangs_is_killed_once_and_the_switch_goes_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_switch_costs_little_beyond_what_stopping_and_loading_take() {
-    let bench = Bench::new(on());
-    bench.state("gpu-idle").await;
-    let op = bench.accepted(START).await;
-    bench.ended(op).await;
+    let bench = Bench::running().await;
     tokio::time::sleep(Duration::from_mins(1)).await;
     let bare = {
         let mut sim = bench.world.sim();

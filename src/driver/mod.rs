@@ -72,6 +72,50 @@ pub(crate) fn tests_policy() -> crate::machine::Policy {
 }
 
 #[cfg(test)]
+pub(crate) fn tests_setup() -> Setup {
+    use std::time::Duration;
+
+    let facts = |name: &str, seconds| BackendFacts {
+        unit: format!("{name}.service"),
+        public_url: format!("http://{name}:8080/v1"),
+        expected_start: Duration::from_secs(seconds),
+    };
+    Setup {
+        server: "gpu".into(),
+        policy: tests_policy().into(),
+        backends: vec![facts("llama-cpp", 8), facts("vllm", 80)],
+        probe: crate::config::Probe {
+            rest: Duration::from_secs(10),
+            busy: Duration::from_millis(30),
+            waiting: Duration::from_secs(1),
+            http_timeout: Duration::from_secs(2),
+        },
+        state_dir: None,
+        pulse: None,
+    }
+}
+
+/// A unit of which nothing else is known.
+#[cfg(test)]
+pub(crate) fn tests_unit(active: crate::machine::reading::ActiveState) -> crate::machine::reading::UnitState {
+    crate::machine::reading::UnitState {
+        active,
+        sub: String::new(),
+        job: false,
+        main_pid: None,
+        invocation: None,
+        restarts: 0,
+        result: String::new(),
+        exec_status: 0,
+        active_since: None,
+        timeout_stop: None,
+        fragment: String::new(),
+        enabled: String::new(),
+        processes_left: false,
+    }
+}
+
+#[cfg(test)]
 pub(crate) fn tests_saved_slot() -> crate::machine::reading::SavedSlot {
     crate::machine::reading::SavedSlot {
         name: "localbot".into(),

@@ -359,8 +359,8 @@ pub(super) fn given_up(source: Source, at: Instant, backends: usize) -> Reading 
 mod tests {
     use super::*;
     use crate::{
-        driver::tests_policy,
-        machine::{BackendId, BootId, Invocation, Machine, Options, VerbId, reading::UnitState},
+        driver::{tests_policy, tests_unit},
+        machine::{BackendId, BootId, Invocation, Machine, Options, VerbId},
     };
 
     const PROBE: Probe = Probe {
@@ -383,24 +383,7 @@ mod tests {
     /// The server answers; the unit of each backend is as given.
     fn answers(units: &[ActiveState], asked: Instant) -> Reading {
         let unit = |active: &ActiveState| BackendReading {
-            unit: Some(Dated {
-                at: asked,
-                value: Unit::Loaded(UnitState {
-                    active: *active,
-                    sub: String::new(),
-                    job: false,
-                    main_pid: None,
-                    invocation: None,
-                    restarts: 0,
-                    result: String::new(),
-                    exec_status: 0,
-                    active_since: None,
-                    timeout_stop: None,
-                    fragment: String::new(),
-                    enabled: String::new(),
-                    processes_left: false,
-                }),
-            }),
+            unit: Some(Dated { at: asked, value: Unit::Loaded(tests_unit(*active)) }),
             ..BackendReading::default()
         };
         Reading {

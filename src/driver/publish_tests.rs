@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    driver::{BackendFacts, tests_policy},
+    driver::{tests_setup, tests_unit},
     machine::{
         BootId, HoldId, Invocation, Machine, OpId, Operation, Place, RequestId, Selection,
         reading::{ActiveState, GpuDevice, GpuProcess, Reuse, UnitState},
@@ -20,29 +20,11 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let policy = tests_policy();
-        let facts = |name: &str, seconds| BackendFacts {
-            unit: format!("{name}.service"),
-            public_url: format!("http://{name}:8080/v1"),
-            expected_start: Duration::from_secs(seconds),
-        };
-        let probe = crate::config::Probe {
-            rest: Duration::from_secs(10),
-            busy: Duration::from_millis(30),
-            waiting: Duration::from_secs(1),
-            http_timeout: Duration::from_secs(2),
-        };
+        let setup = tests_setup();
         Self {
-            view: Machine::new(policy.clone(), vec![]).view(),
+            view: Machine::new((*setup.policy).clone(), vec![]).view(),
             reading: Reading { backends: vec![BackendReading::default(); 2], ..Reading::default() },
-            setup: Setup {
-                server: "gpu".into(),
-                policy: policy.into(),
-                backends: vec![facts("llama-cpp", 8), facts("vllm", 80)],
-                probe,
-                state_dir: None,
-                pulse: None,
-            },
+            setup,
             clock: Clock::start(),
             history: History::default(),
             powered_off: false,
@@ -59,19 +41,13 @@ impl Scene {
         scene.view.look.backends[1].seen = Seen::Stopped;
         let backend = &mut scene.reading.backends[0];
         backend.unit = dated(Unit::Loaded(UnitState {
-            active: ActiveState::Active,
             sub: "running".into(),
-            job: false,
             main_pid: Some(7),
             invocation: Some(Invocation(1)),
-            restarts: 0,
             result: "success".into(),
-            exec_status: 0,
-            active_since: None,
-            timeout_stop: None,
             fragment: "/etc/systemd/system/llama-cpp.service".into(),
             enabled: "enabled".into(),
-            processes_left: false,
+            ..tests_unit(ActiveState::Active)
         }));
         backend.http =
             dated(Http::Ready(Identity { model: Some("Nemotron".into()), n_ctx: Some(196_608), build: None }));

@@ -1,9 +1,12 @@
 //! How single things are told in the status document.
 
 use super::*;
-use crate::machine::{
-    Instant,
-    reading::{ActiveState, Reuse, UnitState},
+use crate::{
+    driver::tests_unit,
+    machine::{
+        Instant,
+        reading::{ActiveState, Reuse, UnitState},
+    },
 };
 
 #[test]
@@ -17,19 +20,11 @@ fn each_thing_that_a_backend_can_be_seen_as_has_its_word() {
 #[test]
 fn a_unit_is_told_as_systemd_has_it_while_the_server_answers() {
     let state = UnitState {
-        active: ActiveState::Failed,
         sub: "failed".into(),
-        job: false,
-        main_pid: None,
-        invocation: None,
         restarts: 3,
         result: "signal".into(),
         exec_status: 9,
-        active_since: None,
-        timeout_stop: None,
-        fragment: String::new(),
-        enabled: String::new(),
-        processes_left: false,
+        ..tests_unit(ActiveState::Failed)
     };
     let read = |state: &UnitState| BackendReading {
         unit: Some(Dated { at: Instant::START, value: Unit::Loaded(state.clone()) }),

@@ -95,24 +95,7 @@ mod tests {
 
     #[test]
     fn a_start_takes_as_long_as_it_used_to_or_as_it_is_configured() {
-        let facts = |seconds| BackendFacts {
-            unit: String::new(),
-            public_url: String::new(),
-            expected_start: Duration::from_secs(seconds),
-        };
-        let setup = Setup {
-            server: "gpu".into(),
-            policy: crate::driver::tests_policy().into(),
-            backends: vec![facts(8), facts(80)],
-            probe: Probe {
-                rest: Duration::from_secs(10),
-                busy: Duration::from_millis(30),
-                waiting: Duration::from_secs(1),
-                http_timeout: Duration::from_secs(2),
-            },
-            state_dir: None,
-            pulse: None,
-        };
+        let setup = crate::driver::tests_setup();
         let mut history = History::default();
         history.start.entry("llama-cpp".into()).or_default().add(Duration::from_secs(5));
         let all: Vec<f64> = (0..3).map(|index| setup.start_of(index, &history)).collect();

@@ -16,7 +16,7 @@ impl Sim {
     pub fn look(&mut self, ask: Ask, now: Instant) -> Reading {
         self.advance(now);
         self.looks += 1;
-        let up = matches!(self.power, Power::On | Power::GoingDown { .. });
+        let up = self.is_up();
         let turned_away = self.faults.wrong_key || self.faults.login_refused;
         let ssh = up && !self.faults.ssh_silent && !turned_away;
         if ssh && !self.answered_before {

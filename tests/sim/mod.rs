@@ -423,9 +423,14 @@ impl Sim {
         }
     }
 
-    /// It is up, and SSH carries orders and answers.
+    /// It runs, if only on its way down.
+    pub const fn is_up(&self) -> bool {
+        matches!(self.power, Power::On | Power::GoingDown { .. })
+    }
+
+    /// ... and SSH carries orders and answers.
     pub const fn is_heard(&self) -> bool {
-        matches!(self.power, Power::On | Power::GoingDown { .. }) && !self.faults.ssh_silent
+        self.is_up() && !self.faults.ssh_silent
     }
 
     /// The SSH session is given up; the next answer comes from another one.

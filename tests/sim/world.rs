@@ -87,8 +87,7 @@ impl driver::World for World {
         let (reading, takes) = {
             let mut sim = self.sim();
             let reading = sim.look(ask, now);
-            let answers = matches!(sim.power, super::Power::On | super::Power::GoingDown { .. });
-            let silent = !answers || sim.faults.ssh_silent || sim.faults.http_silent;
+            let silent = !sim.is_up() || sim.faults.ssh_silent || sim.faults.http_silent;
             let takes = match (sim.faults.looks_hang, silent) {
                 (true, _) => None,
                 (_, true) => Some(self.silent_after),
