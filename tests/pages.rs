@@ -32,6 +32,21 @@ fn the_list_of_laws_is_that_of_the_specification() {
 }
 
 #[test]
+fn the_page_of_the_specification_says_how_much_is_explored() {
+    let read = |file| fs::read_to_string(tests().join("spec").join(file)).expect("a page");
+    let (mut worlds, mut states, mut edges) = (0, 0, 0);
+    for line in read("matrix.txt").lines().take_while(|line| !line.starts_with("== ")) {
+        if let Some((world, _)) = line.strip_suffix(" edges").and_then(|line| line.split_once(" states, ")) {
+            let number = |text: &str| text.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).expect("a number");
+            (worlds, states, edges) =
+                (worlds + 1, states + number(world), edges + number(line.trim_end_matches(" edges")));
+        }
+    }
+    let said = format!("| {worlds} worlds, {states} states, {edges} edges, {} laws |", LAWS.len());
+    assert!(read("README.md").contains(&said), "tests/spec/README.md should say: {said}");
+}
+
+#[test]
 fn every_test_and_what_it_is_made_of_is_on_the_page() {
     let text = fs::read_to_string(tests().join("README.md")).expect("the page");
     for entry in fs::read_dir(tests()).expect("the folder of tests") {

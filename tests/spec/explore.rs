@@ -197,6 +197,33 @@ pub fn explore(world: &World, mut visit: impl FnMut(&Edge) -> ControlFlow<()>) -
     graph
 }
 
+/// The shortest way of `world` to the state that `wanted` is in: what happened, and when. It is sought only when something
+/// is wrong, and explored for once more.
+pub fn way_to(world: &World, wanted: &Machine) -> Vec<(&'static str, Instant)> {
+    let mut known = Set::from_iter([Machine::new((world.policy)(), vec![]).key()]);
+    let mut steps: Vec<(u64, u64, (&'static str, Instant))> = vec![];
+    let wanted = wanted.key();
+    explore(world, |e| {
+        if known.contains(&wanted) {
+            return ControlFlow::Break(());
+        }
+        let to = e.after.key();
+        if known.insert(to) {
+            steps.push((e.before.key(), to, (e.act, e.now)));
+        }
+        ControlFlow::Continue(())
+    });
+    let (mut way, mut at) = (vec![], wanted);
+    for (from, to, step) in steps.into_iter().rev() {
+        if to == at {
+            way.push(step);
+            at = from;
+        }
+    }
+    way.reverse();
+    way
+}
+
 /// Every state of `world`, each as it was first met.
 pub fn states(world: &World) -> Vec<Machine> {
     let mut states = vec![Machine::new((world.policy)(), vec![])];

@@ -8,87 +8,65 @@ use std::{
 };
 
 use wechsler::machine::{
-    Answer, BootPhase, Command, Effect, End, Event, Ignored, Kind, Outcome, PowerChoice, Server, Verb,
+    Answer, BootPhase, Command, Effect, End, Event, Ignored, Kind, Look, Outcome, PowerChoice, Server, Verb,
 };
 
 use super::explore::{Edge, Set};
 
-/// Every kind of event. `wechsler`'s journal of steps tells events, and from an event follows its kind.
-pub const EVENTS: &[&str] = &[
-    "look: silence",
-    "look: booting",
-    "look: waits for a passphrase",
-    "look: wrong host key",
-    "look: login refused",
-    "look: on, no backend up",
-    "look: on, one up",
-    "look: on, several up",
-    "look: no SSH, but a backend answers",
-    "answer: succeeded",
-    "answer: failed",
-    "answer: lost",
-    "command: start",
-    "command: switch",
-    "command: stop",
-    "command: restart",
-    "command: wake",
-    "command: shutdown --power-off",
-    "command: shutdown --keep-on",
-    "command: resolve",
-    "command: cancel",
-    "command: hold",
-    "command: release",
-    "command: slots save",
-    "command: slots restore",
-    "tick",
-];
+macro_rules! kinds {
+    ($($kind:literal: $event:pat $(if $so:expr)?,)*) => {
+        /// Every kind of event. `wechsler`'s journal of steps tells events, and from an event follows its kind.
+        pub const EVENTS: &[&str] = &[$($kind),*];
 
-/// The kind of `event`, one of [`EVENTS`]; `None` for a look that asked nothing.
-pub fn kind_of(event: &Event) -> Option<&'static str> {
-    Some(match event {
-        Event::Looked(look) => match look.server {
-            Server::NotLooked => return None,
-            Server::Silent => "look: silence",
-            Server::Booting(BootPhase::Booting) => "look: booting",
-            Server::Booting(BootPhase::Preboot) => "look: waits for a passphrase",
-            Server::Booting(BootPhase::WrongHostKey) => "look: wrong host key",
-            Server::Booting(BootPhase::AuthRefused) => "look: login refused",
-            Server::Uncontrolled => "look: no SSH, but a backend answers",
-            Server::On { .. } => match look.backends.iter().filter(|b| b.seen.is_up()).count() {
-                0 => "look: on, no backend up",
-                1 => "look: on, one up",
-                _ => "look: on, several up",
-            },
-        },
-        Event::Finished { outcome, .. } => match outcome {
-            Outcome::Succeeded(_) => "answer: succeeded",
-            Outcome::Failed(_) => "answer: failed",
-            Outcome::Unknown(_) => "answer: lost",
-        },
-        Event::Commanded { command, .. } => match command {
-            Command::Start(..) => "command: start",
-            Command::Switch(..) => "command: switch",
-            Command::Stop(_) => "command: stop",
-            Command::Restart(..) => "command: restart",
-            Command::Wake(_) => "command: wake",
-            Command::Shutdown(PowerChoice::PowerOff, _) => "command: shutdown --power-off",
-            Command::Shutdown(PowerChoice::KeepOn, _) => "command: shutdown --keep-on",
-            Command::Resolve(..) => "command: resolve",
-            Command::Cancel => "command: cancel",
-            Command::Hold(_) => "command: hold",
-            Command::Release(_) => "command: release",
-            Command::SaveSlots(..) => "command: slots save",
-            Command::RestoreSlots(..) => "command: slots restore",
-        },
-        Event::Tick => "tick",
-    })
+        /// The kind of `event`, one of [`EVENTS`]; `None` for a look that asked nothing.
+        pub fn kind_of(event: &Event) -> Option<&'static str> {
+            Some(match event {
+                Event::Looked(Look { server: Server::NotLooked, .. }) => return None,
+                $($event $(if $so)? => $kind,)*
+            })
+        }
+    };
+}
+
+kinds! {
+    "look: silence": Event::Looked(Look { server: Server::Silent, .. }),
+    "look: booting": Event::Looked(Look { server: Server::Booting(BootPhase::Booting), .. }),
+    "look: waits for a passphrase": Event::Looked(Look { server: Server::Booting(BootPhase::Preboot), .. }),
+    "look: wrong host key": Event::Looked(Look { server: Server::Booting(BootPhase::WrongHostKey), .. }),
+    "look: login refused": Event::Looked(Look { server: Server::Booting(BootPhase::AuthRefused), .. }),
+    "look: on, no backend up": Event::Looked(look @ Look { server: Server::On { .. }, .. }) if up(look) == 0,
+    "look: on, one up": Event::Looked(look @ Look { server: Server::On { .. }, .. }) if up(look) == 1,
+    "look: on, several up": Event::Looked(Look { server: Server::On { .. }, .. }),
+    "look: no SSH, but a backend answers": Event::Looked(Look { server: Server::Uncontrolled, .. }),
+    "answer: succeeded": Event::Finished { outcome: Outcome::Succeeded(_), .. },
+    "answer: failed": Event::Finished { outcome: Outcome::Failed(_), .. },
+    "answer: lost": Event::Finished { outcome: Outcome::Unknown(_), .. },
+    "command: start": Event::Commanded { command: Command::Start(..), .. },
+    "command: switch": Event::Commanded { command: Command::Switch(..), .. },
+    "command: stop": Event::Commanded { command: Command::Stop(_), .. },
+    "command: restart": Event::Commanded { command: Command::Restart(..), .. },
+    "command: wake": Event::Commanded { command: Command::Wake(_), .. },
+    "command: shutdown --power-off": Event::Commanded { command: Command::Shutdown(PowerChoice::PowerOff, _), .. },
+    "command: shutdown --keep-on": Event::Commanded { command: Command::Shutdown(PowerChoice::KeepOn, _), .. },
+    "command: resolve": Event::Commanded { command: Command::Resolve(..), .. },
+    "command: cancel": Event::Commanded { command: Command::Cancel, .. },
+    "command: hold": Event::Commanded { command: Command::Hold(_), .. },
+    "command: release": Event::Commanded { command: Command::Release(_), .. },
+    "command: slots save": Event::Commanded { command: Command::SaveSlots(..), .. },
+    "command: slots restore": Event::Commanded { command: Command::RestoreSlots(..), .. },
+    "tick": Event::Tick,
+}
+
+fn up(look: &Look) -> usize {
+    look.backends.iter().filter(|b| b.seen.is_up()).count()
 }
 
 /// One thing that comes of an event: what is asked for, in this order, and the leaf then.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cell {
     leaf: Kind,
-    event: &'static str,
+    /// The kind of event.
+    pub event: &'static str,
     effects: [Option<Deed>; MOST_EFFECTS],
     to: Kind,
     ignored: Option<Ignored>,
@@ -188,6 +166,9 @@ pub const fn word_of(verb: Verb) -> &'static str {
 const FILE: &str = "matrix.txt";
 const NOT_REACHED: &str = "not reached";
 
+/// What to do when the machine is to do something else.
+pub const MEANT: &str = "If that is meant: `UPDATE_MATRIX=1 cargo test --test laws`, and read the diff.";
+
 /// Writes the file anew instead of comparing.
 pub fn is_updated() -> bool {
     std::env::var_os("UPDATE_MATRIX").is_some()
@@ -204,10 +185,15 @@ pub fn settle(file: &str, new: &str) {
         return;
     }
     let old = std::fs::read_to_string(path(file)).unwrap_or_default();
-    let gone: Vec<&str> = old.lines().filter(|line| !new.lines().any(|new| new == *line)).take(9).collect();
+    let only = |this: &str, that: &str| {
+        let lines: Vec<&str> = this.lines().filter(|line| !that.lines().any(|other| other == *line)).take(9).collect();
+        lines.join("\n    ")
+    };
     assert!(
         old == new,
-        "tests/spec/{file} is stale: run `UPDATE_MATRIX=1 cargo test --test laws` and read the diff; gone: {gone:?}"
+        "tests/spec/{file} is stale. {MEANT}\ngone:\n    {}\nnew:\n    {}",
+        only(&old, new),
+        only(new, &old)
     );
 }
 
@@ -237,9 +223,12 @@ impl Committed {
         Self { figures, lines }
     }
 
-    /// A world is as large as this.
-    pub fn has_figures(&self, line: &str) -> bool {
-        self.figures.contains(line)
+    /// How large `world` is.
+    pub fn figures(&self, world: &str) -> Option<&str> {
+        self.figures
+            .iter()
+            .map(String::as_str)
+            .find(|line| line.strip_prefix(world).is_some_and(|l| l.starts_with(": ")))
     }
 
     /// It has this cell.

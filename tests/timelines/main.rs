@@ -113,10 +113,11 @@ fn orders(effects: &[Effect]) -> Vec<(VerbId, Verb)> {
 }
 
 /// The one order in `effects`.
+#[track_caller]
 fn order(effects: &[Effect]) -> (VerbId, Verb) {
     let all = orders(effects);
-    assert_eq!(all.len(), 1, "{effects:?}");
-    all[0]
+    let [one] = all[..] else { panic!("one order, and not {all:?}, in {effects:?}") };
+    one
 }
 
 fn failure(effects: &[Effect]) -> Option<Failure> {

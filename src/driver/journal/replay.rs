@@ -91,7 +91,7 @@ pub struct ReplayError {
 pub enum Why {
     /// The machine does something else now.
     #[error("the machine differs\n{0}")]
-    Differs(Box<Difference>),
+    Differs(Difference),
     /// It is of a journal that a newer program has written.
     #[error(
         "written by version {version}, in format {format}; this is version {}, which reads up to format {FORMAT}",
@@ -119,9 +119,29 @@ pub enum Why {
 
 /// What is written, and what came out.
 #[derive(Debug)]
-pub struct Difference {
-    /// What was to be taken.
-    pub event: Option<Event>,
+pub enum Difference {
+    /// Of a step.
+    Step(Box<StepDifference>),
+    /// Of a machine that the journal tells whole.
+    Machine {
+        /// What is written.
+        written: serde_json::Value,
+        /// What came out.
+        replayed: serde_json::Value,
+    },
+}
+
+/// A step that comes out otherwise.
+#[derive(Debug)]
+pub struct StepDifference {
+    /// When it was taken.
+    pub at: Instant,
+    /// What the machine goes by.
+    pub policy: Policy,
+    /// Where the machine was.
+    pub before: Place,
+    /// What happened.
+    pub event: Event,
     /// What is written.
     pub written: Outcome,
     /// What came out.
@@ -130,20 +150,21 @@ pub struct Difference {
 
 /// What came of a step.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    /// What was asked for, and where the machine is.
-    Step(Vec<Effect>, Place),
-    /// The whole machine, where a journal tells it.
-    Machine(serde_json::Value),
+pub struct Outcome {
+    /// What was asked for.
+    pub effects: Vec<Effect>,
+    /// Where the machine is then.
+    pub place: Place,
 }
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(event) = &self.event {
-            writeln!(f, "  by {event:?}")?;
+        match self {
+            Self::Step(step) => {
+                write!(f, "  by {:?}\n  written:  {:?}\n  replayed: {:?}", step.event, step.written, step.replayed)
+            }
+            Self::Machine { written, replayed } => write!(f, "  written:  {written}\n  replayed: {replayed}"),
         }
-        writeln!(f, "  written:  {:?}", self.written)?;
-        write!(f, "  replayed: {:?}", self.replayed)
     }
 }
 
@@ -207,7 +228,7 @@ pub fn replay(mut journal: impl BufRead, mut told: impl FnMut(Told<'_>)) -> Resu
                     && let Some(life) = &mut life
                 {
                     life.look_again(line, &same, &mut told).map_err(wrong)?;
-                    let written = Outcome::Step(effects.into_owned(), place);
+                    let written = Outcome { effects: effects.into_owned(), place };
                     life.take(line, at, &event, &written, &mut told).map_err(wrong)?;
                     summary.steps += same.len() as u64 + 1;
                 }
@@ -270,8 +291,7 @@ fn same_machine(written: &Machine, replayed: &Machine) -> Result<(), Why> {
     if written == replayed {
         return Ok(());
     }
-    let (written, replayed) = (Outcome::Machine(written), Outcome::Machine(replayed));
-    Err(Why::Differs(Box::new(Difference { event: None, written, replayed })))
+    Err(Why::Differs(Difference::Machine { written, replayed }))
 }
 
 impl Life {
@@ -279,7 +299,7 @@ impl Life {
     fn look_again(&mut self, line: u64, same: &[Moments], told: &mut impl FnMut(Told<'_>)) -> Result<(), Why> {
         for moments in same {
             let (at, look) = moments.of_look(&self.look).ok_or(Why::Misfit("a look"))?;
-            let written = Outcome::Step(vec![], self.machine.place());
+            let written = Outcome { effects: vec![], place: self.machine.place() };
             self.take(line, at, &Event::Looked(look), &written, told)?;
         }
         Ok(())
@@ -298,17 +318,22 @@ impl Life {
         }
         let before = self.machine.clone();
         let effects = self.machine.step(at, event);
-        let replayed = Outcome::Step(effects, self.machine.place());
+        let replayed = Outcome { effects, place: self.machine.place() };
         if replayed != *written {
-            let (event, written) = (Some(event.clone()), written.clone());
-            return Err(Why::Differs(Box::new(Difference { event, written, replayed })));
+            return Err(Why::Differs(Difference::Step(Box::new(StepDifference {
+                at,
+                policy: before.policy().clone(),
+                before: before.place(),
+                event: event.clone(),
+                written: written.clone(),
+                replayed,
+            }))));
         }
         if let Event::Looked(look) = event {
             self.look.clone_from(look);
         }
         self.steps += 1;
-        let Outcome::Step(effects, _) = &replayed else { return Ok(()) };
-        told(Told::Step(Step { line, at, before: &before, event, effects, after: &self.machine }));
+        told(Told::Step(Step { line, at, before: &before, event, effects: &replayed.effects, after: &self.machine }));
         Ok(())
     }
 }

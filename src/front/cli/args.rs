@@ -138,7 +138,7 @@ pub enum Verb {
     /// See it all at work on a virtual server in this process; needs nothing and leaves nothing.
     #[cfg(feature = "virtual-server")]
     Demo {
-        /// A quarter of a minute instead of a whole one.
+        /// Half a minute instead of a whole one.
         #[arg(long)]
         fast: bool,
         /// Keep the server and its daemon running at the end, to be tried from another terminal, until Ctrl-C.
@@ -147,9 +147,8 @@ pub enum Verb {
     },
     /// Run a daemon's journal of steps through the machine again, show each step, and say where it differs.
     ///
-    /// For those who work on the program. The journal is `steps.jsonl` in the daemon's state directory, the one before it
-    /// `steps.1.jsonl`. Copied into tests/journals/, it is a test.
-    #[command(hide = true)]
+    /// For those who look for a fault in the program. The journal is `steps.jsonl` in the daemon's state directory
+    /// (/var/lib/wechsler), the one before it `steps.1.jsonl`. Copied into tests/journals/, it is a test.
     Replay {
         /// The journal.
         file: PathBuf,

@@ -1,18 +1,18 @@
 //! `replay`: a journal of steps, step by step, for people.
 
-use std::{fs, io::BufReader, path::Path};
+use std::{collections::BTreeSet, fs, io::BufReader, path::Path};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::{
     text::{plain, say_line},
     trouble::{Exit, Trouble},
 };
 use crate::{
-    driver::replay::{ReplayError, Step, Summary, Told, Why, replay},
+    driver::replay::{Difference, Outcome, ReplayError, Step, Summary, Told, Why, replay},
     machine::{
-        Answer, BackendId, BackendLook, Command, Effect, End, Event, Goal, Held, Look, Outcome, Policy, Seen, Server,
-        Use, Verb, Warning,
+        self, Answer, BackendId, BackendLook, Command, Effect, End, Event, Goal, Held, Instant, Look, Place, Policy,
+        Seen, Server, Use, Verb, Warning,
     },
 };
 
@@ -29,10 +29,24 @@ pub(super) fn show(file: &Path, as_json: bool) -> Result<Exit, Trouble> {
     });
     page.end_of_same();
     let summary = replayed.map_err(|error| match error {
-        ReplayError { why: Why::Differs(_), .. } => Trouble::new(Exit::Failed, "differs", error.to_string()),
+        ReplayError { line, why: Why::Differs(difference) } => Trouble::new(
+            Exit::Failed,
+            "differs",
+            format!("{}: line {line}: the machine differs\n{}", file.display(), differing(&difference)),
+        )
+        .hint("the journal's first line says which version wrote it: is it this one, of the same build?"),
         error => unreadable(&error),
     })?;
     let Summary { lives, steps, gaps, passed_over, torn } = summary;
+    let more = format!(
+        "steps are missing in {} ({} passed over), {} cut short",
+        count(gaps, "place"),
+        count(passed_over, "line"),
+        count(torn, "line")
+    );
+    if steps == 0 {
+        return Err(unreadable(&format!("there is nothing to replay: {more}")));
+    }
     if as_json {
         let told = json!({
             "outcome": "done", "exit_code": 0, "lives": lives, "steps": steps, "gaps": gaps,
@@ -41,11 +55,48 @@ pub(super) fn show(file: &Path, as_json: bool) -> Result<Exit, Trouble> {
         say_line(&told.to_string());
     } else {
         say_line(&format!(
-            "{steps} steps in {lives} lives came out as written; steps are missing in {gaps} places ({passed_over} lines \
-             passed over), {torn} lines were cut short"
+            "{} in {} came out as written; {more}",
+            count(steps, "step"),
+            if lives == 1 { "1 life".to_owned() } else { format!("{lives} lives") }
         ));
     }
     Ok(Exit::Done)
+}
+
+fn count(n: u64, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// What is written and what came out, each as the page shows it.
+fn differing(difference: &Difference) -> String {
+    match difference {
+        Difference::Step(step) => {
+            let names = Names(&step.policy);
+            let happened = names.happened(step.at, step.before, &step.event);
+            let came = |outcome: &Outcome| names.came(&outcome.effects, step.before, outcome.place);
+            format!("{happened}\n  written: {}\n  replayed:{}", came(&step.written), came(&step.replayed))
+        }
+        Difference::Machine { written, replayed } => {
+            let mut places = vec![];
+            unlike("machine", written, replayed, &mut places);
+            places.join("\n")
+        }
+    }
+}
+
+/// Where two values are unlike.
+fn unlike(place: &str, written: &Value, replayed: &Value, places: &mut Vec<String>) {
+    match (written, replayed) {
+        (Value::Object(a), Value::Object(b)) => {
+            let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            let of = |object: &Map<String, Value>, name| object.get(name).cloned().unwrap_or_default();
+            for name in names {
+                unlike(&format!("{place}.{name}"), &of(a, name), &of(b, name), places);
+            }
+        }
+        (a, b) if a != b => places.push(format!("  {place}: written {a}, replayed {b}")),
+        _ => {}
+    }
 }
 
 /// Lines, one for each step; looks that show the same are counted.
@@ -98,19 +149,8 @@ fn line(told: &Told<'_>) -> String {
 /// When, what happened, what was asked for, and where that led.
 fn step_line(step: &Step<'_>) -> String {
     let names = Names(step.after.policy());
-    let (before, after) = (step.before.place(), step.after.place());
-    let at = |place: crate::machine::Place| match place.backend {
-        Some(id) => format!("{} {}", place.kind, names.of(id)),
-        None => place.kind.to_string(),
-    };
-    let mut text = format!("{:>12}  {}: {}", step.at.to_string(), at(before), names.event(step.event));
-    for effect in step.effects {
-        text.push_str(&format!(" → {}", names.effect(effect)));
-    }
-    if before != after {
-        text.push_str(&format!(" ⇒ {}", at(after)));
-    }
-    text
+    let before = step.before.place();
+    names.happened(step.at, before, step.event) + &names.came(step.effects, before, step.after.place())
 }
 
 /// Puts names to numbers.
@@ -119,6 +159,23 @@ struct Names<'a>(&'a Policy);
 impl Names<'_> {
     fn of(&self, id: BackendId) -> &str {
         self.0.backends.get(usize::from(id.0)).map_or("?", |b| &b.name)
+    }
+
+    fn place(&self, place: Place) -> String {
+        match place.backend {
+            Some(id) => format!("{} {}", place.kind, self.of(id)),
+            None => place.kind.to_string(),
+        }
+    }
+
+    fn happened(&self, at: Instant, place: Place, event: &Event) -> String {
+        format!("{:>12}  {}: {}", at.to_string(), self.place(place), self.event(event))
+    }
+
+    fn came(&self, effects: &[Effect], before: Place, after: Place) -> String {
+        let effects = effects.iter().map(|effect| format!(" → {}", self.effect(effect)));
+        let moved = (before != after).then(|| format!(" ⇒ {}", self.place(after)));
+        effects.chain(moved).collect()
     }
 
     fn event(&self, event: &Event) -> String {
@@ -223,11 +280,11 @@ fn backend(name: &str, look: &BackendLook) -> String {
     format!("{name} {:?}{use_}", look.seen)
 }
 
-fn ended(outcome: &Outcome) -> String {
+fn ended(outcome: &machine::Outcome) -> String {
     match outcome {
-        Outcome::Succeeded(warnings) => format!("succeeded{}", codes(warnings)),
-        Outcome::Failed(why) => format!("failed: {} {}", why.code, why.message),
-        Outcome::Unknown(why) => format!("is lost: {} {}", why.code, why.message),
+        machine::Outcome::Succeeded(warnings) => format!("succeeded{}", codes(warnings)),
+        machine::Outcome::Failed(why) => format!("failed: {} {}", why.code, why.message),
+        machine::Outcome::Unknown(why) => format!("is lost: {} {}", why.code, why.message),
     }
 }
 
@@ -254,4 +311,17 @@ fn end(end: &End) -> String {
 fn codes(warnings: &[Warning]) -> String {
     let codes: Vec<&str> = warnings.iter().map(|w| w.code.as_str()).collect();
     if codes.is_empty() { String::new() } else { format!(" with {}", codes.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_machines_only_what_is_unlike_is_shown() {
+        let written = json!({"core": {"at": 1, "seen": [1, 2]}, "holds": []});
+        let replayed = json!({"core": {"at": 1, "seen": [1, 3]}, "holds": []});
+        let difference = Difference::Machine { written, replayed };
+        assert_eq!(differing(&difference), "  machine.core.seen: written [1,2], replayed [1,3]");
+    }
 }

@@ -1,2 +1,0 @@
-//! The machine without the daemon around it.
-pub mod machine;
