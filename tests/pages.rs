@@ -25,7 +25,9 @@ fn the_list_of_laws_is_that_of_the_specification() {
     });
     let right = format!("{before}{BEGIN}{laws}{END}{after}");
     if std::env::var_os("UPDATE_PAGES").is_some() {
-        fs::write(&file, right).expect("written");
+        // At once, for others read it meanwhile.
+        let new = file.with_extension("new");
+        fs::write(&new, right).and_then(|()| fs::rename(&new, &file)).expect("written");
         return;
     }
     assert!(text == right, "tests/README.md is stale: run UPDATE_PAGES=1 cargo test --test pages");

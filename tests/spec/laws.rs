@@ -75,7 +75,12 @@ pub const LAWS: &[Law] = &[
     law("an answer to an older order changes nothing", is_stale, stale_is_inert, broken::believes_old_answers),
     law("an early tick changes nothing", is_early_tick, early_tick_is_inert, broken::acts_on_every_tick),
     law("every deadline lies in the future", has_deadline, deadline_ahead, broken::sleeps_through),
-    law("nothing falls through by accident", |_| true, nothing_falls_through, broken::swallows),
+    law(
+        "an event that changes nothing says why, one of a closed list of reasons",
+        |_| true,
+        nothing_falls_through,
+        broken::swallows,
+    ),
     law("a stop is taken in every state but while powering off", is_stop, stop_is_taken, broken::is_too_busy_to_stop),
     law(
         "a cancel ends the operation and orders nothing",
@@ -99,7 +104,7 @@ pub const LAWS: &[Law] = &[
         broken::clings,
     ),
     law(
-        "nothing is started and no power goes off by an old word of who else is there",
+        "nothing is started and no power goes off before it was asked anew who else is there, or the answer is overdue",
         |e| starts(e) || powers_off(e),
         last_look_is_taken,
         broken::trusts_old_words,
