@@ -489,6 +489,18 @@ mod tests {
     }
 
     #[test]
+    fn an_old_look_that_hangs_does_not_keep_the_next_ones_waiting() {
+        let mut schedule = Schedule::new(PROBE);
+        schedule.began(Source::Core, at(1000));
+        schedule.order_ended(Verb::StopUnit(BackendId(0)));
+        schedule.began(Source::Core, at(1001));
+        schedule.ended(Source::Core, at(1001), false, at(1011));
+        schedule.want(Source::Core);
+        let due = schedule.due(Source::Core, &view(Pace::Rest), &Reading::default());
+        assert_eq!(due, Some(Instant::START));
+    }
+
+    #[test]
     fn a_source_that_hung_is_left_alone_for_a_while() {
         let mut schedule = Schedule::new(PROBE);
         schedule.began(Source::Saved, at(0));

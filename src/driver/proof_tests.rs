@@ -283,6 +283,19 @@ fn of_two_slots_used_between_two_looks_nobody_can_say_which_found_what() {
 }
 
 #[test]
+fn numbers_that_fit_by_chance_tell_nothing_of_one_of_two_or_of_one_that_generated_nothing() {
+    let ended = |slot, held| SlotRequest { slot, task: 7, held, under_way: None };
+    let told = |generated, requests: &[SlotRequest]| {
+        let now = Prompts { reused: 100, computed: 20, generated, requests: requests.to_vec() };
+        requests_between(&Prompts::default(), &now)
+    };
+    let reuse = Reuse { reused: 100, computed: 20 };
+    assert_eq!(told(30, &[ended(1, 149)]), Some(BTreeMap::from([(1, reuse)])));
+    assert_eq!(told(30, &[ended(0, 60), ended(1, 149)]), None);
+    assert_eq!(told(0, &[ended(1, 119)]), None);
+}
+
+#[test]
 fn a_request_under_way_since_before_the_restore_is_not_taken_for_one_of_the_restored_slot() {
     let mut scene = Scene::running();
     scene.begins(1, 40);

@@ -34,7 +34,7 @@ use crate::machine::{
     Answer, Command, Effect, End, Event, Goal, Instant, Kind, Machine, OpId, Outcome, Refusal, RequestId, Server, Verb,
     VerbId, View, Warning,
     evidence::judge,
-    reading::{BackendReading, Http, Reading},
+    reading::{Http, Reading},
 };
 
 /// A hold is answered when it is on disk, or after this long.
@@ -84,10 +84,7 @@ pub fn spawn<W: World>(setup: Setup, world: W, shutdown: watch::Receiver<bool>) 
     let mut driver = Driver {
         schedule: Schedule::new(setup.probe),
         keeper: Keeper::start(setup.state_dir.clone()),
-        reading: Reading {
-            backends: vec![BackendReading::default(); setup.policy.backends.len()],
-            ..Reading::default()
-        },
+        reading: Reading::default(),
         world: Arc::new(world),
         setup,
         clock,
