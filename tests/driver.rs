@@ -513,6 +513,33 @@ async fn a_failed_start_ends_together_with_what_its_unit_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_start_that_goes_on_loading_is_not_said_to_be_out_of_reach() {
+    let bench = Bench::new(on());
+    bench.state("gpu-idle").await;
+    bench.world.sim().faults.load_hangs = true;
+    let op = bench.accepted(START).await;
+    assert_eq!(bench.ended(op).await.code.as_deref(), Some("health_timeout"));
+    assert!(bench.world.sim().listens(LLAMA), "and says that it loads");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_journal_numbers_requests_and_tells_a_quiet_server_in_few_lines() {
+    let dir = scratch("quiet");
+    let bench = Bench::with(on(), setup(sim::policy(), Some(&dir)));
+    bench.state("gpu-idle").await;
+    for _ in 0..2 {
+        bench.ask(hold(Held::Awake, None)).await;
+    }
+    tokio::time::sleep(Duration::from_mins(30)).await;
+    bench.shut_down().await;
+    let steps = std::fs::read_to_string(dir.join("steps.jsonl")).expect("the journal");
+    assert!(steps.contains("\"request\":1") && steps.contains("\"request\":2"), "{steps}");
+    let told = steps.lines().filter(|line| line.contains("\"line\":\"step\"")).count();
+    assert!((3..30).contains(&told), "{told} lines\n{steps}");
+    let _ = std::fs::remove_dir_all(&dir);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_switch_leaves_to_tidy_up_is_done_soon_after_it_and_not_on_the_way() {
     let bench = Bench::new(on());
     bench.state("gpu-idle").await;

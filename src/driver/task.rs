@@ -503,15 +503,14 @@ impl<W: World> Driver<W> {
             self.proofs.ordered(backend, &self.reading, &self.view);
         }
         let world = Arc::clone(&self.world);
-        let slack = VERB_SLACK.min(within / 4);
         let slots = self.selections.choice(what, self.open.get(&op).copied());
         self.tasks.spawn(async move {
             let Some(slots) = slots else {
                 let outcome = Outcome::Failed(Warning::new("no_such_slot", "its name was forgotten"));
                 return Done::Order { verb, what, outcome };
             };
-            let carried_out = world.carry_out_chosen(what, slots, within.saturating_sub(2 * slack));
-            let outcome = tokio::time::timeout(within.saturating_sub(slack), carried_out).await;
+            let carried_out = world.carry_out_chosen(what, slots, within.saturating_sub(2 * VERB_SLACK));
+            let outcome = tokio::time::timeout(within.saturating_sub(VERB_SLACK), carried_out).await;
             let late = || Warning::new("no_answer", format!("no answer within {}", humantime::format_duration(within)));
             let outcome = outcome.unwrap_or_else(|_| Outcome::Unknown(late()));
             Done::Order { verb, what, outcome }

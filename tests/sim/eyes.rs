@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 use wechsler::machine::{
-    BackendKind, BootId, Instant,
+    BackendId, BackendKind, BootId, Instant,
     reading::{
         ActiveState, Activity, Ask, BackendReading, Dated, Gpu, GpuDevice, GpuProcess, Http, Identity, People, Reading,
         SlotReading, Ssh, Unit, UnitState, WakeArmed,
@@ -123,6 +123,14 @@ fn unit(backend: &Backend) -> UnitState {
         fragment: String::new(),
         enabled: String::new(),
         processes_left: false,
+    }
+}
+
+impl Sim {
+    /// Somebody of the backend listens at its port, whatever that says.
+    pub fn listens(&self, id: BackendId) -> bool {
+        let place = usize::from(id.0);
+        matches!(http(&self.backends[place], self.kinds[place], true, true), Http::Ready(_) | Http::Unavailable)
     }
 }
 

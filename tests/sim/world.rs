@@ -126,7 +126,8 @@ impl driver::World for World {
     async fn post_mortem(&self, backend: BackendId) -> driver::PostMortem {
         let trip = self.sim().times.trip;
         tokio::time::sleep(trip).await;
-        driver::PostMortem { lines: vec![format!("journal of backend {backend}")], port_listens: false }
+        let port_listens = self.sim().listens(backend);
+        driver::PostMortem { lines: vec![format!("journal of backend {backend}")], port_listens }
     }
 }
 
