@@ -239,7 +239,9 @@ mod tests {
     }
 
     fn silent(second: u64) -> Event {
-        Event::Looked(Look { at: at(second), server: Server::Silent, ..Look::nothing(2) })
+        let at = at(second);
+        let nothing = Look::nothing(2);
+        Event::Looked(Look { at, server: Server::Silent, gpu_at: at, people_at: at, wake_armed_at: at, ..nothing })
     }
 
     #[tokio::test]
