@@ -36,15 +36,15 @@ fn demo() -> String {
 
 #[test]
 fn every_journal_in_the_folder_replays_and_keeps_every_law() {
-    let mut files = 0;
+    let mut steps = 0;
     for path in journals() {
         let summary = journals::check(&*fs::read(&path).expect("a journal"));
         let summary = summary.unwrap_or_else(|why| panic!("{}: {why}", path.display()));
         println!("{}: {} steps", path.display(), summary.steps);
-        assert!(summary.steps > 0, "nothing to replay: {}", path.display());
-        files += 1;
+        steps += summary.steps;
     }
-    assert!(files > 0, "no journal");
+    // One may be of a daemon that was stopped before it had seen anything.
+    assert!(steps > 0, "nothing was replayed");
 }
 
 #[test]
