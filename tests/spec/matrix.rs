@@ -2,7 +2,7 @@
 //! that no change of it passes unseen.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Write as _,
     path::{Path, PathBuf},
 };
@@ -199,8 +199,8 @@ pub fn settle(file: &str, new: &str) {
 
 /// The matrix as it is committed.
 pub struct Committed {
-    /// How large each world is.
-    figures: HashSet<String>,
+    /// How large each world is, by its name.
+    figures: HashMap<String, String>,
     /// Each line with the leaf and the event it stands under.
     lines: HashSet<(String, String, String)>,
 }
@@ -210,7 +210,8 @@ impl Committed {
     pub fn read() -> Self {
         let text = std::fs::read_to_string(path(FILE)).unwrap_or_default();
         let (mut leaf, mut event, mut lines) = (String::new(), String::new(), HashSet::new());
-        let figures = text.lines().take_while(|line| !line.starts_with("== ")).map(Into::into).collect();
+        let head = text.lines().take_while(|line| !line.starts_with("== "));
+        let figures = head.filter_map(|line| Some((line.split_once(": ")?.0.to_owned(), line.to_owned()))).collect();
         for line in text.lines() {
             if let Some(name) = line.strip_prefix("== ") {
                 name.clone_into(&mut leaf);
@@ -225,10 +226,7 @@ impl Committed {
 
     /// How large `world` is.
     pub fn figures(&self, world: &str) -> Option<&str> {
-        self.figures
-            .iter()
-            .map(String::as_str)
-            .find(|line| line.strip_prefix(world).is_some_and(|l| l.starts_with(": ")))
+        self.figures.get(world).map(String::as_str)
     }
 
     /// It has this cell.
