@@ -2,6 +2,9 @@
 
 use std::{fmt, path::PathBuf};
 
+/// How many faults are told in text: a file that is no configuration at all has as many as it has bytes.
+const LISTED: usize = 100;
+
 /// Where something stands.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
@@ -57,7 +60,8 @@ impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (n, s) = (self.faults.len(), if self.faults.len() == 1 { "" } else { "s" });
         write!(f, "{}: {n} fault{s}", self.path.display())?;
-        self.faults.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+        self.faults.iter().take(LISTED).try_for_each(|fault| write!(f, "\n  {fault}"))?;
+        if n > LISTED { write!(f, "\n  and {} more", n - LISTED) } else { Ok(()) }
     }
 }
 

@@ -48,12 +48,13 @@ pub(super) enum Value {
 /// Reads the file's text; every error of the grammar is a fault.
 pub(super) fn parse(text: &str) -> Result<Entry, Vec<Fault>> {
     let (table, errors) = DeTable::parse_recoverable(text);
+    let lines = Lines::of(text);
     if errors.is_empty() {
-        let value = Value::Table(table_of(table.get_ref(), text));
+        let value = Value::Table(table_of(table.get_ref(), &lines));
         return Ok(Entry { at: Origin::File, value });
     }
     let fault = |error: toml::de::Error| Fault {
-        at: error.span().map_or(Origin::File, |span| line(text, span.start)),
+        at: error.span().map_or(Origin::File, |span| lines.at(span.start)),
         key: String::new(),
         message: error.message().to_owned(),
     };
@@ -62,31 +63,39 @@ pub(super) fn parse(text: &str) -> Result<Entry, Vec<Fault>> {
     Err(faults)
 }
 
-fn table_of(table: &DeTable<'_>, text: &str) -> Table {
+fn table_of(table: &DeTable<'_>, lines: &Lines) -> Table {
     let entry = |(key, value): (&Spanned<DeString<'_>>, &Spanned<DeValue<'_>>)| {
-        let entry = Entry { at: line(text, key.span().start), value: value_of(value.get_ref(), text) };
+        let entry = Entry { at: lines.at(key.span().start), value: value_of(value.get_ref(), lines) };
         (key.get_ref().to_string(), entry)
     };
     table.iter().map(entry).collect()
 }
 
-fn value_of(value: &DeValue<'_>, text: &str) -> Value {
+fn value_of(value: &DeValue<'_>, lines: &Lines) -> Value {
     match value {
         DeValue::String(s) => Value::Text(s.to_string()),
         DeValue::Integer(n) => {
             i64::from_str_radix(n.as_str(), n.radix()).map_or(Value::Other("integer out of range"), Value::Integer)
         }
         DeValue::Boolean(b) => Value::Bool(*b),
-        DeValue::Array(list) => Value::List(list.iter().map(|v| value_of(v.get_ref(), text)).collect()),
-        DeValue::Table(table) => Value::Table(table_of(table, text)),
+        DeValue::Array(list) => Value::List(list.iter().map(|v| value_of(v.get_ref(), lines)).collect()),
+        DeValue::Table(table) => Value::Table(table_of(table, lines)),
         DeValue::Float(_) | DeValue::Datetime(_) => Value::Other(value.type_str()),
     }
 }
 
-/// The line, counted from 1, that the byte `offset` of `text` is in.
-fn line(text: &str, offset: usize) -> Origin {
-    let before = text.as_bytes().get(..offset).unwrap_or_default();
-    Origin::Line(before.split(|byte| *byte == b'\n').count())
+/// Where the lines of a text end: found once, for a file may have a fault in every byte.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        Self(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect())
+    }
+
+    /// The line, counted from 1, that the byte `offset` is in.
+    fn at(&self, offset: usize) -> Origin {
+        Origin::Line(1 + self.0.partition_point(|end| *end < offset))
+    }
 }
 
 /// Lays `WECHSLER_A__B=...` over the key `a.b`. Variables without `__` are none of the file's business.

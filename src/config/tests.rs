@@ -136,6 +136,17 @@ fn every_error_of_the_grammar_is_reported_with_its_line() {
     assert!(faults[0].starts_with("line 1: "), "{faults:?}");
 }
 
+#[test]
+fn the_largest_file_of_nothing_but_faults_is_told_in_a_few_lines() {
+    let lines = usize::try_from(LARGEST / 2).unwrap();
+    let faults = parse(&"}\n".repeat(lines), env(&[])).unwrap_err();
+    assert_eq!(faults.len(), lines);
+    assert_eq!(faults.last().unwrap().at, Origin::Line(lines));
+    let told = ConfigErrors { path: "config.toml".into(), faults }.to_string();
+    assert!(told.starts_with("config.toml: 524288 faults\n  line 1: "), "{}", &told[..80]);
+    assert!(told.ends_with("\n  line 99: invalid key-value pair, expected key\n  line 100: invalid key-value pair, expected key\n  and 524188 more"), "{told}");
+}
+
 /// What is added to the smallest configuration, and what must be said of it.
 const REFUSED: &[(&str, &[&str])] = &[
     ("[gpu_server.wake]\nmethod = \"magic-packet\"", &["gpu_server.wake.mac: is missing"]),

@@ -9,6 +9,9 @@ import time
 
 from .subject import FOREVER, SECONDS, STORY
 
+#: Of the OpenAI forms: exactly three tokens. The real model would otherwise end one early, now and then.
+THREE = {"max_tokens": 3, "ignore_eos": True}
+
 
 def shape(value, at: str = "") -> dict[str, str]:
     """Which fields there are, and of what kind."""
@@ -282,7 +285,7 @@ def reuse_in_memory(start):
     facts = {"first": reuse(server.complete(STORY)), "same": reuse(server.complete(STORY)),
              "more": reuse(server.complete(STORY + "and on")),
              "not wanted": reuse(server.complete(STORY, cache_prompt=False))}
-    status, answer = server.post("/v1/completions", {"prompt": STORY, "max_tokens": 3})
+    status, answer = server.post("/v1/completions", {"prompt": STORY, **THREE})
     usage, timings = answer["usage"], answer["timings"]
     facts |= {"status": status, "told twice": usage["prompt_tokens_details"]["cached_tokens"] == timings["cache_n"],
               "sum": usage["prompt_tokens"] - timings["cache_n"] - timings["prompt_n"],
@@ -311,9 +314,9 @@ def which_slot_is_taken(start):
 def forms_of_answers(start):
     server = start(ctx_size=512).ready()
     messages = [{"role": "user", "content": "hello there"}]
-    _, text = server.post("/v1/completions", {"prompt": STORY, "max_tokens": 3})
-    _, chat = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 3})
-    full = server.complete(STORY, 5000, ignore_eos=True)
+    _, text = server.post("/v1/completions", {"prompt": STORY, **THREE})
+    _, chat = server.post("/v1/chat/completions", {"messages": messages, **THREE})
+    full = server.complete(STORY, 5000)
     facts = {
         "native": Shape(full, ".content .id_slot .tokens_evaluated .tokens_cached .tokens_predicted .timings.cache_n "
                               ".timings.prompt_n .timings.predicted_n .truncated .stop_type"),
@@ -329,7 +332,7 @@ def forms_of_answers(start):
         "bad JSON": error(server.post("/completion", "{bad")),
     }
     for path in ["/completion", "/v1/completions", "/v1/chat/completions"]:
-        asked = {"prompt": STORY, "messages": messages, "max_tokens": 3, "n_predict": 3, "stream": True}
+        asked = {"prompt": STORY, "messages": messages, **THREE, "n_predict": 3, "stream": True}
         status, body = server.ask("POST", path, asked)
         events = [event.removeprefix("data: ") for event in body.split("\n\n") if event]
         last = json.loads([event for event in events if event != "[DONE]"][-1])
