@@ -534,7 +534,7 @@ async fn the_journal_numbers_requests_and_tells_a_quiet_server_in_few_lines() {
     bench.shut_down().await;
     let steps = std::fs::read_to_string(dir.join("steps.jsonl")).expect("the journal");
     assert!(steps.contains("\"request\":1") && steps.contains("\"request\":2"), "{steps}");
-    let told = steps.lines().filter(|line| line.contains("\"line\":\"step\"")).count();
+    let told = steps.lines().count();
     assert!((3..30).contains(&told), "{told} lines\n{steps}");
     let _ = std::fs::remove_dir_all(&dir);
 }

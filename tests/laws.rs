@@ -69,7 +69,9 @@ fn go_through(world: &World, committed: &Committed, enough: &AtomicBool) -> Expl
         }
         for (i, law) in LAWS.iter().enumerate() {
             premises[i] += usize::from((law.premise)(e));
-            if let Err(why) = (law.holds)(e) {
+            if wrong.is_none()
+                && let Err(why) = (law.holds)(e)
+            {
                 wrong = Some(told(&format!("law broken: {}: {why}", law.name), world, e));
             }
             if !CAUGHT[i].load(Ordering::Relaxed)

@@ -707,16 +707,19 @@ proptest! {
     }
 }
 
-/// The smallest storm like this one that goes wrong, too, and how.
-fn smallest(mut tree: impl ValueTree<Value = (Vec<(u64, Act)>, Scene)>) -> String {
-    let mut told = String::from("it went wrong once only");
+/// The smallest storm like this one, which goes wrong because of `why`, that goes wrong, too, and how.
+fn smallest(mut tree: impl ValueTree<Value = (Vec<(u64, Act)>, Scene)>, why: &str) -> String {
+    let tell = |why: &str, (acts, scene): (Vec<(u64, Act)>, Scene)| {
+        let acts: Vec<String> = acts.iter().map(|(pause, act)| format!("{act:?}, then {pause} s")).collect();
+        format!("{why}\nin {scene:?}\n{}", acts.join("\n"))
+    };
+    let mut told = tell(why, tree.current());
     for _ in 0..4096 {
         let (acts, scene) = tree.current();
         let goes_on = match weather(&acts, scene) {
             Ok(_) => tree.complicate(),
             Err(why) => {
-                let acts: Vec<String> = acts.iter().map(|(pause, act)| format!("{act:?}, then {pause} s")).collect();
-                told = format!("{why}\nin {scene:?}\n{}", acts.join("\n"));
+                told = tell(&why, (acts, scene));
                 tree.simplify()
             }
         };
@@ -738,7 +741,7 @@ fn storms_reach_every_cell_of_the_matrix_but_rare_ones() {
     for _ in 0..storms {
         let tree = storm().new_tree(&mut runner).expect("a storm");
         let (acts, scene) = tree.current();
-        met.extend(weather(&acts, scene).unwrap_or_else(|_| panic!("{}", smallest(tree))));
+        met.extend(weather(&acts, scene).unwrap_or_else(|why| panic!("{}", smallest(tree, &why))));
     }
     let unexplored: Vec<_> = met.iter().filter(|pair| !committed.pairs().any(|known| known == **pair)).collect();
     assert!(unexplored.is_empty(), "storms reach what the exploration does not: {unexplored:?}");

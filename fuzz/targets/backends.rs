@@ -2,13 +2,23 @@
 
 use wechsler::host::http::{understand_llama, understand_models};
 
-pub fn run(data: &[u8]) {
-    let _ = understand_llama(data, "llamacpp:requests_processing 1\n");
-    for owner in ["llamacpp", "vllm"] {
+use super::{Kinds, kind};
+
+pub fn run(data: &[u8]) -> Kinds {
+    let (props, activity, done) = understand_llama(data, "llamacpp:requests_processing 1\n");
+    let answers = [
+        kind("props", props.is_some_and(|props| props.model.is_some())),
+        kind("slots", activity.is_some_and(|activity| !activity.slots.is_empty())),
+        kind("done", done.is_some()),
+    ];
+    let mut kinds: Kinds = answers.into_iter().flatten().collect();
+    for (owner, models) in [("llamacpp", "models-of-llama"), ("vllm", "models-of-vllm")] {
         for wanted in [None, Some("model")] {
             if let Ok(identity) = understand_models(data, owner, wanted) {
                 assert!(identity.model.is_some());
+                kinds.push(models);
             }
         }
     }
+    kinds
 }

@@ -5,9 +5,12 @@ use std::time::Duration;
 use wechsler::{
     config::GpuTool,
     host::{gpu, remote::UnitName},
+    machine::reading::Gpu,
 };
 
-pub fn run(data: &[u8]) {
+use super::{Kinds, kind};
+
+pub fn run(data: &[u8]) -> Kinds {
     let units: Vec<_> = UnitName::new("llama-cpp.service").into_iter().collect();
     let tool = GpuTool {
         enabled: true,
@@ -16,5 +19,9 @@ pub fn run(data: &[u8]) {
         foreign_threshold_mib: 256,
         timeout: Duration::from_secs(5),
     };
-    let _ = gpu::parse(&String::from_utf8_lossy(data), &units, &tool);
+    let gpu = gpu::parse(&String::from_utf8_lossy(data), &units, &tool);
+    let read = kind("read", matches!(&gpu, Gpu::Read { processes, .. } if !processes.is_empty()));
+    // What says why it cannot be read, and not only that it is no answer.
+    let broken = kind("broken", matches!(&gpu, Gpu::Broken { code, .. } if code != "gpu_tool_failed"));
+    read.into_iter().chain(broken).collect()
 }

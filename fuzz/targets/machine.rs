@@ -4,6 +4,7 @@
 #[path = "../../tests/spec/mod.rs"]
 mod spec;
 
+use super::{Kinds, kind};
 use spec::{
     alphabet::{Topic, alphabet},
     explore::Edge,
@@ -12,9 +13,9 @@ use spec::{
 };
 use wechsler::machine::Machine;
 
-pub fn run(data: &[u8]) {
+pub fn run(data: &[u8]) -> Kinds {
     let [first, story @ ..] = data else {
-        return;
+        return Kinds::new();
     };
     let policy = if first & 1 == 0 { sample::quiet() } else { sample::eager() };
     let mut machine = Machine::new(policy, vec![]);
@@ -23,7 +24,7 @@ pub fn run(data: &[u8]) {
         let (before, was) = (machine.clone(), machine.view());
         let mut letters = alphabet(&machine, &was, &Topic::ALL);
         if letters.is_empty() {
-            return;
+            break;
         }
         let (act, now, event) = letters.swap_remove(usize::from(*byte) % letters.len());
         told.push(act);
@@ -35,4 +36,5 @@ pub fn run(data: &[u8]) {
             }
         }
     }
+    kind("story", !told.is_empty()).into_iter().collect()
 }

@@ -1,5 +1,8 @@
 //! What is fuzzed: one function for each target, given any bytes. Run by libFuzzer (`fuzz/run`), and on the stored corpus by
 //! `cargo test --test fuzz_corpus`.
+//!
+//! A file of the corpus with a name of its own is what a target begins with: `KIND` or `KIND.WORD`, to be understood as that
+//! kind, or `refused.WORD`. What no longer passes the first guard leads nowhere behind it. All others are named by their hash.
 
 mod backends;
 mod config;
@@ -13,8 +16,16 @@ mod protocol;
 mod slots;
 mod systemd;
 
+/// What some bytes were understood as: nothing, mostly.
+pub type Kinds = Vec<&'static str>;
+
 /// A target: it panics at what must not be.
-pub type Target = fn(&[u8]);
+pub type Target = fn(&[u8]) -> Kinds;
+
+/// `kind`, if it was understood.
+fn kind(kind: &'static str, understood: bool) -> Option<&'static str> {
+    understood.then_some(kind)
+}
 
 /// All targets by name, each with a program of that name in `fuzz_targets/` and a folder in `corpus/`.
 pub const TARGETS: &[(&str, Target)] = &[
@@ -32,7 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
 ];
 
 /// Gives `data` to the target of that name.
-pub fn run(name: &str, data: &[u8]) {
+pub fn run(name: &str, data: &[u8]) -> Kinds {
     let (_, target) = TARGETS.iter().find(|(known, _)| *known == name).expect("a target of that name");
-    target(data);
+    target(data)
 }

@@ -6,24 +6,31 @@ use wechsler::host::{
     slots::{check_head, read_note},
 };
 
-pub fn run(data: &[u8]) {
-    for (bytes, tokens) in [(data.len() as u64, 33), (u64::MAX, u64::MAX), (0, 0)] {
-        let _ = check_head(data, bytes, tokens);
+use super::{Kinds, kind};
+
+pub fn run(data: &[u8]) -> Kinds {
+    let mut kinds = Kinds::new();
+    for (bytes, tokens) in [(480_052, 33), (data.len() as u64, 33), (u64::MAX, u64::MAX), (0, 0)] {
+        kinds.extend(kind("head", check_head(data, bytes, tokens).is_ok()));
     }
     if let Ok(slot) = read_note(data, "localbot.slot.json") {
         assert_eq!(slot.file, "localbot.slot");
+        kinds.push("note");
     }
     let text = String::from_utf8_lossy(data);
     for asked in 0..3 {
         if let Ok(surveyed) = parse_survey(&text, asked) {
             assert_eq!(surveyed.files.len(), asked, "one answer for each file");
+            kinds.extend(kind("survey", surveyed.files.iter().any(|file| matches!(file, Ok(Some(_))))));
         }
     }
-    let _ = parse_kept(&text);
-    let _ = parse_list(&text);
+    kinds.extend(kind("kept", matches!(parse_kept(&text), Ok(Some(_)))));
+    kinds.extend(kind("list", parse_list(&text).is_ok_and(|list| !list.names.is_empty())));
     if let Some(name) = FileName::new("localbot.slot")
         && let Ok(Some(digest)) = parse_digest(&text, &name)
     {
         assert_eq!(digest.len(), 64);
+        kinds.push("digest");
     }
+    kinds
 }

@@ -67,10 +67,14 @@ impl fmt::Display for ConfigErrors {
 
 /// `; did you mean ...?` with the nearest of `known`, if one is near enough to be a slip of the fingers.
 pub(super) fn suggestion<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let most = |name: &str| 1 + name.len() / 4;
+    let length = wrong.chars().count();
     let near = known
+        // No slip makes up for a difference in length.
+        .filter(|name| length.abs_diff(name.len()) <= most(name))
         .map(|name| (strsim::damerau_levenshtein(wrong, name), name))
         .min()
-        .filter(|(d, name)| *d <= 1 + name.len() / 4);
+        .filter(|(d, name)| *d <= most(name));
     near.map_or_else(String::new, |(_, name)| format!("; did you mean `{name}`?"))
 }
 

@@ -13,6 +13,8 @@ use super::error::{Fault, Origin};
 pub(super) const PREFIX: &str = "WECHSLER_";
 /// Between two levels of a variable's name.
 const LEVEL: &str = "__";
+/// No key lies so deep: what follows is of an unknown name.
+const DEEPEST: usize = 8;
 
 /// A table: what stands under which key.
 pub(super) type Table = BTreeMap<String, Entry>;
@@ -104,7 +106,7 @@ pub(super) fn overlay(root: &mut Entry, env: impl IntoIterator<Item = (String, S
         if let Some(path) = name.strip_prefix(PREFIX)
             && path.contains(LEVEL)
         {
-            let steps: Vec<String> = path.split(LEVEL).map(str::to_lowercase).collect();
+            let steps: Vec<String> = path.splitn(DEEPEST, LEVEL).map(str::to_lowercase).collect();
             let at = Origin::Variable(name.clone());
             put(root, &steps, &at, value, false);
         }

@@ -147,6 +147,13 @@ fn the_largest_file_of_nothing_but_faults_is_told_in_a_few_lines() {
     assert!(told.ends_with("\n  line 99: invalid key-value pair, expected key\n  line 100: invalid key-value pair, expected key\n  and 524188 more"), "{told}");
 }
 
+#[test]
+fn a_variable_of_any_depth_is_an_unknown_key() {
+    let deep = format!("WECHSLER_PROBE{}", "__A".repeat(50_000));
+    let faults = faults(SMALLEST, &[(&deep, "1")]);
+    assert!(faults.len() == 1 && faults[0].contains("probe.a: unknown key"), "{:?}", faults[0].get(..80));
+}
+
 /// What is added to the smallest configuration, and what must be said of it.
 const REFUSED: &[(&str, &[&str])] = &[
     ("[gpu_server.wake]\nmethod = \"magic-packet\"", &["gpu_server.wake.mac: is missing"]),

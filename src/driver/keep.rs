@@ -27,7 +27,7 @@ pub(super) const DURATIONS: &str = "durations.json";
 /// A longer file is not one of ours.
 const LONGEST: u64 = 1 << 20;
 /// More holds are not taken from a file.
-const MOST_HOLDS: usize = 1000;
+pub(super) const MOST_HOLDS: usize = 1000;
 /// A longer text in a hold is cut when it is read.
 const LONGEST_TEXT: usize = 1000;
 

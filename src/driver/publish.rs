@@ -1,7 +1,7 @@
 //! From what the machine shows and what was read to the status document. Pure, but for the clock that dates it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
 
@@ -264,13 +264,9 @@ impl Source<'_> {
 
     /// Each name once, and only what may still be restored.
     fn saved_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = vec![];
-        for slot in self.saved().into_iter().filter(|s| s.put_aside.is_none()) {
-            if !names.contains(&slot.name) {
-                names.push(slot.name);
-            }
-        }
-        names
+        let mut known = BTreeSet::new();
+        let names = self.saved().into_iter().filter(|slot| slot.put_aside.is_none()).map(|slot| slot.name);
+        names.filter(|name| known.insert(name.clone())).collect()
     }
 
     fn restore_available(&self) -> bool {

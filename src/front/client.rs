@@ -176,7 +176,7 @@ impl Client {
             let body = self.body(response, READ_WITHIN).await?;
             return Err(self.problem(status, &body));
         }
-        Ok(Events { client: self.clone(), response, buffer: Vec::new(), heard: Instant::now() })
+        Ok(Events { client: self.clone(), response, buffer: Vec::new(), searched: 0, heard: Instant::now() })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str, within: Duration) -> Answered<T> {
@@ -294,6 +294,8 @@ pub struct Events {
     client: Client,
     response: Response,
     buffer: Vec<u8>,
+    /// So much of the buffer holds no end of an event.
+    searched: usize,
     /// The last sign of life.
     heard: Instant,
 }
@@ -323,8 +325,9 @@ impl Events {
 
     /// The first whole event in the buffer; comments and fields other than `data` are passed over.
     fn take(&mut self) -> Answered<Option<Change>> {
-        while let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\n\n") {
-            let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
+        while let Some(end) = self.buffer[self.searched..].windows(2).position(|pair| pair == b"\n\n") {
+            let event: Vec<u8> = self.buffer.drain(..self.searched + end + 2).collect();
+            self.searched = 0;
             let mut data = Vec::new();
             for line in event.split(|byte| *byte == b'\n') {
                 if let Some(part) = line.strip_prefix(b"data:") {
@@ -335,6 +338,8 @@ impl Events {
                 return serde_json::from_slice(&data).map(Some).map_err(|error| self.client.garbage(&error));
             }
         }
+        // The last byte may be the first half of an end.
+        self.searched = self.buffer.len().saturating_sub(1);
         Ok(None)
     }
 }

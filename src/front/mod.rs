@@ -14,6 +14,11 @@ pub mod socket;
 
 /// The nearest of `known` to what somebody typed, if it is near enough to be meant.
 pub(crate) fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// Whoever types more, in bytes, does not mistype a name.
+    const LONGEST: usize = 200;
+    if typed.len() > LONGEST {
+        return None;
+    }
     let typed = typed.to_lowercase();
     known
         .map(|name| (strsim::jaro_winkler(&typed, &name.to_lowercase()), name))

@@ -3,13 +3,15 @@
 //! `nvidia-smi` prints its failures on stdout, so the exit code comes first; it is the number of an NVML error
 //! (nvidia-ml-py, `pynvml.py`). Any field may be `[N/A]`, `[Not Supported]`, `ERR!` …: each is read on its own.
 
+use std::collections::BTreeMap;
+
 use super::remote::{self, UnitName, plain_text};
 use crate::{
     config::GpuTool,
     machine::reading::{Gpu, GpuDevice, GpuProcess},
 };
 
-/// Most processes told of.
+/// Most processes, and most GPUs, told of.
 const MOST: usize = 64;
 
 /// Reads the answer to [`remote::gpu`]. `units` are those of the backends, in configuration order.
@@ -28,9 +30,10 @@ pub fn parse(stdout: &str, units: &[UnitName], tool: &GpuTool) -> Gpu {
         (None, Some((_, table))) => (amd_devices(table), tool_part("kfd")),
         (None, None) => return broken("gpu_tool_failed", "the answer is cut off"),
     };
-    let Some(devices) = devices else {
+    let Some(mut devices) = devices else {
         return broken("gpu_tool_failed", stdout);
     };
+    devices.truncate(MOST);
     if devices.is_empty() {
         return Gpu::Absent;
     }
@@ -40,6 +43,15 @@ pub fn parse(stdout: &str, units: &[UnitName], tool: &GpuTool) -> Gpu {
         None => return broken("gpu_tool_failed", "the list of processes is cut off"),
     };
     let nvidia = tool_part("nvidia").is_some();
+    let mut owners = BTreeMap::new();
+    for (mark, cgroup) in &parts {
+        let mut words = mark.split(' ');
+        if words.next() == Some("process")
+            && let Some(pid) = words.next().and_then(|pid| pid.parse::<u32>().ok())
+        {
+            owners.entry(pid).or_insert((words.next(), *cgroup));
+        }
+    }
     let mut processes: Vec<GpuProcess> = vec![];
     for line in listed.lines() {
         let row = if nvidia { nvidia_process(line) } else { amd_process(line) };
@@ -51,13 +63,13 @@ pub fn parse(stdout: &str, units: &[UnitName], tool: &GpuTool) -> Gpu {
             known.used_mib = known.used_mib.zip(used_mib).map(|(a, b)| a.saturating_add(b));
             continue;
         }
-        let owner = format!("process {pid} ");
-        let about = parts
-            .iter()
-            .find_map(|(mark, text)| format!("{mark} ").starts_with(&owner).then(|| (mark.split(' ').nth(2), *text)));
+        if processes.len() == MOST {
+            continue;
+        }
+        let about = owners.get(&pid);
         processes.push(GpuProcess {
             pid,
-            user: about.and_then(|(user, _)| user).filter(|user| !user.is_empty()).map(|user| plain_text(user, 40)),
+            user: about.and_then(|(user, _)| *user).filter(|user| !user.is_empty()).map(|user| plain_text(user, 40)),
             backend: about.and_then(|(_, cgroup)| units.iter().position(|unit| belongs_to(cgroup, unit))),
             name: plain_text(name, 120),
             used_mib,
@@ -70,7 +82,6 @@ pub fn parse(stdout: &str, units: &[UnitName], tool: &GpuTool) -> Gpu {
             && (tool.ignore.iter().any(|name| *name == program || *name == process.name)
                 || process.used_mib.is_some_and(|mib| mib < tool.foreign_threshold_mib));
     }
-    processes.truncate(MOST);
     Gpu::Read { devices, processes }
 }
 
@@ -262,6 +273,20 @@ mod tests {
         ] {
             assert!(matches!(read(half), Gpu::Broken { .. }), "{half:?} {:?}", read(half));
         }
+    }
+
+    #[test]
+    fn of_a_flood_of_rows_a_bounded_number_is_told() {
+        let flood = |row: &str| (0..5000).map(|i| row.replace('N', &i.to_string())).collect::<String>();
+        let gpu = read(&format!(
+            "@@nvidia\n{}@@status 0\n@@apps\n{}@@status 0\n{}@@end\n",
+            flood("N, 3, 24576\n"),
+            flood("N, 500, x\n"),
+            flood("@@process N ann\n0::/user.slice\n")
+        ));
+        let Gpu::Read { devices, processes } = gpu else { panic!("{gpu:?}") };
+        assert_eq!((devices.len(), processes.len()), (MOST, MOST));
+        assert!(processes.iter().all(|process| process.user.as_deref() == Some("ann")));
     }
 
     #[test]

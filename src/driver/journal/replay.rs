@@ -8,7 +8,7 @@ use std::{
     io::{BufRead, Read},
 };
 
-use super::{FORMAT, Line, Moments};
+use super::{super::keep::MOST_HOLDS, FORMAT, Line, Moments};
 use crate::machine::{Effect, Event, Instant, Look, Machine, Place, Policy};
 
 /// A longer line is none of ours.
@@ -204,7 +204,8 @@ pub fn replay(mut journal: impl BufRead, mut told: impl FnMut(Told<'_>)) -> Resu
         };
         let (resumed, version, started, new) = match read {
             Line::Start { version, started, policy, holds, .. } => {
-                if !policy.is_sound() || !holds.iter().all(|hold| hold.fits(&policy)) {
+                let holds_fit = holds.len() <= MOST_HOLDS && holds.iter().all(|hold| hold.fits(&policy));
+                if !policy.is_sound() || !holds_fit {
                     return Err(wrong(Why::Misfit("what it starts with")));
                 }
                 summary.lives += 1;
@@ -214,7 +215,7 @@ pub fn replay(mut journal: impl BufRead, mut told: impl FnMut(Told<'_>)) -> Resu
             }
             Line::Resume { version, started, step, machine, .. } => {
                 let machine = machine.into_owned();
-                if !machine.is_sound() {
+                if !machine.is_sound() || machine.view().holds.len() > MOST_HOLDS {
                     return Err(wrong(Why::Misfit("the machine it resumes")));
                 }
                 if let Some(life) = life.take_if(|life| life.steps == step) {

@@ -34,7 +34,7 @@ pub(super) fn show(file: &Path, as_json: bool) -> Result<Exit, Trouble> {
             "differs",
             format!("{}: line {line}: the machine differs\n{}", file.display(), differing(&difference)),
         )
-        .hint("the journal's first line says which version wrote it: is it this one, of the same build?"),
+        .hint("the `start` or `resume` line before it says which version wrote it: is it this one, of the same build?"),
         error => unreadable(&error),
     })?;
     let Summary { lives, steps, gaps, passed_over, torn } = summary;
@@ -92,6 +92,11 @@ fn unlike(place: &str, written: &Value, replayed: &Value, places: &mut Vec<Strin
             let of = |object: &Map<String, Value>, name| object.get(name).cloned().unwrap_or_default();
             for name in names {
                 unlike(&format!("{place}.{name}"), &of(a, name), &of(b, name), places);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            for (at, (a, b)) in a.iter().zip(b).enumerate() {
+                unlike(&format!("{place}.{at}"), a, b, places);
             }
         }
         (a, b) if a != b => places.push(format!("  {place}: written {a}, replayed {b}")),
@@ -319,9 +324,12 @@ mod tests {
 
     #[test]
     fn of_two_machines_only_what_is_unlike_is_shown() {
-        let written = json!({"core": {"at": 1, "seen": [1, 2]}, "holds": []});
+        let written = json!({"core": {"at": 1, "seen": [1, 2]}, "holds": [7]});
         let replayed = json!({"core": {"at": 1, "seen": [1, 3]}, "holds": []});
         let difference = Difference::Machine { written, replayed };
-        assert_eq!(differing(&difference), "  machine.core.seen: written [1,2], replayed [1,3]");
+        assert_eq!(
+            differing(&difference),
+            "  machine.core.seen.1: written 2, replayed 3\n  machine.holds: written [7], replayed []"
+        );
     }
 }

@@ -61,7 +61,7 @@ fn beyond_quota<'a>(stay: &[&'a Note], base: &str, most: u64) -> Vec<&'a Note> {
     let age = |note: &Note| fits.iter().position(|notes| notes[0].fit == note.fit);
     let mut may_go: Vec<&Note> = stay.iter().copied().filter(|note| !never.contains(note.file.as_str())).collect();
     // Newest first, so that the last is the next to go.
-    may_go.sort_by_key(|note| (!note.is_good(), !late.contains(note.file.as_str()), age(note)));
+    may_go.sort_by_cached_key(|note| (!note.is_good(), !late.contains(note.file.as_str()), age(note)));
     let mut gone = vec![];
     while bytes > most
         && let Some(note) = may_go.pop()
