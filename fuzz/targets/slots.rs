@@ -1,6 +1,8 @@
-//! Saved slots: heads of their files, notes about them, and what the server says of the folder they lie in.
+//! Saved slots: heads of their files, notes about them, and what the server says of the folder they lie in and of the flags of
+//! the process that writes them.
 
 use wechsler::host::{
+    launch_flags::LaunchFlags,
     slot_files::FileName,
     slot_folder::{parse_digest, parse_kept, parse_list, parse_survey},
     slots::{check_head, read_note},
@@ -17,6 +19,8 @@ pub fn run(data: &[u8]) -> Kinds {
         assert_eq!(slot.file, "localbot.slot");
         kinds.push("note");
     }
+    let flags = LaunchFlags::of_command_line(data);
+    kinds.extend(kind("flags", flags.is_some_and(|flags| flags != LaunchFlags::default())));
     let text = String::from_utf8_lossy(data);
     for asked in 0..3 {
         if let Ok(surveyed) = parse_survey(&text, asked) {
