@@ -123,6 +123,23 @@ fn every_way_of_damage_is_told_with_its_line() {
 }
 
 #[test]
+fn no_journal_begins_with_more_holds_than_are_kept() {
+    let resume = include_str!("../fuzz/corpus/journal/steps.resume").lines().next().expect("a line");
+    let start = include_str!("../fuzz/corpus/journal/lives.start").lines().next().expect("a line");
+    for (line, kind) in [(start, "start"), (resume, "resume")] {
+        assert!(line.contains(&format!("\"line\":\"{kind}\"")) && line.contains("\"holds\":[]"), "{line}");
+        let with = |count: u64| {
+            let hold = |id| format!(r#"{{"id":{id},"what":"awake","until":null,"reason":"","by":""}}"#);
+            let holds: Vec<String> = (1..=count).map(hold).collect();
+            line.replace("\"holds\":[]", &format!("\"holds\":[{}]", holds.join(",")))
+        };
+        replay(with(1000).as_bytes(), |_| {}).expect(kind);
+        let error = replay(with(1001).as_bytes(), |_| {}).expect_err(kind);
+        assert!(error.to_string().contains("does not fit the policy"), "{error}");
+    }
+}
+
+#[test]
 fn missing_lines_are_told_and_passed_over_until_a_machine_begins_anew() {
     let told = demo();
     let mut lines: Vec<&str> = told.lines().collect();

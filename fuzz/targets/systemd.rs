@@ -5,7 +5,7 @@ use wechsler::{
         remote::UnitName,
         systemd::{Ended, judge_verb, parse_down, parse_post_mortem, parse_units},
     },
-    machine::reading::Unit,
+    machine::{Outcome, reading::Unit},
 };
 
 use super::{Kinds, kind};
@@ -28,7 +28,8 @@ pub fn run(data: &[u8]) -> Kinds {
         kinds.push("down");
     }
     for ended in [Ended::Unit, Ended::Harmless, Ended::PowerOff] {
-        let _ = judge_verb(ended, u32::from(data.first().copied().unwrap_or(0)), stderr);
+        let outcome = judge_verb(ended, u32::from(data.first().copied().unwrap_or(0)), stderr);
+        kinds.extend(kind("verb", matches!(outcome, Outcome::Failed(why) if why.code != "verb_failed")));
     }
     if let Some(unit) = units.first() {
         let told = parse_post_mortem(stdout, unit, 8080);

@@ -70,11 +70,11 @@ pub(super) fn suggestion<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) 
     let most = |name: &str| 1 + name.len() / 4;
     let length = wrong.chars().count();
     let near = known
-        // No slip makes up for a difference in length.
-        .filter(|name| length.abs_diff(name.len()) <= most(name))
+        // A difference in length is as many slips at least: what is long is not compared.
+        .filter(|name| length.abs_diff(name.chars().count()) <= most(name))
         .map(|name| (strsim::damerau_levenshtein(wrong, name), name))
-        .min()
-        .filter(|(d, name)| *d <= most(name));
+        .filter(|(slips, name)| *slips <= most(name))
+        .min();
     near.map_or_else(String::new, |(_, name)| format!("; did you mean `{name}`?"))
 }
 

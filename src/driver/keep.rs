@@ -27,7 +27,7 @@ pub(super) const DURATIONS: &str = "durations.json";
 /// A longer file is not one of ours.
 const LONGEST: u64 = 1 << 20;
 /// More holds are not taken from a file.
-pub(super) const MOST_HOLDS: usize = 1000;
+pub(super) const MOST_KEPT_HOLDS: usize = 1000;
 /// A longer text in a hold is cut when it is read.
 const LONGEST_TEXT: usize = 1000;
 
@@ -190,7 +190,7 @@ pub(super) fn load_holds(dir: &Path, clock: &Clock, policy: &Policy) -> Vec<Hold
         return vec![];
     };
     let mut holds: Vec<Hold> = vec![];
-    for mut kept in file.holds.into_iter().take(MOST_HOLDS) {
+    for mut kept in file.holds.into_iter().take(MOST_KEPT_HOLDS) {
         let what = match kept.what {
             KeptHeld::Awake => Held::Awake,
             KeptHeld::Gpu => Held::Gpu,

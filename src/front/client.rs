@@ -176,7 +176,7 @@ impl Client {
             let body = self.body(response, READ_WITHIN).await?;
             return Err(self.problem(status, &body));
         }
-        Ok(Events { client: self.clone(), response, buffer: Vec::new(), searched: 0, heard: Instant::now() })
+        Ok(Events { client: self.clone(), response, pieces: Pieces::default(), heard: Instant::now() })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str, within: Duration) -> Answered<T> {
@@ -293,9 +293,7 @@ impl Client {
 pub struct Events {
     client: Client,
     response: Response,
-    buffer: Vec<u8>,
-    /// So much of the buffer holds no end of an event.
-    searched: usize,
+    pieces: Pieces,
     /// The last sign of life.
     heard: Instant,
 }
@@ -304,8 +302,8 @@ impl Events {
     /// The next change; `None` when the daemon ends the stream. May be dropped and called again without losing any.
     pub async fn next(&mut self) -> Answered<Option<Change>> {
         loop {
-            if let Some(change) = self.take()? {
-                return Ok(Some(change));
+            if let Some(data) = self.pieces.take() {
+                return serde_json::from_slice(&data).map(Some).map_err(|error| self.client.garbage(&error));
             }
             let chunk = timeout_at(self.heard + QUIET, self.response.chunk())
                 .await
@@ -315,18 +313,28 @@ impl Events {
             let Some(chunk) = chunk else {
                 return Ok(None);
             };
-            if self.buffer.len() + chunk.len() > ANSWER_BYTES {
+            if self.pieces.bytes.len() + chunk.len() > ANSWER_BYTES {
                 let what = format!("an event of more than {ANSWER_BYTES} bytes");
                 return Err(self.client.garbage_because(what));
             }
-            self.buffer.extend_from_slice(&chunk);
+            self.pieces.bytes.extend_from_slice(&chunk);
         }
     }
+}
 
-    /// The first whole event in the buffer; comments and fields other than `data` are passed over.
-    fn take(&mut self) -> Answered<Option<Change>> {
-        while let Some(end) = self.buffer[self.searched..].windows(2).position(|pair| pair == b"\n\n") {
-            let event: Vec<u8> = self.buffer.drain(..self.searched + end + 2).collect();
+/// Server-sent events, as they come in pieces.
+#[derive(Debug, Default)]
+struct Pieces {
+    bytes: Vec<u8>,
+    /// So many of them hold no end of an event.
+    searched: usize,
+}
+
+impl Pieces {
+    /// The data of the first event that is whole and has any; comments and other fields are passed over.
+    fn take(&mut self) -> Option<Vec<u8>> {
+        while let Some(end) = self.bytes[self.searched..].windows(2).position(|pair| pair == b"\n\n") {
+            let event: Vec<u8> = self.bytes.drain(..self.searched + end + 2).collect();
             self.searched = 0;
             let mut data = Vec::new();
             for line in event.split(|byte| *byte == b'\n') {
@@ -335,12 +343,12 @@ impl Events {
                 }
             }
             if !data.is_empty() {
-                return serde_json::from_slice(&data).map(Some).map_err(|error| self.client.garbage(&error));
+                return Some(data);
             }
         }
         // The last byte may be the first half of an end.
-        self.searched = self.buffer.len().saturating_sub(1);
-        Ok(None)
+        self.searched = self.bytes.len().saturating_sub(1);
+        None
     }
 }
 
@@ -362,4 +370,22 @@ fn is_would_block(error: &(dyn Error + 'static)) -> bool {
         next = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_whole_wherever_it_is_cut() {
+        let text = b": hello\n\nevent: change\ndata: 1\n\n: still here\n\ndata: 2\ndata: 3\n\nid: 4\n\n";
+        for size in 1..=text.len() {
+            let (mut pieces, mut told) = (Pieces::default(), vec![]);
+            for piece in text.chunks(size) {
+                pieces.bytes.extend_from_slice(piece);
+                told.extend(std::iter::from_fn(|| pieces.take()));
+            }
+            assert_eq!(told, [b" 1".to_vec(), b" 2 3".to_vec()], "in pieces of {size}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::{
     io::{BufRead, Read},
 };
 
-use super::{super::keep::MOST_HOLDS, FORMAT, Line, Moments};
+use super::{super::keep::MOST_KEPT_HOLDS, FORMAT, Line, Moments};
 use crate::machine::{Effect, Event, Instant, Look, Machine, Place, Policy};
 
 /// A longer line is none of ours.
@@ -204,7 +204,7 @@ pub fn replay(mut journal: impl BufRead, mut told: impl FnMut(Told<'_>)) -> Resu
         };
         let (resumed, version, started, new) = match read {
             Line::Start { version, started, policy, holds, .. } => {
-                let holds_fit = holds.len() <= MOST_HOLDS && holds.iter().all(|hold| hold.fits(&policy));
+                let holds_fit = holds.len() <= MOST_KEPT_HOLDS && holds.iter().all(|hold| hold.fits(&policy));
                 if !policy.is_sound() || !holds_fit {
                     return Err(wrong(Why::Misfit("what it starts with")));
                 }
@@ -215,14 +215,14 @@ pub fn replay(mut journal: impl BufRead, mut told: impl FnMut(Told<'_>)) -> Resu
             }
             Line::Resume { version, started, step, machine, .. } => {
                 let machine = machine.into_owned();
-                if !machine.is_sound() || machine.view().holds.len() > MOST_HOLDS {
+                let view = machine.view();
+                if !machine.is_sound() || view.holds.len() > MOST_KEPT_HOLDS {
                     return Err(wrong(Why::Misfit("the machine it resumes")));
                 }
                 if let Some(life) = life.take_if(|life| life.steps == step) {
                     same_machine(&machine, &life.machine).map_err(wrong)?;
                 }
-                let look = machine.view().look;
-                (true, version, started, Life { machine, steps: step, look })
+                (true, version, started, Life { machine, steps: step, look: view.look })
             }
             Line::Step { step, at, same, event, effects, place } => {
                 if follows(&mut life, step, same.len() as u64 + 1, line, &mut summary, &mut told)
