@@ -122,11 +122,27 @@ fn every_way_of_damage_is_told_with_its_line() {
     assert_eq!(error.line, 1);
 }
 
+/// A line that tells a whole machine.
+fn resume() -> &'static str {
+    include_str!("../fuzz/corpus/journal/steps.resume").lines().next().expect("a line")
+}
+
+#[test]
+fn a_machine_that_is_not_sound_is_refused_before_it_is_asked_anything() {
+    let mut line: serde_json::Value = serde_json::from_str(resume()).expect("JSON");
+    let chart = &mut line["machine"]["chart"];
+    // With nothing else that makes it doubtful, it would look up how well that backend is.
+    chart["shared_storage"]["silence"] = serde_json::Value::Null;
+    chart["state"] = serde_json::json!({ "Running": { "backend": 9 } });
+    let error = replay(line.to_string().as_bytes(), |_| {}).expect_err("backend 9 of two");
+    assert!(error.to_string().contains("does not fit the policy"), "{error}");
+}
+
 #[test]
 fn no_journal_begins_with_more_holds_than_are_kept() {
-    let resume = include_str!("../fuzz/corpus/journal/steps.resume").lines().next().expect("a line");
-    let start = include_str!("../fuzz/corpus/journal/lives.start").lines().next().expect("a line");
-    for (line, kind) in [(start, "start"), (resume, "resume")] {
+    let demo = demo();
+    let start = demo.lines().next().expect("a line");
+    for (line, kind) in [(start, "start"), (resume(), "resume")] {
         assert!(line.contains(&format!("\"line\":\"{kind}\"")) && line.contains("\"holds\":[]"), "{line}");
         let with = |count: u64| {
             let hold = |id| format!(r#"{{"id":{id},"what":"awake","until":null,"reason":"","by":""}}"#);

@@ -215,10 +215,10 @@ pub fn replay(mut journal: impl BufRead, mut told: impl FnMut(Told<'_>)) -> Resu
             }
             Line::Resume { version, started, step, machine, .. } => {
                 let machine = machine.into_owned();
-                let view = machine.view();
-                if !machine.is_sound() || view.holds.len() > MOST_KEPT_HOLDS {
+                let view = machine.is_sound().then(|| machine.view());
+                let Some(view) = view.filter(|view| view.holds.len() <= MOST_KEPT_HOLDS) else {
                     return Err(wrong(Why::Misfit("the machine it resumes")));
-                }
+                };
                 if let Some(life) = life.take_if(|life| life.steps == step) {
                     same_machine(&machine, &life.machine).map_err(wrong)?;
                 }
