@@ -8,7 +8,7 @@ use wechsler::{
     machine::reading::Gpu,
 };
 
-use super::{Kinds, kind};
+use super::{Kinds, understood};
 
 pub fn run(data: &[u8]) -> Kinds {
     let units: Vec<_> = UnitName::new("llama-cpp.service").into_iter().collect();
@@ -20,8 +20,9 @@ pub fn run(data: &[u8]) -> Kinds {
         timeout: Duration::from_secs(5),
     };
     let gpu = gpu::parse(&String::from_utf8_lossy(data), &units, &tool);
-    let read = kind("read", matches!(&gpu, Gpu::Read { processes, .. } if !processes.is_empty()));
-    // What says why it cannot be read, and not only that it is no answer.
-    let broken = kind("broken", matches!(&gpu, Gpu::Broken { code, .. } if code != "gpu_tool_failed"));
-    read.into_iter().chain(broken).collect()
+    understood([
+        ("read", matches!(&gpu, Gpu::Read { processes, .. } if !processes.is_empty())),
+        // What says why it cannot be read, and not only that it is no answer.
+        ("broken", matches!(&gpu, Gpu::Broken { code, .. } if code != "gpu_tool_failed")),
+    ])
 }

@@ -2,13 +2,13 @@
 
 use wechsler::driver::replay::replay;
 
-use super::{Kinds, kind};
+use super::{Kinds, understood};
 
 pub fn run(data: &[u8]) -> Kinds {
     match replay(data, |_| {}) {
         Ok(summary) => {
             assert!(summary.torn <= data.len() as u64);
-            kind("lives", summary.lives > 0).into_iter().chain(kind("steps", summary.steps > 0)).collect()
+            understood([("lives", summary.lives > 0), ("steps", summary.steps > 0)])
         }
         Err(error) => {
             assert!(error.line > 0 && !error.to_string().is_empty());

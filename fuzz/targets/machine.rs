@@ -4,7 +4,7 @@
 #[path = "../../tests/spec/mod.rs"]
 mod spec;
 
-use super::{Kinds, kind};
+use super::{Kinds, understood};
 use spec::{
     alphabet::{Topic, alphabet},
     explore::Edge,
@@ -36,5 +36,5 @@ pub fn run(data: &[u8]) -> Kinds {
             }
         }
     }
-    kind("story", !told.is_empty()).into_iter().collect()
+    understood([("story", !told.is_empty())])
 }

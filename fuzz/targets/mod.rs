@@ -22,9 +22,9 @@ pub type Kinds = Vec<&'static str>;
 /// A target: it panics at what must not be.
 pub type Target = fn(&[u8]) -> Kinds;
 
-/// `kind`, if it was understood.
-fn kind(kind: &'static str, understood: bool) -> Option<&'static str> {
-    understood.then_some(kind)
+/// Those that were understood.
+fn understood<const N: usize>(kinds: [(&'static str, bool); N]) -> Kinds {
+    kinds.into_iter().filter_map(|(kind, understood)| understood.then_some(kind)).collect()
 }
 
 /// All targets by name, each with a program of that name in `fuzz_targets/` and a folder in `corpus/`.

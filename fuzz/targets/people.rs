@@ -5,11 +5,12 @@ use wechsler::{
     machine::reading::{People, WakeArmed},
 };
 
-use super::{Kinds, kind};
+use super::{Kinds, understood};
 
 pub fn run(data: &[u8]) -> Kinds {
     let text = String::from_utf8_lossy(data);
-    let people = kind("people", matches!(people::parse(&text, "wechsler"), People::Read { .. }));
-    let card = kind("card", !matches!(ethtool::parse(&text), WakeArmed::Unknown(_)));
-    people.into_iter().chain(card).collect()
+    understood([
+        ("people", matches!(people::parse(&text, "wechsler"), People::Read { .. })),
+        ("card", !matches!(ethtool::parse(&text), WakeArmed::Unknown(_))),
+    ])
 }

@@ -8,7 +8,7 @@ use wechsler::{
     machine::{Outcome, reading::Unit},
 };
 
-use super::{Kinds, kind};
+use super::{Kinds, understood};
 
 pub fn run(data: &[u8]) -> Kinds {
     let text = String::from_utf8_lossy(data);
@@ -18,7 +18,7 @@ pub fn run(data: &[u8]) -> Kinds {
     let mut known = vec![None; units.len()];
     if let Ok(answer) = parse_units(stdout, stderr, &units) {
         assert_eq!(answer.units.len(), units.len(), "one answer for each unit");
-        kinds.extend(kind("units", !answer.units.iter().any(|unit| matches!(unit, Unit::Unread(_)))));
+        kinds.extend(understood([("units", !answer.units.iter().any(|unit| matches!(unit, Unit::Unread(_))))]));
         for (known, unit) in known.iter_mut().zip(answer.units) {
             *known = if let Unit::Loaded(state) = unit { Some(state) } else { None };
         }
@@ -29,13 +29,13 @@ pub fn run(data: &[u8]) -> Kinds {
     }
     for ended in [Ended::Unit, Ended::Harmless, Ended::PowerOff] {
         let outcome = judge_verb(ended, u32::from(data.first().copied().unwrap_or(0)), stderr);
-        kinds.extend(kind("verb", matches!(outcome, Outcome::Failed(why) if why.code != "verb_failed")));
+        kinds.extend(understood([("verb", matches!(outcome, Outcome::Failed(why) if why.code != "verb_failed"))]));
     }
     if let Some(unit) = units.first() {
         let told = parse_post_mortem(stdout, unit, 8080);
         assert!(told.lines.len() < 1000, "bounded");
         // Beside the state, which is told in any case: the file and the port.
-        kinds.extend(kind("post-mortem", told.lines.len() > 2 && told.port_listens));
+        kinds.extend(understood([("post-mortem", told.lines.len() > 2 && told.port_listens)]));
     }
     kinds
 }

@@ -103,7 +103,8 @@ class Subject:
         return status, body
 
     def complete(self, prompt: str, n_predict: int = 4, **more):
-        """A completion of exactly `n_predict` tokens, if there is room: the real model would otherwise end one early, now and then."""
+        """A completion of exactly `n_predict` tokens, if there is room: the real model would otherwise end one early, now
+        and then."""
         asked = {"prompt": prompt, "n_predict": n_predict, "ignore_eos": True, **more}
         status, answer = self.post("/completion", asked, timeout=60)
         assert status == 200, f"{self.kind}: {answer}"
