@@ -43,7 +43,12 @@ impl Policy {
         let idle = [idle_stop_after, idle_power_off_after].into_iter().flatten();
         let quiet = backends.iter().filter_map(|b| b.checkpoint_quiet.as_ref());
         let mut times = own.into_iter().chain(idle).chain(of_backends).chain(quiet);
-        self.knows(*default_backend) && backends.len() <= Self::MOST_BACKENDS && times.all(|time| *time <= LONGEST)
+        // What is sent again at once is sent without end.
+        let paced = !wake_resend.is_zero();
+        self.knows(*default_backend)
+            && backends.len() <= Self::MOST_BACKENDS
+            && paced
+            && times.all(|time| *time <= LONGEST)
     }
 
     fn knows(&self, id: BackendId) -> bool {

@@ -60,6 +60,13 @@ fn no_time_of_a_policy_is_longer_than_a_thousand_years() {
 }
 
 #[test]
+fn packets_that_wake_are_some_time_apart() {
+    for (apart, sound) in [(Duration::ZERO, false), (Duration::from_nanos(1), true)] {
+        assert_eq!(Policy { wake_resend: apart, ..two() }.is_sound(), sound, "{apart:?}");
+    }
+}
+
+#[test]
 fn a_policy_has_its_default_backend_and_not_too_many_others() {
     let sound = |backends: usize, default_backend| {
         Policy { default_backend, ..policy(&vec![BackendKind::Generic; backends]) }.is_sound()
