@@ -111,6 +111,7 @@ fn every_way_of_damage_is_told_with_its_line() {
         (with(3, "{\"line\":\"step\"}"), 4, "missing field"),
         (with(3, "{\"line\":\"dance\"}"), 4, "unknown variant"),
         (with(switch, &lines[switch].replace("\"Switch\":[1", "\"Switch\":[7")), switch + 1, "does not fit the policy"),
+        (with(3, &lines[3].replace("\"at\":{\"secs\":", "\"at\":{\"secs\":99999999999")), 4, "does not fit the policy"),
         (with(look, &lines[look].replace("\"same\":[[", "\"same\":[[1,")), look + 1, "does not fit the policy"),
         (with(0, &"x".repeat(5 << 20)), 1, "longer than any line"),
     ] {

@@ -379,7 +379,7 @@ impl Core {
             if !after.seen.is_up() || after.use_ != Use::Idle {
                 memory.calm = 0;
             } else if memory.calm == 0 || after.use_at > before.use_at {
-                memory.calm = (memory.calm + 1).min(2);
+                memory.calm = memory.calm.saturating_add(1).min(2);
             }
             if used && is_left_alone {
                 // It was kept although a restore went wrong in it, and what was said since is somebody's.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    BackendId, Command, Event, Goal, Held, Hold, HoldId, Look, Machine, Policy, Verb,
+    BackendId, Command, Event, Goal, Held, Hold, HoldId, Instant, Look, Machine, Policy, Verb,
     core::{Core, Doubt, Order, Worry},
     work::{Leaving, Work},
 };
@@ -43,15 +43,15 @@ impl Policy {
         let idle = [idle_stop_after, idle_power_off_after].into_iter().flatten();
         let quiet = backends.iter().filter_map(|b| b.checkpoint_quiet.as_ref());
         let mut times = own.into_iter().chain(idle).chain(of_backends).chain(quiet);
-        // What is sent again at once is sent without end.
-        let paced = !wake_resend.is_zero();
+        // What comes again at once, or is over as soon as it begins, comes again without end.
+        let paced = [wake_resend, policy_backoff, command_timeout].into_iter().all(|time| !time.is_zero());
         self.knows(*default_backend)
             && backends.len() <= Self::MOST_BACKENDS
             && paced
             && times.all(|time| *time <= LONGEST)
     }
 
-    fn knows(&self, id: BackendId) -> bool {
+    pub(super) fn knows(&self, id: BackendId) -> bool {
         usize::from(id.0) < self.backends.len()
     }
 
@@ -78,6 +78,14 @@ impl Policy {
             | Verb::RestoreSlots(id) => self.knows(id),
             Verb::Wake | Verb::PowerOff => true,
         }
+    }
+}
+
+impl Instant {
+    /// There is time after it.
+    #[must_use]
+    pub fn is_sound(self) -> bool {
+        self.since_start() <= LONGEST
     }
 }
 
@@ -144,6 +152,7 @@ impl Machine {
             backoff,
             checkpoint_backoff,
             attention,
+            now,
             ..
         } = &*self.chart;
         let knows = |id: BackendId| policy.knows(id);
@@ -152,6 +161,7 @@ impl Machine {
             leaving && policy.knows_goal(work.op.goal)
         };
         policy.is_sound()
+            && now.is_sound()
             && look.fits(policy)
             && backends.len() == policy.backends.len()
             && work.as_ref().is_none_or(fits_work)
@@ -159,7 +169,7 @@ impl Machine {
             && doubt.is_none_or(|Doubt { backend, .. }| knows(backend))
             && holds.iter().all(|hold| hold.fits(policy))
             && [next_hold, next_op, next_verb].into_iter().all(|next| *next <= LARGEST)
-            && [backoff, checkpoint_backoff].into_iter().flatten().all(|backoff| backoff.wait <= LONGEST)
+            && [backoff, checkpoint_backoff].into_iter().flatten().all(|b| !b.wait.is_zero() && b.wait <= LONGEST)
             && attention.iter().all(|Worry { backend, .. }| backend.is_none_or(knows))
             && self.place().backend.is_none_or(knows)
     }

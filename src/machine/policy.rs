@@ -17,13 +17,13 @@ pub struct Policy {
     pub can_wake: bool,
     /// What an unarmed network card means for a power-off.
     pub wake_check: WakeCheck,
-    /// Between two rounds of wake packets.
+    /// Between two rounds of wake packets; not zero.
     pub wake_resend: Duration,
     /// From the first packet until the pinned key must have answered.
     pub boot_timeout: Duration,
     /// From the order to power off until nothing may answer any more.
     pub power_off_timeout: Duration,
-    /// How long one order over SSH may take. Shorter than every timeout of a state that waits for one.
+    /// How long one order over SSH may take; not zero. Shorter than every timeout of a state that waits for one.
     pub command_timeout: Duration,
     /// Nothing must have answered for so long before a server counts as off. In time, so that the pace of looking does not matter.
     pub silence: Duration,
@@ -35,7 +35,7 @@ pub struct Policy {
     pub idle_stop_after: Option<Duration>,
     /// Power the server off after so long without a backend; `None` is never.
     pub idle_power_off_after: Option<Duration>,
-    /// A policy that failed waits so long, doubling up to an hour, before it tries again.
+    /// A policy that failed waits so long, doubling up to an hour, before it tries again; not zero.
     pub policy_backoff: Duration,
     /// Memory in use on an idle GPU, MiB; a backend counts as stopped only once no GPU holds more. `None`: not compared.
     pub gpu_baseline_mib: Option<u64>,

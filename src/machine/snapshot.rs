@@ -1,6 +1,6 @@
 //! A machine as a whole, written down and read again: where a journal of steps goes on in the middle of a life.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use statig::blocking::{InitializedStateMachine, UninitializedStateMachine};
 
 use super::{
@@ -30,8 +30,13 @@ impl Serialize for Machine {
 
 impl<'de> Deserialize<'de> for Machine {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Read { chart, since } = Read::deserialize(deserializer)?;
-        // Entry actions change nothing, they only send; what is sent here was sent long ago.
+        let Read { mut chart, since } = Read::deserialize(deserializer)?;
+        // Entry actions ask the policy about the leaf's backend.
+        let place = chart.state_mut().place();
+        if place.backend.is_some_and(|backend| !chart.policy.knows(backend)) {
+            return Err(D::Error::custom("it is in a leaf of a backend that is not configured"));
+        }
+        // They change nothing, they only send; what is sent here was sent long ago.
         let chart = chart.init_with_context(&mut Step::at(since));
         Ok(Self { chart, since, ignored: None })
     }

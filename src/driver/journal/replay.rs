@@ -314,7 +314,7 @@ impl Life {
         written: &Outcome,
         told: &mut impl FnMut(Told<'_>),
     ) -> Result<(), Why> {
-        if !event.fits(self.machine.policy()) {
+        if !at.is_sound() || !event.fits(self.machine.policy()) {
             return Err(Why::Misfit("what happened"));
         }
         let before = self.machine.clone();

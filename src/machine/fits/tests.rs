@@ -60,10 +60,18 @@ fn no_time_of_a_policy_is_longer_than_a_thousand_years() {
 }
 
 #[test]
-fn packets_that_wake_are_some_time_apart() {
-    for (apart, sound) in [(Duration::ZERO, false), (Duration::from_nanos(1), true)] {
-        assert_eq!(Policy { wake_resend: apart, ..two() }.is_sound(), sound, "{apart:?}");
+fn what_comes_again_or_has_an_end_takes_some_time() {
+    for (time, sound) in [(Duration::ZERO, false), (Duration::from_nanos(1), true)] {
+        assert_eq!(Policy { wake_resend: time, ..two() }.is_sound(), sound, "{time:?}");
+        assert_eq!(Policy { policy_backoff: time, ..two() }.is_sound(), sound, "{time:?}");
+        assert_eq!(Policy { command_timeout: time, ..two() }.is_sound(), sound, "{time:?}");
     }
+}
+
+#[test]
+fn there_is_time_after_every_moment() {
+    assert!(Instant::after_start(THOUSAND_YEARS).is_sound());
+    assert!(!Instant::after_start(TOO_LONG).is_sound());
 }
 
 #[test]
@@ -178,7 +186,7 @@ fn a_machine_is_sound_if_all_of_it_speaks_of_its_own_policy() {
 
 #[test]
 fn a_machine_of_which_one_part_speaks_of_something_else_is_not_sound() {
-    let wrong: [(&str, Change); 21] = [
+    let wrong: [(&str, Change); 24] = [
         ("policy", |core| Arc::make_mut(&mut core.policy).silence = TOO_LONG),
         ("look", |core| core.look = Look::nothing(3)),
         ("memory", |core| core.backends.push(Memory::default())),
@@ -199,10 +207,32 @@ fn a_machine_of_which_one_part_speaks_of_something_else_is_not_sound() {
         ("next order", |core| core.next_verb = COUNTED_UP_TO + 1),
         ("backoff", |core| core.backoff.as_mut().expect("a backoff").wait = TOO_LONG),
         ("checkpoint_backoff", |core| core.checkpoint_backoff.as_mut().expect("a backoff").wait = TOO_LONG),
+        ("end of time", |core| core.now = Instant::after_start(TOO_LONG)),
+        ("no pause", |core| core.backoff.as_mut().expect("a backoff").wait = Duration::ZERO),
+        ("no pause for checkpoints", |core| core.checkpoint_backoff.as_mut().expect("a backoff").wait = Duration::ZERO),
         ("attention", |core| core.attention[0].backend = Some(NOBODY)),
     ];
     for (name, change) in wrong {
         assert!(!machine(State::Idle, change).is_sound(), "{name}");
     }
     assert!(!machine(State::Running { backend: NOBODY }, |_| {}).is_sound(), "leaf");
+}
+
+#[test]
+fn a_machine_in_a_leaf_of_a_backend_that_is_not_configured_is_not_read() {
+    let (backend, order, begun) = (LAST, VerbId(1), Instant::START);
+    for leaf in [
+        State::Running { backend },
+        State::Saving { backend, order },
+        State::Restoring { backend, order },
+        State::Stopping { backend, order: Some(order), until: Some(begun), killed: false },
+    ] {
+        let mut written = serde_json::to_value(machine(leaf, |_| {})).expect("JSON");
+        assert!(serde_json::from_value::<Machine>(written.clone()).is_ok(), "{leaf:?}");
+        for fields in written["chart"]["state"].as_object_mut().expect("a leaf").values_mut() {
+            fields["backend"] = 2.into();
+        }
+        let refused = serde_json::from_value::<Machine>(written).expect_err("nobody's leaf");
+        assert!(refused.to_string().contains("not configured"), "{leaf:?}: {refused}");
+    }
 }
