@@ -1,24 +1,31 @@
-//! Changes that keep the structure of what is fuzzed: a field that is missing, doubled, of another type, from elsewhere. Changed
-//! byte by byte, hardly any JSON stays JSON, and what is behind its reading is never met.
+//! Changes that keep the structure of what is fuzzed: a field that is missing, of another type, from elsewhere, by another name.
+//! Changed byte by byte, hardly any JSON stays JSON, and what is behind its reading is never met.
 
 use libfuzzer_sys::fuzzer_mutate;
-use serde_json::{Deserializer, Map, Value, json};
+use serde_json::{Map, Value, json};
 
-/// How bytes are taken apart into a tree, and put together again.
+/// How text is taken apart into a tree, and put together again.
 struct Format {
     take_apart: fn(&str) -> Option<Value>,
     put_together: fn(&Value) -> Option<String>,
 }
 
-/// One JSON document after the other.
+/// One JSON document, or one a line; lines of something else are kept as they are.
 const JSON: Format = Format {
     take_apart: |text| {
-        let documents: Vec<Value> = Deserializer::from_str(text).into_iter().map_while(Result::ok).collect();
-        (!documents.is_empty()).then_some(Value::Array(documents))
+        let read = |text| serde_json::from_str(text).ok().filter(|tree: &Value| tree.is_object() || tree.is_array());
+        if let Some(document) = read(text) {
+            return Some(json!([document]));
+        }
+        let lines: Vec<Value> = text.lines().map(|line| read(line).unwrap_or_else(|| line.into())).collect();
+        lines.iter().any(|line| !line.is_string()).then_some(Value::Array(lines))
     },
-    put_together: |tree| match tree {
-        Value::Array(documents) => Some(documents.iter().map(|document| format!("{document}\n")).collect()),
-        document => Some(document.to_string()),
+    put_together: |tree| {
+        let line = |document: &Value| match document {
+            Value::String(line) => format!("{line}\n"),
+            document => format!("{document}\n"),
+        };
+        Some(tree.as_array().map_or_else(|| tree.to_string(), |documents| documents.iter().map(line).collect()))
     },
 };
 
@@ -26,11 +33,15 @@ const JSON: Format = Format {
 const TOML: Format =
     Format { take_apart: |text| toml::from_str(text).ok(), put_together: |tree| toml::to_string(tree).ok() };
 
-/// Lines of words, each with what separates it from the next.
+/// Lines of words and of what separates them.
 const LINES: Format = Format {
     take_apart: |text| {
-        let words =
-            |line: &str| line.split_inclusive([' ', '=', ',', ':', ';', '\0']).map(Value::from).collect::<Value>();
+        const SEPARATORS: [char; 7] = [' ', '=', ',', ':', ';', '\0', '\n'];
+        let words = |line: &str| -> Value {
+            let pieces = line.split_inclusive(SEPARATORS);
+            let pieces = pieces.map(|piece| piece.split_at(piece.trim_end_matches(SEPARATORS).len()));
+            pieces.flat_map(|(word, separator)| [word, separator]).filter(|text| !text.is_empty()).collect()
+        };
         Some(text.split_inclusive('\n').map(words).collect())
     },
     put_together: |tree| {
@@ -82,46 +93,51 @@ pub fn mutate(target: &str, data: &mut [u8], size: usize, most: usize, seed: u32
 struct Dice(u32);
 
 impl Dice {
+    /// One of the numbers below `end`, which is not zero.
     fn below(&mut self, end: usize) -> usize {
         // A linear congruential generator; its high bits are the good ones.
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (self.0 >> 8) as usize % end
+        ((u64::from(self.0) * end as u64) >> 32) as usize
+    }
+
+    /// The name of one of the fields, if there is one.
+    fn name_of(&mut self, fields: &Map<String, Value>) -> Option<String> {
+        if fields.is_empty() { None } else { fields.keys().nth(self.below(fields.len())).cloned() }
     }
 }
 
 /// One change somewhere in a tree.
 fn change(tree: &mut Value, dice: &mut Dice) {
     let nodes = count(tree);
-    let mut at = dice.below(nodes);
-    let elsewhere = node(tree, &mut at).cloned().unwrap_or_default();
-    let mut at = dice.below(nodes);
-    let Some(node) = node(tree, &mut at) else { return };
+    let elsewhere = node_at(tree, &mut dice.below(nodes)).cloned().unwrap_or_default();
+    let Some(node) = node_at(tree, &mut dice.below(nodes)) else { return };
     match (dice.below(4), node) {
         (0, node) => *node = elsewhere,
-        (1, Value::Array(nodes)) if !nodes.is_empty() => {
-            nodes.remove(dice.below(nodes.len()));
+        (1, Value::Array(items)) if !items.is_empty() => {
+            items.remove(dice.below(items.len()));
         }
-        (2, Value::Array(nodes)) => nodes.insert(dice.below(nodes.len() + 1), elsewhere),
-        (1, Value::Object(fields)) if !fields.is_empty() => {
-            let name = fields.keys().nth(dice.below(fields.len())).cloned();
-            name.and_then(|name| fields.remove(&name));
+        (2, Value::Array(items)) => items.insert(dice.below(items.len() + 1), elsewhere),
+        (1, Value::Object(fields)) => {
+            dice.name_of(fields).and_then(|name| fields.shift_remove(&name));
         }
-        (2, Value::Object(fields)) => match elsewhere {
-            Value::Object(others) => fields.extend(others),
-            Value::String(name) => drop(fields.insert(name, Value::Null)),
-            other => {
-                let name = fields.keys().nth(dice.below(fields.len().max(1))).cloned();
-                drop(fields.insert(name.unwrap_or_default(), other));
-            }
-        },
+        (2, Value::Object(fields)) => {
+            let name = match elsewhere {
+                Value::Object(others) if dice.below(2) == 0 => return fields.extend(others),
+                Value::Object(others) => dice.name_of(&others),
+                Value::String(text) => Some(text),
+                _ => None,
+            };
+            let value = dice.name_of(fields).and_then(|name| fields.shift_remove(&name)).unwrap_or_else(|| json!(0));
+            fields.insert(name.unwrap_or_else(|| "other".into()), value);
+        }
         (1, Value::String(text)) => {
-            let mut bytes = text.clone().into_bytes();
+            let mut bytes = std::mem::take(text).into_bytes();
             let size = bytes.len();
             bytes.resize(size + 32, 0);
             let size = fuzzer_mutate(&mut bytes, size, size + 32);
             *text = String::from_utf8_lossy(&bytes[..size]).into_owned();
         }
-        (1 | 2, Value::Number(number)) => {
+        (1 | 2, Value::Number(number)) if number.is_i64() => {
             let near = number.as_i64().unwrap_or_default().wrapping_add(if dice.below(2) == 0 { 1 } else { -1 });
             *number = near.into();
         }
@@ -132,41 +148,46 @@ fn change(tree: &mut Value, dice: &mut Dice) {
             }
         }
         (_, node) => {
-            *node = match dice.below(12) {
+            *node = match dice.below(16) {
                 0 => Value::Null,
                 1 => json!(false),
                 2 => json!(true),
                 3 => json!(0),
                 4 => json!(-1),
-                5 => json!(u64::MAX),
-                6 => json!(0.5),
-                7 => json!(1e300),
-                8 => json!(""),
-                9 => json!([]),
-                10 => json!([node.take()]),
-                _ => Value::Object(Map::new()),
+                5 => json!(u8::MAX),
+                6 => json!(u32::MAX),
+                7 => json!(1_u64 << 53),
+                8 => json!(i64::MAX),
+                9 => json!(u64::MAX),
+                10 => json!(0.5),
+                11 => json!(1e300),
+                12 => json!(""),
+                13 => json!([]),
+                14 => json!([node.take()]),
+                _ => json!({}),
             }
         }
     }
 }
 
+/// How many nodes a tree has, itself included.
 fn count(tree: &Value) -> usize {
     1 + match tree {
-        Value::Array(nodes) => nodes.iter().map(count).sum(),
+        Value::Array(items) => items.iter().map(count).sum(),
         Value::Object(fields) => fields.values().map(count).sum(),
         _ => 0,
     }
 }
 
-/// The node at a place, counted from the root.
-fn node<'a>(tree: &'a mut Value, at: &mut usize) -> Option<&'a mut Value> {
-    if *at == 0 {
+/// The node so many places behind the root.
+fn node_at<'a>(tree: &'a mut Value, place: &mut usize) -> Option<&'a mut Value> {
+    if *place == 0 {
         return Some(tree);
     }
-    *at -= 1;
+    *place -= 1;
     match tree {
-        Value::Array(nodes) => nodes.iter_mut().find_map(|child| node(child, at)),
-        Value::Object(fields) => fields.values_mut().find_map(|child| node(child, at)),
+        Value::Array(items) => items.iter_mut().find_map(|item| node_at(item, place)),
+        Value::Object(fields) => fields.values_mut().find_map(|value| node_at(value, place)),
         _ => None,
     }
 }
