@@ -2,6 +2,7 @@
 //! each fault. `tests/lab/test_conformance.py` holds the virtual llama.cpp against the real one.
 #![cfg(feature = "virtual-server")]
 
+mod alone;
 mod faults;
 mod llama;
 mod probe;

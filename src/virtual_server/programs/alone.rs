@@ -2,9 +2,11 @@
 
 use std::{
     ffi::OsString,
+    io,
     net::{IpAddr, SocketAddr},
+    os::unix::process::CommandExt,
     path::PathBuf,
-    process::ExitCode,
+    process::{Command, ExitCode},
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +14,7 @@ use std::{
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Exit, Fault, LlamaSetup, Program, ProgramFaults, Signal, VllmSetup, life::Phase};
+use super::{Exit, Fault, LlamaSetup, Program, ProgramFaults, Signal, VllmSetup};
 
 /// Its output is printed so often.
 const PRINTS_EVERY: Duration = Duration::from_millis(20);
@@ -124,13 +126,22 @@ fn as_process(program: &Program, faults: Arc<ProgramFaults>) -> ExitCode {
         }
     };
     match runtime.block_on(run(program, faults)) {
-        Exit::Code(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
-        // The one signal that a program sends itself.
-        Exit::Signal(_) => std::process::abort(),
+        Ok(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Ok(Exit::Signal(number)) => {
+            // This process handles the signal, and only in a program in its place is that undone.
+            let error = Command::new("sh").args(["-c", &format!("kill -{number} $$")]).exec();
+            eprintln!("not ended by signal {number}: {error}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("SIGTERM cannot be handled: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
-async fn run(program: &Program, faults: Arc<ProgramFaults>) -> Exit {
+async fn run(program: &Program, faults: Arc<ProgramFaults>) -> io::Result<Exit> {
+    let mut term = signal(SignalKind::terminate())?;
     let process = program.start(std::process::id(), faults);
     let mut exited = process.exited();
     let mut printed = 0;
@@ -141,30 +152,17 @@ async fn run(program: &Program, faults: Arc<ProgramFaults>) -> Exit {
         }
         printed = lines.len();
     };
-    let mut term = None;
     loop {
         let exit = *exited.borrow_and_update();
         if let Some(exit) = exit {
             print();
-            return exit;
-        }
-        // Not before it is ready: without a handler SIGTERM kills at once, which is what it does to the real one while
-        // it loads.
-        if term.is_none() && process.life.phase() >= Phase::Ready {
-            term = signal(SignalKind::terminate()).ok();
+            return Ok(exit);
         }
         tokio::select! {
             _ = exited.changed() => {}
             () = tokio::time::sleep(PRINTS_EVERY) => {}
-            () = terminated(&mut term) => process.signal(Signal::Term),
+            _ = term.recv() => process.signal(Signal::Term),
         }
         print();
-    }
-}
-
-async fn terminated(term: &mut Option<tokio::signal::unix::Signal>) {
-    match term {
-        Some(term) => drop(term.recv().await),
-        None => std::future::pending().await,
     }
 }
