@@ -149,7 +149,7 @@ fn change(tree: &mut Value, dice: &mut Dice) {
             let size = fuzzer_mutate(&mut bytes, size, size + 32);
             *text = String::from_utf8_lossy(&bytes[..size]).into_owned();
         }
-        (1 | 2, Value::Number(number)) if number.is_i64() => {
+        (1 | 2, Value::Number(number)) => {
             let near = number.as_i64().unwrap_or_default().wrapping_add(if dice.below(2) == 0 { 1 } else { -1 });
             *number = near.into();
         }

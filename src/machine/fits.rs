@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    BackendId, Command, Event, Goal, Held, Hold, HoldId, Instant, Look, Machine, Policy, Verb,
+    BackendId, Command, Event, Goal, Held, Hold, HoldId, Instant, Look, Place, Policy, Verb,
     core::{Core, Doubt, Order, Worry},
     work::{Leaving, Work},
 };
@@ -134,11 +134,10 @@ impl Event {
     }
 }
 
-impl Machine {
-    /// All of it speaks of its own policy.
-    #[must_use]
-    pub fn is_sound(&self) -> bool {
-        let Core {
+impl Core {
+    /// All of a machine that is in this leaf speaks of its own policy.
+    pub(super) fn is_sound(&self, place: Place) -> bool {
+        let Self {
             policy,
             look,
             backends,
@@ -154,7 +153,7 @@ impl Machine {
             attention,
             now,
             ..
-        } = &*self.chart;
+        } = self;
         let knows = |id: BackendId| policy.knows(id);
         let fits_work = |work: &Work| {
             let leaving = work.leaving.is_none_or(|Leaving { backend, .. }| knows(backend));
@@ -171,7 +170,7 @@ impl Machine {
             && [next_hold, next_op, next_verb].into_iter().all(|next| *next <= LARGEST)
             && [backoff, checkpoint_backoff].into_iter().flatten().all(|b| !b.wait.is_zero() && b.wait <= LONGEST)
             && attention.iter().all(|Worry { backend, .. }| backend.is_none_or(knows))
-            && self.place().backend.is_none_or(knows)
+            && place.backend.is_none_or(knows)
     }
 }
 

@@ -31,10 +31,10 @@ impl Serialize for Machine {
 impl<'de> Deserialize<'de> for Machine {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Read { mut chart, since } = Read::deserialize(deserializer)?;
-        // Entry actions ask the policy about the leaf's backend.
+        // Entry actions already ask the policy about the leaf's backend.
         let place = chart.state_mut().place();
-        if place.backend.is_some_and(|backend| !chart.policy.knows(backend)) {
-            return Err(D::Error::custom("it is in a leaf of a backend that is not configured"));
+        if !since.is_sound() || !chart.is_sound(place) {
+            return Err(D::Error::custom("a part of the machine does not fit the policy"));
         }
         // They change nothing, they only send; what is sent here was sent long ago.
         let chart = chart.init_with_context(&mut Step::at(since));

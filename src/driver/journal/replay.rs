@@ -215,14 +215,14 @@ pub fn replay(mut journal: impl BufRead, mut told: impl FnMut(Told<'_>)) -> Resu
             }
             Line::Resume { version, started, step, machine, .. } => {
                 let machine = machine.into_owned();
-                let view = machine.is_sound().then(|| machine.view());
-                let Some(view) = view.filter(|view| view.holds.len() <= MOST_KEPT_HOLDS) else {
+                if machine.holds().len() > MOST_KEPT_HOLDS {
                     return Err(wrong(Why::Misfit("the machine it resumes")));
-                };
+                }
                 if let Some(life) = life.take_if(|life| life.steps == step) {
                     same_machine(&machine, &life.machine).map_err(wrong)?;
                 }
-                (true, version, started, Life { machine, steps: step, look: view.look })
+                let look = machine.look().clone();
+                (true, version, started, Life { machine, steps: step, look })
             }
             Line::Step { step, at, same, event, effects, place } => {
                 if follows(&mut life, step, same.len() as u64 + 1, line, &mut summary, &mut told)

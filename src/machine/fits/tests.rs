@@ -6,7 +6,7 @@ use statig::blocking::IntoStateMachineExt;
 
 use super::*;
 use crate::machine::{
-    BackendKind, Cause, HoldSpec, Instant, Options, Outcome, PowerChoice, RequestId, Selection, VerbId,
+    BackendKind, Cause, HoldSpec, Instant, Machine, Options, Outcome, PowerChoice, RequestId, Selection, VerbId,
     core::{Backoff, Memory, Step, WorryKind},
     evidence::tests::policy,
     rules::State,
@@ -139,8 +139,8 @@ fn the_end_of_an_order_and_a_tick_fit_always() {
     assert!(finished.fits(&two()) && Event::Tick.fits(&two()));
 }
 
-/// A machine in which everything that can speak of a backend speaks of the last one.
-fn machine(leaf: State, change: impl FnOnce(&mut Core)) -> Machine {
+/// What a machine holds in which everything that can speak of a backend speaks of the last one.
+fn core(change: impl FnOnce(&mut Core)) -> Core {
     let begun = Instant::START;
     let mut core = Core::new(two().into(), vec![hold(1, Held::Backend(LAST))]);
     core.begin(Goal::Run(LAST), Cause::IdleStop, false, &mut Step::at(begun));
@@ -151,9 +151,7 @@ fn machine(leaf: State, change: impl FnOnce(&mut Core)) -> Machine {
     core.checkpoint_backoff = core.backoff;
     core.attention = vec![Worry { what: WorryKind::Crashed, backend: Some(LAST), since: begun }];
     change(&mut core);
-    let mut chart = core.uninitialized_state_machine();
-    *chart.state_mut() = leaf;
-    Machine { chart: chart.init_with_context(&mut Step::at(begun)), since: begun, ignored: None }
+    core
 }
 
 fn wants(core: &mut Core, goal: Goal) {
@@ -178,10 +176,10 @@ fn a_machine_is_sound_if_all_of_it_speaks_of_its_own_policy() {
     ];
     for (name, change) in kept {
         for leaf in [State::Idle, State::Running { backend: LAST }] {
-            assert!(machine(leaf, change).is_sound(), "{name}");
+            assert!(core(change).is_sound(leaf.place()), "{name}");
         }
     }
-    assert!(Machine::new(two(), vec![]).is_sound());
+    assert!(Core::new(two().into(), vec![]).is_sound(State::Idle.place()));
 }
 
 #[test]
@@ -213,13 +211,13 @@ fn a_machine_of_which_one_part_speaks_of_something_else_is_not_sound() {
         ("attention", |core| core.attention[0].backend = Some(NOBODY)),
     ];
     for (name, change) in wrong {
-        assert!(!machine(State::Idle, change).is_sound(), "{name}");
+        assert!(!core(change).is_sound(State::Idle.place()), "{name}");
     }
-    assert!(!machine(State::Running { backend: NOBODY }, |_| {}).is_sound(), "leaf");
+    assert!(!core(|_| {}).is_sound(State::Running { backend: NOBODY }.place()), "leaf");
 }
 
 #[test]
-fn a_machine_in_a_leaf_of_a_backend_that_is_not_configured_is_not_read() {
+fn a_machine_that_is_not_sound_is_not_read() {
     let (backend, order, begun) = (LAST, VerbId(1), Instant::START);
     for leaf in [
         State::Running { backend },
@@ -227,12 +225,21 @@ fn a_machine_in_a_leaf_of_a_backend_that_is_not_configured_is_not_read() {
         State::Restoring { backend, order },
         State::Stopping { backend, order: Some(order), until: Some(begun), killed: false },
     ] {
-        let mut written = serde_json::to_value(machine(leaf, |_| {})).expect("JSON");
+        let mut chart = core(|_| {}).uninitialized_state_machine();
+        *chart.state_mut() = leaf;
+        let machine = Machine { chart: chart.init_with_context(&mut Step::at(begun)), since: begun, ignored: None };
+        let written = serde_json::to_value(machine).expect("JSON");
         assert!(serde_json::from_value::<Machine>(written.clone()).is_ok(), "{leaf:?}");
-        for fields in written["chart"]["state"].as_object_mut().expect("a leaf").values_mut() {
-            fields["backend"] = 2.into();
+        let name = written["chart"]["state"].as_object().and_then(|state| state.keys().next()).expect("a leaf");
+        for (part, wrong) in [
+            (format!("/chart/state/{name}/backend"), 2),
+            ("/chart/shared_storage/next_verb".into(), u64::MAX),
+            ("/since/secs".into(), u64::MAX),
+        ] {
+            let mut written = written.clone();
+            *written.pointer_mut(&part).expect("a part") = wrong.into();
+            let refused = serde_json::from_value::<Machine>(written).expect_err(&part);
+            assert!(refused.to_string().contains("does not fit the policy"), "{part}: {refused}");
         }
-        let refused = serde_json::from_value::<Machine>(written).expect_err("nobody's leaf");
-        assert!(refused.to_string().contains("not configured"), "{leaf:?}: {refused}");
     }
 }
