@@ -4,18 +4,6 @@
 use libfuzzer_sys::fuzzer_mutate;
 use serde_json::{Map, Value, json};
 
-/// The program of a target whose inputs are changed in its format.
-macro_rules! program {
-    ($target:literal) => {
-        libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-            crate::targets::run($target, data);
-        });
-        libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-            crate::mutator::mutate($target, data, size, max_size, seed)
-        });
-    };
-}
-
 /// How text is taken apart into a tree, and put together again.
 struct Format {
     take_apart: fn(&str) -> Option<Value>,

@@ -1,8 +1,3 @@
 #![no_main]
 
-#[path = "../targets/mod.rs"]
-mod targets;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    targets::run("machine", data);
-});
+wechsler_fuzz::program!("machine");

@@ -1,9 +1,3 @@
 #![no_main]
 
-#[macro_use]
-#[path = "../mutator.rs"]
-mod mutator;
-#[path = "../targets/mod.rs"]
-mod targets;
-
-program!("slots");
+wechsler_fuzz::program!("slots");
