@@ -138,6 +138,7 @@ fn change(tree: &mut Value, dice: &mut Dice) {
             *text = String::from_utf8_lossy(&bytes[..size]).into_owned();
         }
         (1 | 2, Value::Number(number)) => {
+            // Its neighbour; of what is no such number, that of zero.
             let near = number.as_i64().unwrap_or_default().wrapping_add(if dice.below(2) == 0 { 1 } else { -1 });
             *number = near.into();
         }

@@ -7,8 +7,10 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use targets::TARGETS;
 
-/// More than this for one target is not minimised.
-const MOST_BYTES: u64 = 650_000;
+/// More bytes than this for one target are not minimised. What a journal tells is long: whole machines, and lives.
+fn most_bytes(target: &str) -> u64 {
+    if target == "journal" { 650_000 } else { 300_000 }
+}
 
 fn fuzz(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(name)
@@ -32,7 +34,7 @@ fn every_file_of_the_corpus_is_borne() {
             bytes += data.len() as u64;
             let _ = targets::run(target, &data);
         }
-        assert!((1..=MOST_BYTES).contains(&bytes), "{target}: {bytes} bytes");
+        assert!((1..=most_bytes(target)).contains(&bytes), "{target}: {bytes} bytes");
     }
 }
 

@@ -107,7 +107,7 @@ fn every_way_of_damage_is_told_with_its_line() {
     for (text, line, so) in [
         (with(0, &newer), 1, "written by version"),
         (with(0, &elsewhere), 1, "does not fit the policy"),
-        (with(3, "# a comment"), 4, "not a line of a journal"),
+        (with(3, "# a comment"), 4, "as a line of a journal"),
         (with(3, "{\"line\":\"step\"}"), 4, "missing field"),
         (with(3, "{\"line\":\"dance\"}"), 4, "unknown variant"),
         (with(switch, &lines[switch].replace("\"Switch\":[1", "\"Switch\":[7")), switch + 1, "does not fit the policy"),

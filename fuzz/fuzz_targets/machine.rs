@@ -1,3 +1,6 @@
 #![no_main]
 
-wechsler_fuzz::program!("machine");
+// Its bytes are no text.
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    wechsler_fuzz::targets::run("machine", data);
+});

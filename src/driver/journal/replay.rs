@@ -103,8 +103,8 @@ pub enum Why {
         /// The program that wrote it.
         version: String,
     },
-    /// It is damaged, or none of a journal of steps.
-    #[error("not a line of a journal of steps: {0}")]
+    /// It is damaged, does not fit together, or is none of a journal of steps.
+    #[error("cannot be understood as a line of a journal of steps: {0}")]
     Foreign(#[source] serde_json::Error),
     /// It speaks of what its own policy does not know.
     #[error("{0} does not fit the policy of this journal")]

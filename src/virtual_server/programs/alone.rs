@@ -128,7 +128,7 @@ fn as_process(program: &Program, faults: Arc<ProgramFaults>) -> ExitCode {
     match runtime.block_on(run(program, faults)) {
         Ok(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         Ok(Exit::Signal(number)) => {
-            // This process handles the signal, and only in a program in its place is that undone.
+            // Here SIGTERM is handled; in a program that takes the place of this one it is not.
             let error = Command::new("sh").args(["-c", &format!("kill -{number} $$")]).exec();
             eprintln!("not ended by signal {number}: {error}");
             ExitCode::FAILURE
@@ -141,6 +141,7 @@ fn as_process(program: &Program, faults: Arc<ProgramFaults>) -> ExitCode {
 }
 
 async fn run(program: &Program, faults: Arc<ProgramFaults>) -> io::Result<Exit> {
+    // Before it can tell anybody that it is ready.
     let mut term = signal(SignalKind::terminate())?;
     let process = program.start(std::process::id(), faults);
     let mut exited = process.exited();
