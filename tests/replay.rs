@@ -6,14 +6,22 @@ mod journals;
 mod spec;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     fs,
+    hash::Hash,
     io::{BufRead, BufReader},
+    mem::discriminant,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
-use wechsler::driver::replay::{Told, Why, replay};
+use serde_json::json;
+use spec::explore::{Edge, WORLDS, explore};
+use wechsler::{
+    driver::replay::{Told, Why, replay},
+    machine::Machine,
+};
 
 fn journals() -> Vec<PathBuf> {
     let folder = std::env::var_os("JOURNALS")
@@ -59,6 +67,47 @@ fn the_journals_in_the_folder_walk_through_every_leaf() {
         .expect("replayed");
     }
     assert_eq!(leaves, wechsler::machine::Kind::ALL.into_iter().collect());
+}
+
+/// What there is to a step: where it began, what happened, what came of it. Not: when, and to which backend.
+fn kind(edge: &Edge) -> impl Eq + Hash + use<> {
+    let asked: Vec<_> = edge.effects.iter().map(discriminant).collect();
+    (edge.before.place().kind, edge.act, asked, edge.after.place().kind)
+}
+
+/// With `SEEDS=FOLDER` each of these journals is kept there, as what fuzzing can begin with.
+#[test]
+fn every_kind_of_step_that_is_explored_is_done_again_by_a_machine_that_was_written_down() {
+    let seeds = std::env::var_os("SEEDS").map(PathBuf::from);
+    let mut kinds = HashSet::new();
+    for world in WORLDS {
+        explore(world, |edge| {
+            if kinds.insert(kind(edge)) {
+                let whole = |step: u64, machine: &Machine| {
+                    json!({
+                        "line": "resume", "format": 1, "version": "", "started": "",
+                        "step": step, "machine": machine,
+                    })
+                };
+                let (now, place) = (edge.now, edge.after.place());
+                let step = json!({
+                    "line": "step", "step": 2, "at": now,
+                    "event": edge.event, "effects": edge.effects, "place": place,
+                });
+                let journal = format!("{}\n{step}\n", whole(1, edge.before));
+                if let Some(folder) = &seeds {
+                    fs::write(folder.join(format!("steps.{}", kinds.len())), &journal).expect("written");
+                }
+                let journal = format!("{journal}{}\n", whole(2, edge.after));
+                let summary = replay(journal.as_bytes(), |_| {});
+                let summary = summary.unwrap_or_else(|error| panic!("{}: {}: {error}", world.name, edge.act));
+                assert_eq!((summary.steps, summary.gaps), (1, 0), "{}: {}", world.name, edge.act);
+            }
+            ControlFlow::Continue(())
+        });
+    }
+    println!("{} kinds", kinds.len());
+    assert!(kinds.len() > 1000, "{}", kinds.len());
 }
 
 #[test]
