@@ -8,16 +8,17 @@ mod spec;
 use std::{
     collections::{BTreeSet, HashSet},
     fs,
-    hash::Hash,
     io::{BufRead, BufReader},
-    mem::discriminant,
     ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
 use serde_json::json;
-use spec::explore::{Edge, WORLDS, explore};
+use spec::{
+    explore::{WORLDS, explore},
+    matrix::Cell,
+};
 use wechsler::{
     driver::replay::{Told, Why, replay},
     machine::Machine,
@@ -69,12 +70,6 @@ fn the_journals_in_the_folder_walk_through_every_leaf() {
     assert_eq!(leaves, wechsler::machine::Kind::ALL.into_iter().collect());
 }
 
-/// What there is to a step: where it began, what happened, what came of it. Not: when, and to which backend.
-fn kind(edge: &Edge) -> impl Eq + Hash + use<> {
-    let asked: Vec<_> = edge.effects.iter().map(discriminant).collect();
-    (edge.before.place().kind, edge.act, asked, edge.after.place().kind)
-}
-
 /// With `SEEDS=FOLDER` each of these journals is kept there, as what fuzzing can begin with.
 #[test]
 fn every_kind_of_step_that_is_explored_is_done_again_by_a_machine_that_was_written_down() {
@@ -82,7 +77,7 @@ fn every_kind_of_step_that_is_explored_is_done_again_by_a_machine_that_was_writt
     let mut kinds = HashSet::new();
     for world in WORLDS {
         explore(world, |edge| {
-            if kinds.insert(kind(edge)) {
+            if kinds.insert((edge.act, Cell::of(edge))) {
                 let whole = |step: u64, machine: &Machine| {
                     json!({
                         "line": "resume", "format": 1, "version": "", "started": "",
