@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{super::keep::MOST_KEPT_HOLDS, FORMAT, Line, Moments};
-use crate::machine::{Effect, Event, Instant, Look, Machine, Place, Policy};
+use crate::machine::{Effect, Event, Instant, Machine, Place, Policy};
 
 /// A longer line is none of ours.
 const LONGEST_LINE: u64 = 4 << 20;
@@ -172,7 +172,6 @@ impl fmt::Display for Difference {
 struct Life {
     machine: Machine,
     steps: u64,
-    look: Look,
 }
 
 /// Replays a journal and tells each step. Where lines are missing it goes on with the next machine that is told whole.
@@ -210,8 +209,7 @@ pub fn replay(mut journal: impl BufRead, mut told: impl FnMut(Told<'_>)) -> Resu
                 }
                 summary.lives += 1;
                 let machine = Machine::new(policy.into_owned(), holds.into_owned());
-                let look = Look::nothing(machine.policy().backends.len());
-                (false, version, started, Life { machine, steps: 0, look })
+                (false, version, started, Life { machine, steps: 0 })
             }
             Line::Resume { version, started, step, machine, .. } => {
                 let machine = machine.into_owned();
@@ -221,8 +219,7 @@ pub fn replay(mut journal: impl BufRead, mut told: impl FnMut(Told<'_>)) -> Resu
                 if let Some(life) = life.take_if(|life| life.steps == step) {
                     same_machine(&machine, &life.machine).map_err(wrong)?;
                 }
-                let look = machine.look().clone();
-                (true, version, started, Life { machine, steps: step, look })
+                (true, version, started, Life { machine, steps: step })
             }
             Line::Step { step, at, same, event, effects, place } => {
                 if follows(&mut life, step, same.len() as u64 + 1, line, &mut summary, &mut told)
@@ -299,7 +296,7 @@ impl Life {
     /// Takes the looks that said the same as the one before.
     fn look_again(&mut self, line: u64, same: &[Moments], told: &mut impl FnMut(Told<'_>)) -> Result<(), Why> {
         for moments in same {
-            let (at, look) = moments.of_look(&self.look).ok_or(Why::Misfit("a look"))?;
+            let (at, look) = moments.of_look(self.machine.look()).ok_or(Why::Misfit("a look"))?;
             let written = Outcome { effects: vec![], place: self.machine.place() };
             self.take(line, at, &Event::Looked(look), &written, told)?;
         }
@@ -329,9 +326,6 @@ impl Life {
                 written: written.clone(),
                 replayed,
             }))));
-        }
-        if let Event::Looked(look) = event {
-            self.look.clone_from(look);
         }
         self.steps += 1;
         told(Told::Step(Step { line, at, before: &before, event, effects: &replayed.effects, after: &self.machine }));
