@@ -498,6 +498,31 @@ async fn how_long_a_save_takes_is_learnt_from_its_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_told_that_a_save_has_ended_finds_what_it_saved() {
+    let bench = Bench::running().await;
+    bench.world.sim().converse(LLAMA, 300);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let op = bench.accepted(Command::SaveSlots(Selection::All, Options::default())).await;
+    assert!(bench.handle.status_now().saved_slots.is_empty());
+    bench.ended(op).await;
+    assert_eq!(bench.handle.status_now().saved_slots.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_hangs_delays_the_end_of_a_save_by_half_a_second_and_no_more() {
+    let bench = Bench::running().await;
+    bench.world.sim().converse(LLAMA, 300);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let saves = bench.world.sim().times.save;
+    bench.world.sim().faults.looks_hang = true;
+    let began = Instant::now();
+    let op = bench.accepted(Command::SaveSlots(Selection::All, Options::default())).await;
+    assert_eq!(bench.ended(op).await.end.as_deref(), Some("done"));
+    let late = began.elapsed().saturating_sub(saves);
+    assert!((Duration::from_millis(500)..Duration::from_secs(1)).contains(&late), "{late:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_start_ends_together_with_what_its_unit_says() {
     let bench = Bench::new(on());
     bench.state("gpu-idle").await;

@@ -24,8 +24,11 @@ pub struct Tend {
     /// What.
     pub task: SlotTask,
     /// Where the one answer goes.
-    pub answer: oneshot::Sender<Result<Vec<SlotTold>, Warning>>,
+    pub answer: oneshot::Sender<Tended>,
 }
+
+/// What there is to say of each saved slot, or why nothing was done.
+pub type Tended = Result<Vec<SlotTold>, Warning>;
 
 /// The names behind [`Selection::Named`]. Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]

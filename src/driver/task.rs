@@ -27,7 +27,7 @@ use super::{
     proof::{self, Proofs},
     publish,
     setup::Setup,
-    slots::{MOST_TENDED, Selections, TENDED_WITHIN, Tend},
+    slots::{MOST_TENDED, Selections, TENDED_WITHIN, Tend, Tended},
     status::Status,
 };
 use crate::machine::{
@@ -56,7 +56,7 @@ const TICK_AGAIN: Duration = Duration::from_millis(50);
 /// Starts the driver of one server. It ends when `shutdown` turns true or its sender is gone, and leaves the world as it
 /// is. Must be called within a tokio runtime. Reads the state directory before it returns.
 pub fn spawn<W: World>(setup: Setup, world: W, shutdown: watch::Receiver<bool>) -> (Handle, JoinHandle<()>) {
-    let clock = Clock::start();
+    let clock = Arc::new(Clock::start());
     let policy = Arc::clone(&setup.policy);
     let (holds, history) = match &setup.state_dir {
         Some(dir) => (keep::load_holds(dir, &clock, &policy), keep::load_history(dir, &policy)),
@@ -132,13 +132,19 @@ enum Done {
         verb: VerbId,
         what: Verb,
         outcome: Outcome,
+        /// What is saved now, if the order was about that.
+        saved: Option<Box<Reading>>,
     },
     PostMortem {
         op: OpId,
         told: PostMortem,
     },
     /// Saved slots were tended.
-    Tended,
+    Tended {
+        told: Tended,
+        answer: oneshot::Sender<Tended>,
+        saved: Option<Box<Reading>>,
+    },
     /// A round of tidying has ended.
     Tidied {
         more: bool,
@@ -150,7 +156,7 @@ enum Done {
 struct Driver<W> {
     setup: Setup,
     world: Arc<W>,
-    clock: Clock,
+    clock: Arc<Clock>,
     machine: Machine,
     /// The machine as it was after the last step.
     view: View,
@@ -277,11 +283,11 @@ impl<W: World> Driver<W> {
                     self.tidy();
                 }
             }
-            Done::Order { verb, what, outcome } => self.order_ended(verb, what, outcome),
-            Done::Tended => {
-                self.tended -= 1;
-                self.schedule.want(Source::Saved);
+            Done::Order { verb, what, outcome, saved } => {
+                self.absorb(saved);
+                self.order_ended(verb, what, outcome);
             }
+            Done::Tended { told, answer, saved } => self.was_tended(told, answer, saved),
             Done::Tidied { more } => {
                 self.tidying = false;
                 if more {
@@ -489,7 +495,7 @@ impl<W: World> Driver<W> {
         {
             error!(%verb, ?what, %other, "refused an order: another is under way");
             let why = Warning::new("order_refused", "another order was under way");
-            self.tasks.spawn(async move { Done::Order { verb, what, outcome: Outcome::Failed(why) } });
+            self.tasks.spawn(async move { Done::Order { verb, what, outcome: Outcome::Failed(why), saved: None } });
             return;
         }
         if what == Verb::Wake {
@@ -502,18 +508,26 @@ impl<W: World> Driver<W> {
         if let Verb::RestoreSlots(backend) = what {
             self.proofs.ordered(backend, &self.reading, &self.view);
         }
-        let world = Arc::clone(&self.world);
+        let (world, clock) = (Arc::clone(&self.world), Arc::clone(&self.clock));
         let slots = self.selections.choice(what, self.open.get(&op).copied());
+        let given = tokio::time::Instant::now();
         self.tasks.spawn(async move {
             let Some(slots) = slots else {
                 let outcome = Outcome::Failed(Warning::new("no_such_slot", "its name was forgotten"));
-                return Done::Order { verb, what, outcome };
+                return Done::Order { verb, what, outcome, saved: None };
             };
             let carried_out = world.carry_out_chosen(what, slots, within.saturating_sub(2 * VERB_SLACK));
             let outcome = tokio::time::timeout(within.saturating_sub(VERB_SLACK), carried_out).await;
             let late = || Warning::new("no_answer", format!("no answer within {}", humantime::format_duration(within)));
             let outcome = outcome.unwrap_or_else(|_| Outcome::Unknown(late()));
-            Done::Order { verb, what, outcome }
+            let saved = match what {
+                Verb::SaveSlots(_) | Verb::RestoreSlots(_) => {
+                    let left = within.saturating_sub(given.elapsed() + VERB_SLACK / 2);
+                    tending::saved_now(&*world, &clock, left).await
+                }
+                _ => None,
+            };
+            Done::Order { verb, what, outcome, saved }
         });
     }
 

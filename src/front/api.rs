@@ -219,7 +219,7 @@ async fn command(
     );
     let command = understand(&request, &front.handle)?;
     if let (CommandWord::Restore, Some(name)) = (request.command, &request.name) {
-        slots::may_be_restored(&front, name, request.generation).await?;
+        slots::may_be_restored(&front, name, request.generation)?;
     }
     let (status, answer) = match front.ask(command, peer).await? {
         Answer::Accepted { op, joined } => (StatusCode::ACCEPTED, CommandAnswer::Accepted { operation: op.0, joined }),

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     driver::{
-        slots::{TENDED_WITHIN, Tend},
+        slots::{TENDED_WITHIN, Tend, Tended},
         status::Status,
         world::{SlotTask, SlotTold},
     },
@@ -36,8 +36,8 @@ use crate::{
 /// The daemon's own limit comes first.
 const ANSWER_WITHIN: Duration = TENDED_WITHIN.saturating_add(Duration::from_secs(5));
 
-/// What was just saved shows in the status so much later at most.
-const SHOWN_WITHIN: Duration = Duration::from_millis(500);
+/// What is saved is known so long after the start at most.
+const READ_WITHIN: Duration = Duration::from_millis(500);
 
 /// Whether something can be saved under that name: a file is called after it, on the server.
 pub(super) fn can_be_a_name(name: &str) -> bool {
@@ -48,16 +48,16 @@ pub(super) fn can_be_a_name(name: &str) -> bool {
         && !name.ends_with('.')
 }
 
-/// The newest status, or the first within a moment that is so.
-async fn status_when(front: &Front, is_so: impl Fn(&Status) -> bool) -> Arc<Status> {
-    let _ = timeout(SHOWN_WITHIN, front.handle.status.clone().wait_for(|status| is_so(status))).await;
+/// The newest status. Right after the start, the first that knows what is saved.
+async fn status_with_saved(front: &Front) -> Arc<Status> {
+    let knows = |status: &Arc<Status>| status.ages.keys().any(|source| source.ends_with(".saved"));
+    let _ = timeout(READ_WITHIN, front.handle.status.clone().wait_for(knows)).await;
     front.status()
 }
 
 /// What surely cannot be restored is refused at once: no operation need fail for it.
-pub(super) async fn may_be_restored(front: &Front, name: &str, generation: Option<u64>) -> Result<(), Problem> {
-    let status = status_when(front, |status| why_not_restored(status, name, generation).is_none()).await;
-    why_not_restored(&status, name, generation).map_or(Ok(()), Err)
+pub(super) fn may_be_restored(front: &Front, name: &str, generation: Option<u64>) -> Result<(), Problem> {
+    why_not_restored(&front.status(), name, generation).map_or(Ok(()), Err)
 }
 
 fn why_not_restored(status: &Status, name: &str, generation: Option<u64>) -> Option<Problem> {
@@ -122,7 +122,7 @@ pub(super) async fn forget(
     let Path(name) = name.map_err(|error| Problem::bad_request(error.body_text()))?;
     let Query(Which { generation, backend }) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
     info!(uid = peer.uid, name, generation, backend, "forget a saved slot");
-    let status = status_when(&front, |status| is_saved(status, Some(&name))).await;
+    let status = status_with_saved(&front).await;
     let backend = owner(Some(&name), backend.as_deref(), &status, &front.handle.policy)?;
     tend(&front, backend, SlotTask::Forget { name, generation }).await
 }
@@ -137,13 +137,9 @@ pub(super) async fn verify(
     if generation.is_some() && name.is_none() {
         return Err(Problem::bad_request("`generation` needs a `name`"));
     }
-    let status = status_when(&front, |status| is_saved(status, name.as_deref())).await;
+    let status = status_with_saved(&front).await;
     let backend = owner(name.as_deref(), backend.as_deref(), &status, &front.handle.policy)?;
     tend(&front, backend, SlotTask::Verify { name, generation }).await
-}
-
-fn is_saved(status: &Status, name: Option<&str>) -> bool {
-    status.saved_slot_details.iter().any(|saved| name.is_none_or(|name| saved.name == name))
 }
 
 /// The backend whose slot it is.
@@ -180,7 +176,7 @@ async fn tend(front: &Front, backend: BackendId, task: SlotTask) -> Result<Json<
 
 /// Files on a server that is off cannot be read, and nothing is wrong with them. (Where their share is mounted here they can
 /// be read all the same, so it is tried first.)
-fn judged(told: Result<Vec<SlotTold>, Warning>, is_off: bool) -> Result<Vec<SlotTold>, Problem> {
+fn judged(told: Tended, is_off: bool) -> Result<Vec<SlotTold>, Problem> {
     let unread = match &told {
         Ok(slots) => !slots.is_empty() && slots.iter().all(|slot| slot.code == "unreadable"),
         Err(why) => why.code == "forget_failed",

@@ -3,13 +3,23 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
+use tokio::sync::oneshot;
 use tracing::info;
 
-use super::{Done, Driver, TENDED_WITHIN, Tend, World, proof};
-use crate::machine::{Instant, Warning};
+use super::{Clock, Done, Driver, Source, TENDED_WITHIN, Tend, Tended, World, proof};
+use crate::machine::{Instant, Warning, reading::Reading};
 
 /// A round of tidying that has not ended after so long is given up. The adapters' own deadlines are shorter.
 const TIDIED_WITHIN: Duration = Duration::from_mins(15);
+
+/// Whoever did something about saved slots waits so long for a look at them: the answer finds them shown as they are.
+const SHOWN_WITHIN: Duration = Duration::from_millis(500);
+
+/// What is saved now, if that can be told in a moment and within `left`.
+pub(super) async fn saved_now<W: World>(world: &W, clock: &Clock, left: Duration) -> Option<Box<Reading>> {
+    let look = world.look(Source::Saved.ask(), clock.now());
+    tokio::time::timeout(left.min(SHOWN_WITHIN), look).await.ok().map(Box::new)
+}
 
 impl<W: World> Driver<W> {
     /// Writes down what has become known of restores.
@@ -25,14 +35,29 @@ impl<W: World> Driver<W> {
     /// Tends saved slots, beside all else: nothing waits for it but who has asked.
     pub(super) fn tend(&mut self, Tend { backend, task, answer }: Tend) {
         self.tended += 1;
-        let world = Arc::clone(&self.world);
+        let (world, clock) = (Arc::clone(&self.world), Arc::clone(&self.clock));
         self.tasks.spawn(async move {
             let told = tokio::time::timeout(TENDED_WITHIN, world.tend_slots(backend, task)).await;
             let told = told.unwrap_or_else(|_| Err(Warning::new("no_answer", "it was not done in time")));
-            // Who does not listen any more does not mind.
-            let _ = answer.send(told);
-            Done::Tended
+            Done::Tended { told, answer, saved: saved_now(&*world, &clock, SHOWN_WITHIN).await }
         });
+    }
+
+    /// Shows what is saved now before it answers.
+    pub(super) fn was_tended(&mut self, told: Tended, answer: oneshot::Sender<Tended>, saved: Option<Box<Reading>>) {
+        self.tended -= 1;
+        self.schedule.want(Source::Saved);
+        self.absorb(saved);
+        self.publish(vec![], vec![]);
+        // Who does not listen any more does not mind.
+        let _ = answer.send(told);
+    }
+
+    /// Takes in what is saved now. What the machine makes of it, the next look says.
+    pub(super) fn absorb(&mut self, saved: Option<Box<Reading>>) {
+        if let Some(saved) = saved {
+            self.reading.absorb(*saved);
+        }
     }
 
     /// Has done what can wait, if nothing is under way: whoever switches does not wait for a file that is read for its digest.
