@@ -11,7 +11,7 @@ use std::{
 };
 
 use spec::{
-    explore::{WORLDS, states},
+    explore::{of_each_world, states},
     sample,
 };
 use wechsler::machine::{
@@ -24,7 +24,7 @@ const TRIP: Duration = Duration::from_secs(2);
 
 #[test]
 fn from_every_state_every_goal_is_reached_in_a_kind_world_within_a_bound_of_the_policy() {
-    for world in WORLDS {
+    of_each_world(|world| {
         let states = states(world);
         let policy = (world.policy)();
         let runs = policy.ids().map(Goal::Run);
@@ -40,7 +40,7 @@ fn from_every_state_every_goal_is_reached_in_a_kind_world_within_a_bound_of_the_
             println!("{}: {goal:?} from {} states within {longest:?}", world.name, states.len());
             assert!(longest <= bound(&policy), "{}: {goal:?} took {longest:?}", world.name);
         }
-    }
+    });
 }
 
 /// In a kind world only silence is waited for; all else is a few answers and looks.

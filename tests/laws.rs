@@ -6,16 +6,15 @@ mod spec;
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
-    num::NonZero,
     ops::ControlFlow,
     sync::{
-        LazyLock, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        LazyLock,
+        atomic::{AtomicBool, Ordering},
     },
 };
 
 use spec::{
-    explore::{Edge, Graph, Set, WORLDS, World, explore, way_to},
+    explore::{Edge, Graph, Set, WORLDS, World, explore, of_each_world, way_to},
     laws::LAWS,
     matrix::{Cell, Committed, EVENTS, MEANT, is_updated, settle, settle_matrix},
 };
@@ -36,23 +35,10 @@ struct Explored {
 /// Which laws have caught their broken machines, in whatever world.
 static CAUGHT: [AtomicBool; LAWS.len()] = [const { AtomicBool::new(false) }; LAWS.len()];
 
-/// All worlds, one after the other on each processor. The first thing that is wrong ends them all.
+/// All worlds. The first thing that is wrong ends them all.
 static EXPLORED: LazyLock<Vec<Explored>> = LazyLock::new(|| {
-    let (committed, enough, next) = (Committed::read(), AtomicBool::new(false), AtomicUsize::new(0));
-    let explored = WORLDS.iter().map(|_| OnceLock::new()).collect::<Vec<OnceLock<Explored>>>();
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..processors {
-            scope.spawn(|| {
-                loop {
-                    let place = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(world) = WORLDS.get(place) else { break };
-                    assert!(explored[place].set(go_through(world, &committed, &enough)).is_ok(), "each world once");
-                }
-            });
-        }
-    });
-    explored.into_iter().map(|world| world.into_inner().expect("a world ends")).collect()
+    let (committed, enough) = (Committed::read(), AtomicBool::new(false));
+    of_each_world(|world| go_through(world, &committed, &enough))
 });
 
 fn go_through(world: &World, committed: &Committed, enough: &AtomicBool) -> Explored {

@@ -6,10 +6,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     ops::ControlFlow,
+    sync::LazyLock,
 };
 
 use spec::{
-    explore::{Edge, WORLDS, explore},
+    explore::{Edge, World, explore, of_each_world},
     laws::LAWS,
     matrix::word_of,
 };
@@ -18,31 +19,49 @@ use wechsler::machine::{Answer, Effect, Failure, Ignored, Kind, Refusal, Region}
 /// What an event comes to in a leaf.
 type Cells = BTreeMap<(Kind, &'static str), BTreeSet<String>>;
 
+#[derive(Default)]
 struct Seen {
     arrows: BTreeMap<(Kind, Kind), BTreeSet<&'static str>>,
     cells: Cells,
     letters: Vec<&'static str>,
 }
 
-fn look_at_the_machine() -> Seen {
-    let mut seen = Seen { arrows: BTreeMap::new(), cells: BTreeMap::new(), letters: vec![] };
-    for world in WORLDS {
-        explore(world, |e: &Edge| {
-            let (from, to) = (e.before.place().kind, e.after.place().kind);
-            if !seen.letters.contains(&e.act) {
-                seen.letters.push(e.act);
+/// The machine, in all worlds.
+static SEEN: LazyLock<Seen> = LazyLock::new(|| {
+    let mut all = Seen::default();
+    for world in of_each_world(look_at_the_machine) {
+        for letter in world.letters {
+            if !all.letters.contains(&letter) {
+                all.letters.push(letter);
             }
-            if from != to {
-                seen.arrows.entry((from, to)).or_default().insert(class(e.act));
-            }
-            let cells = seen.cells.entry((from, e.act)).or_default();
-            let cell = cell(e);
-            if !cells.contains(&cell) {
-                cells.insert(cell);
-            }
-            ControlFlow::Continue(())
-        });
+        }
+        for (from_to, by) in world.arrows {
+            all.arrows.entry(from_to).or_default().extend(by);
+        }
+        for (when, then) in world.cells {
+            all.cells.entry(when).or_default().extend(then);
+        }
     }
+    all
+});
+
+fn look_at_the_machine(world: &World) -> Seen {
+    let mut seen = Seen::default();
+    explore(world, |e: &Edge| {
+        let (from, to) = (e.before.place().kind, e.after.place().kind);
+        if !seen.letters.contains(&e.act) {
+            seen.letters.push(e.act);
+        }
+        if from != to {
+            seen.arrows.entry((from, to)).or_default().insert(class(e.act));
+        }
+        let cells = seen.cells.entry((from, e.act)).or_default();
+        let cell = cell(e);
+        if !cells.contains(&cell) {
+            cells.insert(cell);
+        }
+        ControlFlow::Continue(())
+    });
     seen
 }
 
@@ -158,15 +177,14 @@ const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/states.md");
 
 #[test]
 fn the_chart_the_table_and_the_lists_are_those_of_the_machine() {
-    let seen = look_at_the_machine();
     let old = std::fs::read_to_string(FILE).expect("states.md is there");
     let mut new = old.clone();
     for (part, text) in [
-        ("diagram", diagram(&seen)),
+        ("diagram", diagram(&SEEN)),
         ("laws", laws()),
         ("reasons", reasons()),
         ("failures", failures()),
-        ("table", table(&seen)),
+        ("table", table(&SEEN)),
     ] {
         let (begin, end) = (format!("<!-- begin: {part} -->\n"), format!("<!-- end: {part} -->"));
         let from = new.find(&begin).unwrap_or_else(|| panic!("states.md has no {begin}")) + begin.len();
@@ -193,12 +211,11 @@ fn every_leaf_has_its_heading_and_every_heading_of_a_leaf_names_one() {
 
 #[test]
 fn every_cell_of_the_table_is_a_move_a_refusal_or_a_reason() {
-    let seen = look_at_the_machine();
     for kind in Kind::ALL {
-        assert!(seen.cells.keys().any(|(k, _)| *k == kind), "no cell for {kind}");
+        assert!(SEEN.cells.keys().any(|(k, _)| *k == kind), "no cell for {kind}");
     }
     for reason in Ignored::ALL {
         let name = format!("ignored({reason:?})");
-        assert!(seen.cells.values().any(|c| c.contains(&name)), "{name} is never used");
+        assert!(SEEN.cells.values().any(|c| c.contains(&name)), "{name} is never used");
     }
 }

@@ -4,7 +4,13 @@ use std::{
     cell::OnceCell,
     collections::{HashSet, VecDeque},
     hash::BuildHasherDefault,
+    num::NonZero,
     ops::ControlFlow,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -171,6 +177,22 @@ pub struct Graph {
     pub states: Vec<Kind>,
     /// How many edges lead out of them.
     pub edges: usize,
+}
+
+/// What `of` makes of each world, in their order: one after the other on each processor.
+pub fn of_each_world<T: Send + Sync>(of: impl Fn(&World) -> T + Sync) -> Vec<T> {
+    let (all, next) = (WORLDS.iter().map(|_| OnceLock::new()).collect::<Vec<_>>(), AtomicUsize::new(0));
+    let go_on = || {
+        while let Some(place) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|place| *place < WORLDS.len()) {
+            all[place].get_or_init(|| of(&WORLDS[place]));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(go_on);
+        }
+    });
+    all.into_iter().map(|made| made.into_inner().expect("each has its turn")).collect()
 }
 
 /// Explores `world`, handing every edge to `visit`, until that has seen enough.
