@@ -1,6 +1,11 @@
 //! Changes that keep the structure of what is fuzzed: a field that is missing, of another type, from elsewhere, by another name.
 //! Changed byte by byte, hardly any JSON stays JSON, and what is behind its reading is never met.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+
 use libfuzzer_sys::fuzzer_mutate;
 use serde_json::{Map, Value, json};
 
@@ -76,8 +81,9 @@ pub fn mutate(target: &str, data: &mut [u8], size: usize, most: usize, seed: u32
         let format = &formats[dice.below(formats.len())];
         let tree = std::str::from_utf8(&data[..size]).ok().and_then(format.take_apart);
         let changed = tree.and_then(|mut tree| {
+            let mut met = MET.lock().unwrap_or_else(PoisonError::into_inner);
             for _ in 0..=dice.below(3) {
-                change(&mut tree, &mut dice);
+                change(&mut tree, &mut met, &mut dice);
             }
             (format.put_together)(&tree)
         });
@@ -87,6 +93,35 @@ pub fn mutate(target: &str, data: &mut [u8], size: usize, most: usize, seed: u32
         }
     }
     fuzzer_mutate(data, size, most)
+}
+
+/// What fields held in whatever input, by their name.
+static MET: Mutex<Met> = Mutex::new(Met(BTreeMap::new()));
+
+struct Met(BTreeMap<String, Vec<Value>>);
+
+impl Met {
+    /// So many names are known, and so many values of each.
+    const MOST: usize = 256;
+
+    /// What another field of this name held, instead of what this one holds.
+    fn exchange(&mut self, name: &str, value: &mut Value, dice: &mut Dice) {
+        if !self.0.contains_key(name) && self.0.len() == Self::MOST {
+            return;
+        }
+        let met = self.0.entry(name.into()).or_default();
+        let held = value.clone();
+        if !met.is_empty() {
+            value.clone_from(&met[dice.below(met.len())]);
+        }
+        if !met.contains(&held) {
+            // Of too many any one gives way.
+            met.push(held);
+            if met.len() > Self::MOST {
+                met.swap_remove(dice.below(met.len()));
+            }
+        }
+    }
 }
 
 /// Chance that a seed decides, so that a run can be had again.
@@ -107,16 +142,22 @@ impl Dice {
 }
 
 /// One change somewhere in a tree.
-fn change(tree: &mut Value, dice: &mut Dice) {
+fn change(tree: &mut Value, met: &mut Met, dice: &mut Dice) {
     let nodes = count(tree);
     let elsewhere = node_at(tree, &mut dice.below(nodes)).cloned().unwrap_or_default();
     let Some(node) = node_at(tree, &mut dice.below(nodes)) else { return };
-    match (dice.below(4), node) {
+    match (dice.below(5), node) {
         (0, node) => *node = elsewhere,
         (1, Value::Array(items)) if !items.is_empty() => {
             items.remove(dice.below(items.len()));
         }
         (2, Value::Array(items)) => items.insert(dice.below(items.len() + 1), elsewhere),
+        (4, Value::Object(fields)) => {
+            let place = dice.below(fields.len().max(1));
+            if let Some((name, value)) = fields.iter_mut().nth(place) {
+                met.exchange(name, value, dice);
+            }
+        }
         (1, Value::Object(fields)) => {
             dice.name_of(fields).and_then(|name| fields.shift_remove(&name));
         }
