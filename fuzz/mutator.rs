@@ -101,24 +101,26 @@ static MET: Mutex<Met> = Mutex::new(Met(BTreeMap::new()));
 struct Met(BTreeMap<String, Vec<Value>>);
 
 impl Met {
-    /// So many names are known, and so many values of each.
+    /// So many names are remembered, and so many values of each; then any one gives way.
     const MOST: usize = 256;
+    /// Values of more nodes are not.
+    const LARGEST: usize = 64;
 
     /// What another field of this name held, instead of what this one holds.
     fn exchange(&mut self, name: &str, value: &mut Value, dice: &mut Dice) {
         if !self.0.contains_key(name) && self.0.len() == Self::MOST {
-            return;
+            let gives_way = self.0.keys().nth(dice.below(Self::MOST)).cloned();
+            gives_way.and_then(|name| self.0.remove(&name));
         }
-        let met = self.0.entry(name.into()).or_default();
+        let values = self.0.entry(name.into()).or_default();
         let held = value.clone();
-        if !met.is_empty() {
-            value.clone_from(&met[dice.below(met.len())]);
+        if !values.is_empty() {
+            value.clone_from(&values[dice.below(values.len())]);
         }
-        if !met.contains(&held) {
-            // Of too many any one gives way.
-            met.push(held);
-            if met.len() > Self::MOST {
-                met.swap_remove(dice.below(met.len()));
+        if count(&held) <= Self::LARGEST && !values.contains(&held) {
+            values.push(held);
+            if values.len() > Self::MOST {
+                values.swap_remove(dice.below(values.len()));
             }
         }
     }
@@ -152,12 +154,6 @@ fn change(tree: &mut Value, met: &mut Met, dice: &mut Dice) {
             items.remove(dice.below(items.len()));
         }
         (2, Value::Array(items)) => items.insert(dice.below(items.len() + 1), elsewhere),
-        (4, Value::Object(fields)) => {
-            let place = dice.below(fields.len().max(1));
-            if let Some((name, value)) = fields.iter_mut().nth(place) {
-                met.exchange(name, value, dice);
-            }
-        }
         (1, Value::Object(fields)) => {
             dice.name_of(fields).and_then(|name| fields.shift_remove(&name));
         }
@@ -187,6 +183,12 @@ fn change(tree: &mut Value, met: &mut Met, dice: &mut Dice) {
         (3, node @ Value::Object(_)) if dice.below(2) == 0 => {
             if let Value::Object(fields) = node.take() {
                 *node = fields.into_iter().map(|(_, value)| value).collect();
+            }
+        }
+        (4, Value::Object(fields)) if !fields.is_empty() => {
+            let place = dice.below(fields.len());
+            if let Some((name, value)) = fields.iter_mut().nth(place) {
+                met.exchange(name, value, dice);
             }
         }
         (_, node) => {

@@ -523,6 +523,36 @@ async fn a_look_that_hangs_delays_the_end_of_a_save_by_half_a_second_and_no_more
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_save_that_ends_late_has_ended_even_if_looks_hang() {
+    let bench = Bench::running().await;
+    bench.world.sim().converse(LLAMA, 300);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let within = sim::policy().backend(LLAMA).save_timeout;
+    bench.world.sim().times.save = within.saturating_sub(Duration::from_millis(150));
+    let op = bench.accepted(Command::SaveSlots(Selection::All, Options::default())).await;
+    tokio::time::sleep(within.saturating_sub(Duration::from_millis(200))).await;
+    bench.world.sim().faults.looks_hang = true;
+    let record = bench.ended(op).await;
+    assert_eq!(record.end.as_deref(), Some("done"), "{record:?}");
+    assert!(record.warnings.is_empty(), "{record:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_forgotten_is_gone_from_the_status_when_that_is_answered() {
+    let bench = Bench::running().await;
+    bench.world.sim().converse(LLAMA, 300);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let op = bench.accepted(Command::SaveSlots(Selection::All, Options::default())).await;
+    bench.ended(op).await;
+    let (answer, told) = oneshot::channel();
+    let task = SlotTask::Forget { name: "localbot".into(), generation: None };
+    bench.handle.tending.try_send(Tend { backend: LLAMA, task, answer }).expect("room");
+    timeout(LONG, told).await.expect("in time").expect("answered").expect("forgotten");
+    let status = bench.handle.status_now();
+    assert!(status.saved_slots.is_empty() && !status.restore_available, "{status:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_start_ends_together_with_what_its_unit_says() {
     let bench = Bench::new(on());
     bench.state("gpu-idle").await;

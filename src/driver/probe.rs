@@ -2,7 +2,7 @@
 //!
 //! Each kind of look runs by itself, so that a GPU tool that hangs does not keep the health of a backend waiting; of each
 //! kind at most one is in flight (two of [`Source::Core`] for the moment in which an order ended and the look under way
-//! was asked before that).
+//! was asked before that; beside them what is saved, when something was done about it).
 
 use std::time::Duration;
 

@@ -42,7 +42,8 @@ const KEPT_WITHIN: Duration = Duration::from_secs(1);
 /// A look that has not ended after so long is given up. The adapters' own deadlines are shorter.
 pub const LOOK_AT_MOST: Duration = Duration::from_secs(30);
 /// An order is given up so long before its time is over, and the world is told to end as long before that: its own word
-/// about an order is better than ours, and ours has reached the machine before the machine gives the order up itself.
+/// about an order is better than ours, and ours has reached the machine before the machine gives the order up itself. What
+/// was saved is looked at in the first half of ours.
 pub const VERB_SLACK: Duration = Duration::from_millis(100);
 /// The end of a failed start is published after so long even if nobody could tell why it failed.
 pub const POST_MORTEM_AT_MOST: Duration = Duration::from_secs(3);
@@ -284,7 +285,9 @@ impl<W: World> Driver<W> {
                 }
             }
             Done::Order { verb, what, outcome, saved } => {
-                self.absorb(saved);
+                if let Some(saved) = saved {
+                    self.take_in(Source::Saved, *saved);
+                }
                 self.order_ended(verb, what, outcome);
             }
             Done::Tended { told, answer, saved } => self.was_tended(told, answer, saved),
@@ -312,7 +315,13 @@ impl<W: World> Driver<W> {
             warn!(?source, "a look did not end in time and was given up");
             Box::new(probe::given_up(source, began, self.setup.policy.backends.len()))
         });
-        self.reading.absorb(*reading);
+        self.take_in(source, *reading);
+    }
+
+    /// Tells the machine what was read, and shows it.
+    fn take_in(&mut self, source: Source, reading: Reading) {
+        let now = self.clock.now();
+        self.reading.absorb(reading);
         self.schedule.note(&self.reading);
         if source == Source::Activity {
             self.prove(now);
@@ -510,6 +519,8 @@ impl<W: World> Driver<W> {
         }
         let (world, clock) = (Arc::clone(&self.world), Arc::clone(&self.clock));
         let slots = self.selections.choice(what, self.open.get(&op).copied());
+        // Who asked for nothing else finds it shown; whoever is to be stopped next is not kept waiting for that.
+        let is_shown = self.open.get(&op).is_some_and(|goal| matches!(goal, Goal::Save(..) | Goal::Restore(..)));
         let given = tokio::time::Instant::now();
         self.tasks.spawn(async move {
             let Some(slots) = slots else {
@@ -520,12 +531,11 @@ impl<W: World> Driver<W> {
             let outcome = tokio::time::timeout(within.saturating_sub(VERB_SLACK), carried_out).await;
             let late = || Warning::new("no_answer", format!("no answer within {}", humantime::format_duration(within)));
             let outcome = outcome.unwrap_or_else(|_| Outcome::Unknown(late()));
-            let saved = match what {
-                Verb::SaveSlots(_) | Verb::RestoreSlots(_) => {
-                    let left = within.saturating_sub(given.elapsed() + VERB_SLACK / 2);
-                    tending::saved_now(&*world, &clock, left).await
-                }
-                _ => None,
+            let saved = if is_shown {
+                let left = within.saturating_sub(given.elapsed() + VERB_SLACK / 2);
+                tending::saved_now(&*world, &clock, left).await
+            } else {
+                None
             };
             Done::Order { verb, what, outcome, saved }
         });

@@ -50,7 +50,9 @@ pub(super) fn can_be_a_name(name: &str) -> bool {
 
 /// The newest status. Right after the start, the first that knows what is saved.
 async fn status_with_saved(front: &Front) -> Arc<Status> {
-    let knows = |status: &Arc<Status>| status.ages.keys().any(|source| source.ends_with(".saved"));
+    let knows = |status: &Arc<Status>| {
+        status.ages.keys().any(|source| source.rsplit_once('.').is_some_and(|(_, of)| of == "saved"))
+    };
     let _ = timeout(READ_WITHIN, front.handle.status.clone().wait_for(knows)).await;
     front.status()
 }

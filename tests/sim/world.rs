@@ -8,9 +8,12 @@ use std::{
 
 use wechsler::{
     config::Probe,
-    driver::{self, BackendFacts, Setup},
+    driver::{
+        self, BackendFacts, Setup,
+        world::{SlotTask, SlotTold},
+    },
     machine::{
-        BackendId, BackendPolicy, Instant, Outcome, Policy, Verb,
+        BackendId, BackendPolicy, Instant, Outcome, Policy, Verb, Warning,
         reading::{Ask, Reading},
     },
 };
@@ -112,6 +115,12 @@ impl driver::World for World {
         }
         session.answered = true;
         answered.outcome
+    }
+
+    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+        let SlotTask::Forget { name, .. } = task else { return Err(Warning::new("no_slots", "only to be forgotten")) };
+        self.sim().backend_mut(backend).saved.retain(|saved| saved.name != name);
+        Ok(vec![])
     }
 
     async fn tidy(&self) -> bool {

@@ -183,8 +183,10 @@ pub struct Graph {
 pub fn of_each_world<T: Send + Sync>(of: impl Fn(&World) -> T + Sync) -> Vec<T> {
     let (all, next) = (WORLDS.iter().map(|_| OnceLock::new()).collect::<Vec<_>>(), AtomicUsize::new(0));
     let go_on = || {
-        while let Some(place) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|place| *place < WORLDS.len()) {
-            all[place].get_or_init(|| of(&WORLDS[place]));
+        loop {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            let Some(world) = WORLDS.get(place) else { break };
+            all[place].get_or_init(|| of(world));
         }
     };
     thread::scope(|scope| {

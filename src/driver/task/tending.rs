@@ -46,18 +46,12 @@ impl<W: World> Driver<W> {
     /// Shows what is saved now before it answers.
     pub(super) fn was_tended(&mut self, told: Tended, answer: oneshot::Sender<Tended>, saved: Option<Box<Reading>>) {
         self.tended -= 1;
-        self.schedule.want(Source::Saved);
-        self.absorb(saved);
-        self.publish(vec![], vec![]);
+        match saved {
+            Some(saved) => self.take_in(Source::Saved, *saved),
+            None => self.schedule.want(Source::Saved),
+        }
         // Who does not listen any more does not mind.
         let _ = answer.send(told);
-    }
-
-    /// Takes in what is saved now. What the machine makes of it, the next look says.
-    pub(super) fn absorb(&mut self, saved: Option<Box<Reading>>) {
-        if let Some(saved) = saved {
-            self.reading.absorb(*saved);
-        }
     }
 
     /// Has done what can wait, if nothing is under way: whoever switches does not wait for a file that is read for its digest.
