@@ -1,5 +1,6 @@
 //! The task itself: one loop, one owner.
 
+mod orders;
 mod tending;
 
 use std::{
@@ -12,7 +13,7 @@ use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
     task::{JoinError, JoinHandle, JoinSet},
 };
-use tracing::{Instrument, debug, error, info, info_span, warn};
+use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
     PostMortem, World, changes,
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::machine::{
     Answer, Command, Effect, End, Event, Goal, Instant, Kind, Machine, OpId, Outcome, Refusal, RequestId, Server, Verb,
-    VerbId, View, Warning,
+    VerbId, View,
     evidence::judge,
     reading::{Http, Reading},
 };
@@ -42,8 +43,8 @@ const KEPT_WITHIN: Duration = Duration::from_secs(1);
 /// A look that has not ended after so long is given up. The adapters' own deadlines are shorter.
 pub const LOOK_AT_MOST: Duration = Duration::from_secs(30);
 /// An order is given up so long before its time is over, and the world is told to end as long before that: its own word
-/// about an order is better than ours, and ours has reached the machine before the machine gives the order up itself. What
-/// was saved is looked at in the first half of ours.
+/// about an order is better than ours, and ours has reached the machine before the machine gives the order up itself. A look
+/// at what a late save has saved takes half of that at most.
 pub const VERB_SLACK: Duration = Duration::from_millis(100);
 /// The end of a failed start is published after so long even if nobody could tell why it failed.
 pub const POST_MORTEM_AT_MOST: Duration = Duration::from_secs(3);
@@ -133,7 +134,7 @@ enum Done {
         verb: VerbId,
         what: Verb,
         outcome: Outcome,
-        /// What is saved now, if the order was about that.
+        /// What is saved now, if nothing but a save or a restore was wanted.
         saved: Option<Box<Reading>>,
     },
     PostMortem {
@@ -341,42 +342,6 @@ impl<W: World> Driver<W> {
         self.step(&Event::Looked(look));
     }
 
-    fn order_ended(&mut self, verb: VerbId, what: Verb, outcome: Outcome) {
-        if self.order == Some(verb) {
-            self.order = None;
-        }
-        let now = self.clock.now();
-        self.schedule.order_ended(what);
-        match &outcome {
-            Outcome::Succeeded(warnings) if what == Verb::Wake && warnings.is_empty() => {
-                debug!(%verb, ?what, "order succeeded");
-            }
-            Outcome::Succeeded(warnings) => {
-                info!(%verb, ?what, warnings = warnings.len(), "order succeeded");
-                let (history, policy) = (&mut self.history, &self.setup.policy);
-                if self.stopwatch.succeeded(what, now, history, policy) {
-                    self.keeper.durations(&self.history);
-                }
-            }
-            Outcome::Failed(why) => {
-                warn!(%verb, ?what, code = why.code, message = why.message, "order failed");
-                self.stopwatch.drop_running();
-            }
-            Outcome::Unknown(why) => {
-                warn!(%verb, ?what, code = why.code, message = why.message, "nobody knows how the order ended");
-            }
-        }
-        match what {
-            Verb::RestoreSlots(backend) => {
-                self.proofs.ended(backend, now);
-                self.schedule.use_tells(self.proofs.are_awaited(now));
-            }
-            Verb::SaveSlots(backend) => self.oddities.unsaved.save_ended(backend, &outcome, &self.view),
-            _ => {}
-        }
-        self.step(&Event::Finished { verb, outcome });
-    }
-
     /// Whether a command is refused is judged by what is so now: where the answer hangs on what is asked rarely, it waits
     /// for a look that was asked after it.
     fn request(&mut self, request: Request) {
@@ -496,49 +461,6 @@ impl<W: World> Driver<W> {
                 let _ = waiting.send(answer);
             }
         }
-    }
-
-    fn order(&mut self, verb: VerbId, what: Verb, within: Duration, op: OpId, now: Instant) {
-        if what != Verb::Wake
-            && let Some(other) = self.order
-        {
-            error!(%verb, ?what, %other, "refused an order: another is under way");
-            let why = Warning::new("order_refused", "another order was under way");
-            self.tasks.spawn(async move { Done::Order { verb, what, outcome: Outcome::Failed(why), saved: None } });
-            return;
-        }
-        if what == Verb::Wake {
-            debug!(%verb, ?what, %op, ?within, "order");
-        } else {
-            self.order = Some(verb);
-            info!(%verb, ?what, %op, ?within, "order");
-        }
-        self.stopwatch.ordered(what, now);
-        if let Verb::RestoreSlots(backend) = what {
-            self.proofs.ordered(backend, &self.reading, &self.view);
-        }
-        let (world, clock) = (Arc::clone(&self.world), Arc::clone(&self.clock));
-        let slots = self.selections.choice(what, self.open.get(&op).copied());
-        // Who asked for nothing else finds it shown; whoever is to be stopped next is not kept waiting for that.
-        let is_shown = self.open.get(&op).is_some_and(|goal| matches!(goal, Goal::Save(..) | Goal::Restore(..)));
-        let given = tokio::time::Instant::now();
-        self.tasks.spawn(async move {
-            let Some(slots) = slots else {
-                let outcome = Outcome::Failed(Warning::new("no_such_slot", "its name was forgotten"));
-                return Done::Order { verb, what, outcome, saved: None };
-            };
-            let carried_out = world.carry_out_chosen(what, slots, within.saturating_sub(2 * VERB_SLACK));
-            let outcome = tokio::time::timeout(within.saturating_sub(VERB_SLACK), carried_out).await;
-            let late = || Warning::new("no_answer", format!("no answer within {}", humantime::format_duration(within)));
-            let outcome = outcome.unwrap_or_else(|_| Outcome::Unknown(late()));
-            let saved = if is_shown {
-                let left = within.saturating_sub(given.elapsed() + VERB_SLACK / 2);
-                tending::saved_now(&*world, &clock, left).await
-            } else {
-                None
-            };
-            Done::Order { verb, what, outcome, saved }
-        });
     }
 
     /// Records the end; of a failed start together with what its unit says, which is asked first.

@@ -36,7 +36,7 @@ use crate::{
 /// The daemon's own limit comes first.
 const ANSWER_WITHIN: Duration = TENDED_WITHIN.saturating_add(Duration::from_secs(5));
 
-/// What is saved is known so long after the start at most.
+/// So long at most is waited for what is saved, right after the start.
 const READ_WITHIN: Duration = Duration::from_millis(500);
 
 /// Whether something can be saved under that name: a file is called after it, on the server.
