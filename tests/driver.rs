@@ -497,11 +497,17 @@ async fn how_long_a_save_takes_is_learnt_from_its_answer() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn who_is_told_that_a_save_has_ended_finds_what_it_saved() {
+/// llama.cpp holds a conversation, and that was seen.
+async fn with_a_conversation() -> Bench {
     let bench = Bench::running().await;
     bench.world.sim().converse(LLAMA, 300);
     tokio::time::sleep(Duration::from_secs(10)).await;
+    bench
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_told_that_a_save_has_ended_finds_what_it_saved() {
+    let bench = with_a_conversation().await;
     let op = bench.accepted(Command::SaveSlots(Selection::All, Options::default())).await;
     assert!(bench.handle.status_now().saved_slots.is_empty());
     bench.ended(op).await;
@@ -510,9 +516,7 @@ async fn who_is_told_that_a_save_has_ended_finds_what_it_saved() {
 
 #[tokio::test(start_paused = true)]
 async fn a_look_that_hangs_delays_the_end_of_a_save_by_half_a_second_and_no_more() {
-    let bench = Bench::running().await;
-    bench.world.sim().converse(LLAMA, 300);
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    let bench = with_a_conversation().await;
     let saves = bench.world.sim().times.save;
     bench.world.sim().faults.looks_hang = true;
     let began = Instant::now();
@@ -524,9 +528,7 @@ async fn a_look_that_hangs_delays_the_end_of_a_save_by_half_a_second_and_no_more
 
 #[tokio::test(start_paused = true)]
 async fn a_save_that_ends_late_has_ended_even_if_looks_hang() {
-    let bench = Bench::running().await;
-    bench.world.sim().converse(LLAMA, 300);
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    let bench = with_a_conversation().await;
     let within = sim::policy().backend(LLAMA).save_timeout;
     bench.world.sim().times.save = within.saturating_sub(Duration::from_millis(150));
     let op = bench.accepted(Command::SaveSlots(Selection::All, Options::default())).await;
@@ -539,9 +541,7 @@ async fn a_save_that_ends_late_has_ended_even_if_looks_hang() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_forgotten_is_gone_from_the_status_when_that_is_answered() {
-    let bench = Bench::running().await;
-    bench.world.sim().converse(LLAMA, 300);
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    let bench = with_a_conversation().await;
     let op = bench.accepted(Command::SaveSlots(Selection::All, Options::default())).await;
     bench.ended(op).await;
     let (answer, told) = oneshot::channel();
