@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use super::{World, slots::TENDED_WITHIN, world::SlotTask};
+use super::{
+    World,
+    world::{SlotTask, TENDED_WITHIN},
+};
 use crate::machine::{
     BackendId, Instant, Invocation, Policy, View,
     reading::{Activity, BackendReading, Dated, Progress, Prompts, Reading, Reuse, SavedSlot, SlotRequest},

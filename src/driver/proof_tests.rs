@@ -1,6 +1,9 @@
 use super::*;
 use crate::{
-    driver::{PostMortem, tests_policy, tests_saved_slot, world::SlotTold},
+    driver::{
+        PostMortem, tests_policy, tests_saved_slot,
+        world::{SlotTold, Tended},
+    },
     machine::{
         Machine, Outcome, Verb, Warning,
         reading::{Ask, LastRestore, SlotReading},
@@ -443,7 +446,7 @@ impl World for Disk {
         Outcome::Succeeded(vec![])
     }
 
-    async fn tend_slots(&self, _: BackendId, _: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+    async fn tend_slots(&self, _: BackendId, _: SlotTask) -> Tended {
         let told = |code: &str| {
             vec![SlotTold { name: "localbot".into(), generation: 1, code: code.into(), message: String::new() }]
         };

@@ -7,9 +7,8 @@ use std::{
 
 use tokio::sync::oneshot;
 
-pub use super::world::TENDED_WITHIN;
-use super::world::{NamedSlot, SlotChoice, SlotTask, SlotTold};
-use crate::machine::{BackendId, Goal, Selection, Verb, Warning};
+use super::world::{NamedSlot, SlotChoice, SlotTask, Tended};
+use crate::machine::{BackendId, Goal, Selection, Verb};
 
 /// Names that are remembered: far more than commands can wait.
 const MOST_NAMES: usize = 128;
@@ -26,9 +25,6 @@ pub struct Tend {
     /// Where the one answer goes.
     pub answer: oneshot::Sender<Tended>,
 }
-
-/// What there is to say of each saved slot, or why nothing was done.
-pub type Tended = Result<Vec<SlotTold>, Warning>;
 
 /// The names behind [`Selection::Named`]. Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]

@@ -28,8 +28,9 @@ use super::{
     proof::{self, Proofs},
     publish,
     setup::Setup,
-    slots::{MOST_TENDED, Selections, TENDED_WITHIN, Tend, Tended},
+    slots::{MOST_TENDED, Selections, Tend},
     status::Status,
+    world::{TENDED_WITHIN, Tended},
 };
 use crate::machine::{
     Answer, Command, Effect, End, Event, Goal, Instant, Kind, Machine, OpId, Outcome, Refusal, RequestId, Server, Verb,

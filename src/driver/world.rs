@@ -34,11 +34,7 @@ pub trait World: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why not, with a stable code.
-    fn tend_slots(
-        &self,
-        _backend: BackendId,
-        _task: SlotTask,
-    ) -> impl Future<Output = Result<Vec<SlotTold>, Warning>> + Send {
+    fn tend_slots(&self, _backend: BackendId, _task: SlotTask) -> impl Future<Output = Tended> + Send {
         async { Err(Warning::new("no_slots", "that backend has no slots to save or restore")) }
     }
 
@@ -50,6 +46,9 @@ pub trait World: Send + Sync + 'static {
     /// Why a backend's unit did not come up: its result, exit status and last journal lines, for people. Bounded.
     fn post_mortem(&self, backend: BackendId) -> impl Future<Output = PostMortem> + Send;
 }
+
+/// What there is to say of each saved slot, or why nothing was done.
+pub type Tended = Result<Vec<SlotTold>, Warning>;
 
 /// Whatever is done about saved slots has ended after so long, or nobody waits for it any more. Files are read whole.
 pub const TENDED_WITHIN: Duration = Duration::from_mins(5);

@@ -18,7 +18,7 @@ use super::{
         CommandAnswer, CommandRequest, Endpoints, HoldMade, HoldRequest, Holds, Slots, SlotsTended, VerifyRequest,
     },
 };
-use crate::driver::{Change, OperationRecord, slots::TENDED_WITHIN as DRIVER_TENDS_WITHIN, status::Status};
+use crate::driver::{Change, OperationRecord, status::Status, world::TENDED_WITHIN as DRIVER_TENDS_WITHIN};
 
 /// Until a question that only reads is answered.
 const READ_WITHIN: Duration = Duration::from_secs(5);

@@ -26,9 +26,9 @@ use super::{
 };
 use crate::{
     driver::{
-        slots::{TENDED_WITHIN, Tend, Tended},
+        slots::Tend,
         status::Status,
-        world::{SlotTask, SlotTold},
+        world::{SlotTask, SlotTold, TENDED_WITHIN, Tended},
     },
     machine::{BackendId, Policy, Warning},
 };

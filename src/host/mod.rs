@@ -34,7 +34,7 @@ use tokio::time::{Instant as Clock, timeout, timeout_at};
 
 use crate::{
     config::{self, Config},
-    driver::world::{PostMortem, SlotChoice, SlotTask, SlotTold, World},
+    driver::world::{PostMortem, SlotChoice, SlotTask, Tended, World},
     machine::{
         BackendId, BackendPolicy, BootId, Instant, Invocation, Outcome, RestorePolicy, Verb, Warning,
         reading::{self, Ask, BackendReading, Dated, Gpu, Http, People, Reading, Unit, UnitState, WakeArmed},
@@ -511,7 +511,7 @@ impl World for Host {
         }
     }
 
-    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Tended {
         match self.backend(backend).and_then(|backend| backend.slots.as_ref()) {
             Some(slots) => slots.store.tend(&slots.folder, task).await,
             None => Err(Warning::new("no_slots", "no slot folder is configured")),

@@ -20,7 +20,7 @@ use super::faults::Dice;
 use crate::{
     driver::{
         World,
-        world::{PostMortem, SlotChoice, SlotTask, SlotTold},
+        world::{PostMortem, SlotChoice, SlotTask, Tended},
     },
     machine::{
         BackendId, Instant, Outcome, Verb, Warning,
@@ -250,7 +250,7 @@ impl<W: World> World for FaultyWorld<W> {
         self.carry_out_chosen(verb, SlotChoice::All, within).await
     }
 
-    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Tended {
         self.inner.tend_slots(backend, task).await
     }
 

@@ -197,7 +197,7 @@ async fn a_verification_tells_what_it_could_not_read_while_somebody_still_waits(
     tokio::time::pause();
     let began = tokio::time::Instant::now();
     assert_eq!(rig.tend(verify("localbot", None)).await, ["localbot 1 unreadable"]);
-    assert!(began.elapsed() < wechsler::driver::slots::TENDED_WITHIN);
+    assert!(began.elapsed() < wechsler::driver::world::TENDED_WITHIN);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use wechsler::{
     config::Probe,
     driver::{
         self, BackendFacts, Setup,
-        world::{SlotTask, SlotTold},
+        world::{SlotTask, Tended},
     },
     machine::{
         BackendId, BackendPolicy, Instant, Outcome, Policy, Verb, Warning,
@@ -117,7 +117,7 @@ impl driver::World for World {
         answered.outcome
     }
 
-    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Result<Vec<SlotTold>, Warning> {
+    async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Tended {
         let SlotTask::Forget { name, .. } = task else { return Err(Warning::new("no_slots", "only to be forgotten")) };
         self.sim().backend_mut(backend).saved.retain(|saved| saved.name != name);
         Ok(vec![])
