@@ -1,7 +1,7 @@
 //! No state is a trap: from everywhere every goal is reached in a kind world, in a time that follows from the policy.
 //!
 //! In a kind world orders succeed, units do what they were told, nobody interferes, holds are released, and a conflict is
-//! resolved by a person.
+//! resolved by a person, who switches on what cannot be woken, too.
 
 mod spec;
 
@@ -109,13 +109,16 @@ fn go_on(machine: &mut Machine, goal: Goal, key: u64) {
             return;
         }
     }
+    let wants_it_on = matches!(goal, Goal::Awake | Goal::Run(_));
+    let is_pressed = wants_it_on && !machine.policy().can_wake && view.place.kind == Kind::Offline;
+    let look = |now| Event::Looked(if is_pressed { booted(&view, now) } else { kind_look(&view, now) });
     let mut seen = machine.clone();
-    take(&mut seen, soon, Event::Looked(kind_look(&view, soon)));
+    take(&mut seen, soon, look(soon));
     if seen.key() == key
         && let Some(deadline) = machine.deadline()
     {
         // Nothing new: what is waited for comes.
-        return take(machine, deadline, Event::Looked(kind_look(&view, deadline)));
+        return take(machine, deadline, look(deadline));
     }
     *machine = seen;
 }
@@ -141,6 +144,15 @@ fn wish(view: &View, goal: Goal) -> Command {
         Goal::Off => Command::Shutdown(PowerChoice::PowerOff, options),
         _ => Command::Stop(options),
     }
+}
+
+/// What is seen when it was switched on.
+fn booted(view: &View, now: Instant) -> wechsler::machine::Look {
+    let mut look = sample::shows(now, &vec![Seen::Stopped; view.look.backends.len()]);
+    let fresh = now.since_start().as_nanos();
+    let session = u64::try_from(fresh).unwrap_or(u64::MAX);
+    look.server = Server::On { boot: wechsler::machine::BootId(fresh), session };
+    look
 }
 
 /// What is seen where everything does what it was told.

@@ -6,6 +6,7 @@ mod spec;
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
+    hash::{BuildHasher, BuildHasherDefault},
     ops::ControlFlow,
     sync::{
         LazyLock,
@@ -14,16 +15,17 @@ use std::{
 };
 
 use spec::{
+    alphabet::Topic,
     explore::{Edge, Graph, Set, WORLDS, World, explore, of_each_world, way_to},
     laws::LAWS,
     matrix::{Cell, Committed, EVENTS, MEANT, is_updated, settle, settle_matrix},
 };
-use wechsler::machine::Kind;
+use wechsler::machine::{Event, Kind, Place, key::Mix};
 
 /// What the exploration of a world showed.
 struct Explored {
     graph: Graph,
-    /// How large it is, as it stands in the matrix.
+    /// How large it is, and the sum of all that comes of all its edges, as it stands in the matrix.
     figures: String,
     /// On how many edges the premise of each law was true.
     premises: Vec<usize>,
@@ -42,11 +44,13 @@ static EXPLORED: LazyLock<Vec<Explored>> = LazyLock::new(|| {
 });
 
 fn go_through(world: &World, committed: &Committed, enough: &AtomicBool) -> Explored {
-    let mut cells = Set::default();
+    let (mut cells, mut sum) = (Set::default(), 0_u64);
     let mut premises = vec![0; LAWS.len()];
     let mut wrong = None;
     let graph = explore(world, |e: &Edge| {
-        let new = Cell::of(e).filter(|cell| cells.insert(*cell));
+        let cell = Cell::of(e);
+        sum = sum.wrapping_add(BuildHasherDefault::<Mix>::default().hash_one((e.act, cell)));
+        let new = cell.filter(|cell| cells.insert(*cell));
         if let Some(cell) = new
             && !committed.has(&cell)
             && !is_updated()
@@ -72,7 +76,7 @@ fn go_through(world: &World, committed: &Committed, enough: &AtomicBool) -> Expl
         }
         if enough.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    let figures = format!("{}: {} states, {} edges", world.name, graph.states.len(), graph.edges);
+    let figures = format!("{}: {} states, {} edges, sum {sum:016x}", world.name, graph.states.len(), graph.edges);
     let known = committed.figures(world.name).unwrap_or("nothing of it");
     if !enough.load(Ordering::Relaxed) && known != figures && !is_updated() {
         wrong = Some(format!("tests/spec/matrix.txt says {known}; now {figures}. {MEANT}"));
@@ -152,6 +156,27 @@ fn every_kind_of_event_is_explored() {
     let explored: BTreeSet<&str> =
         explored().iter().flat_map(|world| world.cells.iter().map(|cell| cell.event)).collect();
     assert_eq!(explored, EVENTS.iter().copied().collect());
+}
+
+#[test]
+fn every_topic_is_explored_and_every_backend_runs_where_there_is_one() {
+    let topics: Vec<Topic> = WORLDS.iter().flat_map(|world| world.topics).copied().collect();
+    assert!(Topic::ALL.iter().all(|topic| topics.contains(topic)), "explored are only {topics:?}");
+    for (world, explored) in WORLDS.iter().zip(explored()) {
+        for id in (world.policy)().ids() {
+            let runs = Place { kind: Kind::Running, backend: Some(id) };
+            assert!(explored.cells.iter().any(|cell| cell.to == runs), "{id} never runs in \"{}\"", world.name);
+        }
+    }
+}
+
+#[test]
+fn what_the_matrix_does_not_tell_of_is_not_explored() {
+    let said =
+        |outcome| Committed::of(&format!("== {}\ntick\n{outcome}", Kind::Idle)).is_explored(Kind::Idle, &Event::Tick);
+    assert!(said("    begins power-off by policy"));
+    assert!(!said("    not reached"));
+    assert!(!said(""));
 }
 
 #[test]

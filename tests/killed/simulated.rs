@@ -71,7 +71,7 @@ fn hold() -> Command {
     Command::Hold(HoldSpec { what: Held::Awake, lasts: None, reason: String::new(), by: String::new() })
 }
 
-/// Every workflow there is; `every_effect_is_among_them` sees to that.
+/// Every workflow there is; `the_next_daemon_is_right_wherever_the_last_one_was_killed` sees that each effect is in one.
 const WORKFLOWS: &[Workflow] = &[
     Workflow {
         name: "cold start",

@@ -108,7 +108,10 @@ pub struct Backend {
     /// What they hold was restored, and no request has come since: they are shown as never used.
     pub untouched: bool,
     pub uses: u64,
+    /// What has been written as a whole.
     pub saved: Vec<SavedSlot>,
+    /// What is being written, until when. With its process it is gone: only whole files get their names.
+    pub saving: Vec<(Instant, SavedSlot)>,
     /// Starts at boot.
     pub enabled: bool,
     /// Ends during its next so many loads.
@@ -222,6 +225,7 @@ impl Sim {
             untouched: false,
             uses: 0,
             saved: vec![],
+            saving: vec![],
             enabled: false,
             crashes_to_come: 0,
         };
@@ -294,13 +298,14 @@ impl Sim {
             Power::Booting { until } | Power::GoingDown { until } => Some(until),
             _ => None,
         };
+        let saves = self.backends.iter().flat_map(|b| b.saving.iter().map(|(until, _)| *until));
         let backends = self.backends.iter().filter_map(|b| match b.phase {
             Phase::Loading { .. } if self.faults.load_hangs && b.crashes_to_come == 0 => None,
             Phase::Loading { until } | Phase::AutoRestart { until } => Some(until),
             Phase::Stopping { until } => until,
             _ => None,
         });
-        backends.chain(power).min()
+        backends.chain(saves).chain(power).min()
     }
 
     fn happen(&mut self) {
@@ -317,6 +322,10 @@ impl Sim {
             _ => {}
         }
         for id in 0..self.backends.len() {
+            let backend = &mut self.backends[id];
+            while let Some((_, whole)) = backend.saving.pop_if(|(until, _)| *until <= self.now) {
+                backend.saved.insert(0, whole);
+            }
             match self.backends[id].phase {
                 Phase::Loading { until } if until <= self.now => {
                     if self.backends[id].crashes_to_come > 0 {
@@ -354,6 +363,7 @@ impl Sim {
         backend.in_flight = 0;
         backend.slots.fill(None);
         backend.untouched = false;
+        backend.saving.clear();
         backend.memory_until = self.now + self.times.gpu_release;
     }
 
@@ -564,7 +574,7 @@ impl Sim {
                 generation: 0,
                 ..saved_slot(tokens)
             };
-            backend.saved.insert(0, saved);
+            backend.saving.insert(0, (now + takes, saved));
         }
         self.done(takes)
     }

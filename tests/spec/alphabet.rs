@@ -11,7 +11,7 @@ use wechsler::machine::{
     PowerChoice, RequestId, Seen, Selection, Server, Use, Verb, VerbId, View, Warning,
 };
 
-use super::sample::{self, LLAMA, VLLM};
+use super::sample::{self, LLAMA, VLLM, WHISPER};
 
 /// What can be varied together or left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Topic {
     Both,
     /// Several beside each other in every way, and what ends a conflict.
     Crowds,
+    /// A third one, alone and beside the others.
+    Third,
     /// Requests in flight, and what cannot be told of them.
     Use,
     /// Saving and restoring, and all that goes wrong with it.
@@ -50,7 +52,7 @@ pub enum Topic {
 
 impl Topic {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Silence,
         Self::Doors,
         Self::Boots,
@@ -58,6 +60,7 @@ impl Topic {
         Self::Runs,
         Self::Both,
         Self::Crowds,
+        Self::Third,
         Self::Use,
         Self::Slots,
         Self::Word,
@@ -166,6 +169,10 @@ fn commands(view: &View, has: impl Fn(Topic) -> bool) -> Vec<(&'static str, Comm
         commands.push(("switch llama-cpp", Command::Switch(LLAMA, plain)));
         commands.push(("resolve --keep llama-cpp", Command::Resolve(LLAMA, plain)));
         commands.push(("resolve --keep vllm", Command::Resolve(VLLM, plain)));
+    }
+    if has(Topic::Third) && view.look.backends.len() > 2 {
+        commands.push(("switch whisper", Command::Switch(WHISPER, plain)));
+        commands.push(("resolve --keep whisper", Command::Resolve(WHISPER, plain)));
     }
     if has(Topic::Silence) {
         commands.push(("wake", Command::Wake(plain)));
@@ -355,11 +362,12 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push(("sees vllm linger", eye.on(&[Stopped, Lingering])));
         looks.push(("sees both load", eye.on(&[Loading, Loading])));
         looks.push(("sees llama-cpp run, vllm linger", eye.on(&[Running, Lingering])));
-        if view.look.backends.len() > 2 {
-            looks.push(("sees whisper run", eye.on(&[Stopped, Stopped, Running])));
-            looks.push(("sees all three run", eye.on(&[Running, Running, Running])));
-            looks.push(("sees vllm load, whisper run", eye.on(&[Stopped, Loading, Running])));
-        }
+    }
+    if has(Topic::Third) && view.look.backends.len() > 2 {
+        looks.push(("sees whisper load", eye.on(&[Stopped, Stopped, Loading])));
+        looks.push(("sees whisper run", eye.on(&[Stopped, Stopped, Running])));
+        looks.push(("sees all three run", eye.on(&[Running, Running, Running])));
+        looks.push(("sees vllm load, whisper run", eye.on(&[Stopped, Loading, Running])));
     }
     if has(Topic::Use) {
         looks.push(("sees llama-cpp busy", eye.with(&[Running], |l| l.backends[0].use_ = Use::Busy)));

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use wechsler::machine::{Effect, Event, Instant, Kind, Machine, Policy, View, key::Mix};
+use wechsler::machine::{Effect, Event, Instant, Kind, Machine, OnStartTimeout, Policy, View, WakeCheck, key::Mix};
 
 use super::{
     alphabet::{Topic, alphabet},
@@ -101,8 +101,8 @@ pub struct World {
 /// Beyond that, storms and fuzzing mix everything with everything.
 pub const WORLDS: &[World] = {
     use Topic::{
-        Boots, Both, Commands, Crowds, Doors, Holds, Losses, Obstacles, Oddities, Passage, Runs, Silence, Slots, Use,
-        Word,
+        Boots, Both, Commands, Crowds, Doors, Holds, Losses, Obstacles, Oddities, Passage, Runs, Silence, Slots, Third,
+        Use, Word,
     };
     &[
         World { name: "doors", policy: bare, topics: &[Silence, Doors] },
@@ -131,7 +131,12 @@ pub const WORLDS: &[World] = {
         World { name: "two in silence", policy: pair, topics: &[Both, Silence, Commands] },
         World { name: "two and oddities", policy: pair, topics: &[Oddities] },
         World { name: "crowds", policy: pair, topics: &[Crowds] },
-        World { name: "three backends", policy: || sample::slotless(sample::three(quiet())), topics: &[] },
+        World { name: "three backends", policy: || sample::slotless(sample::three(quiet())), topics: &[Third] },
+        World { name: "policies and two", policy: || sample::slotless(eager()), topics: &[Both] },
+        World { name: "a slow start is stopped", policy: impatient, topics: &[Passage] },
+        World { name: "no power-off unarmed", policy: || checking(WakeCheck::Require), topics: &[Obstacles] },
+        World { name: "nobody asks for the wake", policy: || checking(WakeCheck::Off), topics: &[Obstacles] },
+        World { name: "cannot be woken", policy: || Policy { can_wake: false, ..bare() }, topics: &[Silence, Boots] },
     ]
 };
 
@@ -169,6 +174,18 @@ fn bare_eager() -> Policy {
 /// Two backends without slots.
 fn pair() -> Policy {
     sample::slotless(quiet())
+}
+
+/// One backend without slots, which is stopped when it has not come up in time.
+fn impatient() -> Policy {
+    let mut policy = bare();
+    policy.backends[0].on_start_timeout = OnStartTimeout::Stop;
+    policy
+}
+
+/// One backend without slots on a server whose card is checked so before the power goes off.
+fn checking(wake_check: WakeCheck) -> Policy {
+    Policy { wake_check, ..bare() }
 }
 
 /// What was explored.

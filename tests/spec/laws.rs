@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wechsler::machine::{
     Answer, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Outcome, Refusal, Seen, Server,
-    Use, Verb, WakeCheck,
+    Use, Verb, View, WakeCheck,
 };
 
 use super::{
@@ -339,6 +339,7 @@ fn start_is_safe(e: &Edge) -> Verdict {
         let Verb::StartUnit(b) = verb else { continue };
         let look = &e.after.look();
         ensure(matches!(look.server, Server::On { .. }), || "started on a server that does not answer".into())?;
+        ensure(look.boot() == e.is().boot, || "started by evidence of another boot".into())?;
         // A look that took long is older than five seconds when it comes, but none is younger.
         let young = Duration::from_secs(5) + e.after.policy().command_timeout;
         ensure(e.now.since(look.at) <= young, || "started on old evidence".into())?;
@@ -425,12 +426,21 @@ fn wake_is_wanted(e: &Edge) -> Verdict {
     ensure(wanted && e.after.place().kind == Kind::Waking, || format!("packets for {goal:?}"))
 }
 
+/// Nothing is asked for, and all that is known and under way is the same. What follows from the time alone may differ.
+fn changes_nothing(e: &Edge) -> bool {
+    let (was, is) = (e.was(), e.is());
+    let under_way = |v: &View| (v.place, v.since, v.order, v.order_op, v.doubt, v.save_ended, v.boot, v.last_look);
+    let knows_the_same =
+        (&was.operation, &was.look, &was.backends, &was.holds) == (&is.operation, &is.look, &is.backends, &is.holds);
+    e.effects.is_empty() && under_way(was) == under_way(is) && knows_the_same
+}
+
 fn stale_is_inert(e: &Edge) -> Verdict {
-    ensure(!is_stale(e) || (e.effects.is_empty() && e.before.place() == e.after.place()), || "it moved".into())
+    ensure(!is_stale(e) || changes_nothing(e), || "it moved".into())
 }
 
 fn early_tick_is_inert(e: &Edge) -> Verdict {
-    ensure(!is_early_tick(e) || (e.effects.is_empty() && e.before.place() == e.after.place()), || "it moved".into())
+    ensure(!is_early_tick(e) || changes_nothing(e), || "it moved".into())
 }
 
 fn deadline_ahead(e: &Edge) -> Verdict {
@@ -474,8 +484,10 @@ fn silence_needs_patience(e: &Edge) -> Verdict {
 }
 
 fn conflict_waits(e: &Edge) -> Verdict {
-    let still = e.after.place().kind == Kind::Conflict;
-    ensure(!is_left_in_conflict(e) || !still || !has_orders(e), || "it moved".into())
+    // When it is over by itself, a policy may go on.
+    let is_over = e.after.place().kind != Kind::Conflict;
+    let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
+    ensure(!is_left_in_conflict(e) || !has_orders(e) || (is_over && by_policy), || "it moved".into())
 }
 
 fn policy_spares_users(e: &Edge) -> Verdict {
@@ -483,7 +495,13 @@ fn policy_spares_users(e: &Edge) -> Verdict {
         let Verb::StopUnit(b) = verb else { continue };
         let view = e.is();
         let by_policy = view.operation.as_ref().is_some_and(|o| o.cause.is_policy() && o.cause != Cause::AutoRestore);
-        let busy = view.look.backend(b).use_ == Use::Busy && view.look.backend(b).seen.is_up();
+        let look = view.look.backend(b);
+        let busy = match look.use_ {
+            Use::Idle => false,
+            Use::Busy => look.seen.is_up(),
+            // While it saves it may not answer; before that it was idle.
+            Use::Unknown => look.seen == Seen::Running && e.before.place().kind != Kind::Saving,
+        };
         // A stop that was lost is repeated.
         ensure(!by_policy || !busy || e.before.place().kind == Kind::Stopping, || "stopped in use".into())?;
     }
@@ -492,7 +510,9 @@ fn policy_spares_users(e: &Edge) -> Verdict {
 
 fn unknown_not_believed(e: &Edge) -> Verdict {
     let sent = orders(e).any(|v| !matches!(v, Verb::KillUnit(_) | Verb::Wake));
-    ensure(!is_lost(e) || !sent, || "ordered on after a lost answer".into())
+    ensure(!is_lost(e) || !sent, || "ordered on after a lost answer".into())?;
+    let Event::Finished { verb, .. } = e.event else { return Ok(()) };
+    ensure(!is_lost(e) || e.after.doubt() == Some(*verb), || "what was lost is not in doubt".into())
 }
 
 fn failure_is_not_terminal(e: &Edge) -> Verdict {
@@ -581,6 +601,8 @@ fn kill_is_last(e: &Edge) -> Verdict {
         let Verb::KillUnit(b) = verb else { continue };
         let was = e.before.place();
         ensure(was.kind == Kind::Stopping && was.backend == Some(b), || "killed without a stop".into())?;
+        let took = e.now.since(e.was().since);
+        ensure(took >= e.after.policy().backend(b).stop_timeout, || format!("killed {took:?} after the stop"))?;
         ensure(e.after.look().backend(b).seen == Seen::Lingering, || "killed what is not on its way down".into())?;
     }
     Ok(())

@@ -8,7 +8,8 @@ use std::{
 };
 
 use wechsler::machine::{
-    Answer, BootPhase, Command, Effect, End, Event, Ignored, Kind, Look, Outcome, PowerChoice, Server, Verb,
+    Answer, BootPhase, Command, Effect, End, Event, Goal, Ignored, Kind, Look, Outcome, Place, PowerChoice, Server,
+    Verb,
 };
 
 use super::explore::{Edge, Set};
@@ -61,14 +62,15 @@ fn up(look: &Look) -> usize {
     look.backends.iter().filter(|b| b.seen.is_up()).count()
 }
 
-/// One thing that comes of an event: what is asked for, in this order, and the leaf then.
+/// One thing that comes of an event: what is asked for, in this order, and the leaf then. The file leaves out which backend.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cell {
-    leaf: Kind,
+    leaf: Place,
     /// The kind of event.
     pub event: &'static str,
     effects: [Option<Deed>; MOST_EFFECTS],
-    to: Kind,
+    /// Where it leads.
+    pub to: Place,
     ignored: Option<Ignored>,
 }
 
@@ -82,8 +84,8 @@ enum Deed {
     AlreadySo,
     Done,
     Refuses(wechsler::machine::Refusal),
-    Orders(&'static str),
-    Begins(&'static str, bool),
+    Orders(Verb),
+    Begins(Goal, bool),
     Succeeds,
     Fails(wechsler::machine::Failure),
     Cancelled,
@@ -100,7 +102,7 @@ impl Cell {
         for (place, effect) in effects.iter_mut().zip(e.effects) {
             *place = Some(Deed::of(effect));
         }
-        Some(Self { leaf: e.before.place().kind, event, effects, to: e.after.place().kind, ignored: e.after.ignored() })
+        Some(Self { leaf: e.before.place(), event, effects, to: e.after.place(), ignored: e.after.ignored() })
     }
 
     /// As it stands in the file.
@@ -109,7 +111,7 @@ impl Cell {
         if let Some(why) = self.ignored {
             words.push(format!("ignored({why:?})"));
         }
-        let to = if self.to == self.leaf { String::new() } else { format!("→ {}", self.to) };
+        let to = if self.to.kind == self.leaf.kind { String::new() } else { format!("→ {}", self.to.kind) };
         if words.is_empty() { to } else { format!("{} {to}", words.join(", ")).trim_end().to_owned() }
     }
 }
@@ -121,8 +123,8 @@ impl Deed {
             Effect::Answer { answer: Answer::AlreadySo, .. } => Self::AlreadySo,
             Effect::Answer { answer: Answer::Done { .. }, .. } => Self::Done,
             Effect::Answer { answer: Answer::Refused(why), .. } => Self::Refuses(*why),
-            Effect::Do { what, .. } => Self::Orders(word_of(*what)),
-            Effect::Began(op) => Self::Begins(op.goal.kind(), op.cause.is_policy()),
+            Effect::Do { what, .. } => Self::Orders(*what),
+            Effect::Began(op) => Self::Begins(op.goal, op.cause.is_policy()),
             Effect::Ended { end: End::Done { .. }, .. } => Self::Succeeds,
             Effect::Ended { end: End::Failed { failure, .. }, .. } => Self::Fails(*failure),
             Effect::Ended { end: End::Cancelled, .. } => Self::Cancelled,
@@ -138,9 +140,9 @@ impl Deed {
             Self::AlreadySo => "already so".into(),
             Self::Done => "done at once".into(),
             Self::Refuses(why) => format!("refused({why})"),
-            Self::Orders(what) => (*what).into(),
-            Self::Begins(goal, false) => format!("begins {goal}"),
-            Self::Begins(goal, true) => format!("begins {goal} by policy"),
+            Self::Orders(what) => word_of(*what).into(),
+            Self::Begins(goal, false) => format!("begins {}", goal.kind()),
+            Self::Begins(goal, true) => format!("begins {} by policy", goal.kind()),
             Self::Succeeds => "ends it done".into(),
             Self::Fails(why) => format!("ends it failed({why})"),
             Self::Cancelled => "ends it cancelled".into(),
@@ -203,12 +205,18 @@ pub struct Committed {
     figures: HashMap<String, String>,
     /// Each line with the leaf and the event it stands under.
     lines: HashSet<(String, String, String)>,
+    /// Each leaf and event that something stands under.
+    pairs: HashSet<(String, String)>,
 }
 
 impl Committed {
     /// Reads it.
     pub fn read() -> Self {
-        let text = std::fs::read_to_string(path(FILE)).unwrap_or_default();
+        Self::of(&std::fs::read_to_string(path(FILE)).unwrap_or_default())
+    }
+
+    /// ... from its text.
+    pub fn of(text: &str) -> Self {
         let (mut leaf, mut event, mut lines) = (String::new(), String::new(), HashSet::new());
         let head = text.lines().take_while(|line| !line.starts_with("== "));
         let figures = head.filter_map(|line| Some((line.split_once(": ")?.0.to_owned(), line.to_owned()))).collect();
@@ -221,7 +229,9 @@ impl Committed {
                 line.clone_into(&mut event);
             }
         }
-        Self { figures, lines }
+        let reached = lines.iter().filter(|(_, _, outcome)| outcome != NOT_REACHED);
+        let pairs = reached.map(|(leaf, event, _)| (leaf.clone(), event.clone())).collect();
+        Self { figures, lines, pairs }
     }
 
     /// How large `world` is.
@@ -231,21 +241,18 @@ impl Committed {
 
     /// It has this cell.
     pub fn has(&self, cell: &Cell) -> bool {
-        self.lines.contains(&(cell.leaf.to_string(), cell.event.to_owned(), cell.line()))
+        self.lines.contains(&(cell.leaf.kind.to_string(), cell.event.to_owned(), cell.line()))
     }
 
     /// Whether some explored edge leads out of this leaf by an event of this kind: what a journal of steps is held against.
     pub fn is_explored(&self, leaf: Kind, event: &Event) -> bool {
-        kind_of(event)
-            .is_none_or(|kind| !self.lines.contains(&(leaf.to_string(), kind.to_owned(), NOT_REACHED.to_owned())))
+        kind_of(event).is_none_or(|kind| self.pairs.contains(&(leaf.to_string(), kind.to_owned())))
     }
 
     /// Every leaf with every kind of event that some explored edge leads out of it by.
     pub fn pairs(&self) -> impl Iterator<Item = (Kind, &'static str)> + '_ {
         let all = Kind::ALL.into_iter().flat_map(|leaf| EVENTS.iter().map(move |event| (leaf, *event)));
-        all.filter(|(leaf, event)| {
-            !self.lines.contains(&(leaf.to_string(), (*event).to_owned(), NOT_REACHED.to_owned()))
-        })
+        all.filter(|(leaf, event)| self.pairs.contains(&(leaf.to_string(), (*event).to_owned())))
     }
 }
 
@@ -257,7 +264,7 @@ pub fn settle_matrix(figures: &str, cells: &Set<Cell>) {
 fn text(figures: &str, cells: &Set<Cell>) -> String {
     let mut by_pair: BTreeMap<(Kind, &str), BTreeSet<String>> = BTreeMap::new();
     for cell in cells {
-        by_pair.entry((cell.leaf, cell.event)).or_default().insert(cell.line());
+        by_pair.entry((cell.leaf.kind, cell.event)).or_default().insert(cell.line());
     }
     let mut out = format!(
         "Everything that can come of an event, by leaf: answers and what else is asked for, in this order, and the leaf then\n\

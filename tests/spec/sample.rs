@@ -11,6 +11,8 @@ use wechsler::machine::{
 pub const LLAMA: BackendId = BackendId(0);
 /// vLLM.
 pub const VLLM: BackendId = BackendId(1);
+/// Any other, where there is one.
+pub const WHISPER: BackendId = BackendId(2);
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
