@@ -6,7 +6,7 @@ mod spec;
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
-    hash::{BuildHasher, BuildHasherDefault},
+    hash::BuildHasher,
     ops::ControlFlow,
     sync::{
         LazyLock,
@@ -20,7 +20,7 @@ use spec::{
     laws::LAWS,
     matrix::{Cell, Committed, EVENTS, MEANT, is_updated, settle, settle_matrix},
 };
-use wechsler::machine::{Event, Kind, Place, key::Mix};
+use wechsler::machine::{Event, Kind, Place};
 
 /// What the exploration of a world showed.
 struct Explored {
@@ -44,12 +44,12 @@ static EXPLORED: LazyLock<Vec<Explored>> = LazyLock::new(|| {
 });
 
 fn go_through(world: &World, committed: &Committed, enough: &AtomicBool) -> Explored {
-    let (mut cells, mut sum) = (Set::default(), 0_u64);
+    let (mut cells, mut sum) = (Set::<Cell>::default(), 0_u64);
     let mut premises = vec![0; LAWS.len()];
     let mut wrong = None;
     let graph = explore(world, |e: &Edge| {
         let cell = Cell::of(e);
-        sum = sum.wrapping_add(BuildHasherDefault::<Mix>::default().hash_one((e.act, cell)));
+        sum = sum.wrapping_add(cells.hasher().hash_one((e.keys(), e.act, cell)));
         let new = cell.filter(|cell| cells.insert(*cell));
         if let Some(cell) = new
             && !committed.has(&cell)

@@ -110,7 +110,8 @@ pub struct Backend {
     pub uses: u64,
     /// What has been written as a whole.
     pub saved: Vec<SavedSlot>,
-    /// What is being written, until when. With its process it is gone: only whole files get their names.
+    /// What is being written, until when, the first to end last. With its process it is gone: only whole files get their
+    /// names.
     pub saving: Vec<(Instant, SavedSlot)>,
     /// Starts at boot.
     pub enabled: bool,
@@ -298,7 +299,7 @@ impl Sim {
             Power::Booting { until } | Power::GoingDown { until } => Some(until),
             _ => None,
         };
-        let saves = self.backends.iter().flat_map(|b| b.saving.iter().map(|(until, _)| *until));
+        let saves = self.backends.iter().filter_map(|b| b.saving.last().map(|(until, _)| *until));
         let backends = self.backends.iter().filter_map(|b| match b.phase {
             Phase::Loading { .. } if self.faults.load_hangs && b.crashes_to_come == 0 => None,
             Phase::Loading { until } | Phase::AutoRestart { until } => Some(until),
@@ -430,6 +431,26 @@ impl Sim {
             backend.in_flight = requests;
             backend.uses += 1;
             backend.untouched = false;
+        }
+    }
+
+    /// The outcome of an order that was given in that run of a backend: what a process is asked dies with it.
+    pub fn as_it_came_out(&self, verb: Verb, run: Option<Invocation>, outcome: Outcome) -> Outcome {
+        match verb {
+            Verb::SaveSlots(id) | Verb::RestoreSlots(id)
+                if !self.backend(id).phase.has_process() || self.backend(id).invocation != run =>
+            {
+                Outcome::Failed(Warning::new("connection_broken", "the process is gone"))
+            }
+            _ => outcome,
+        }
+    }
+
+    /// In which run an order finds the backend it is about, if it is asked of its process.
+    pub fn run_asked(&self, verb: Verb) -> Option<Invocation> {
+        match verb {
+            Verb::SaveSlots(id) | Verb::RestoreSlots(id) => self.backend(id).invocation,
+            _ => None,
         }
     }
 

@@ -106,6 +106,7 @@ impl driver::World for World {
     }
 
     async fn carry_out(&self, verb: Verb, _within: Duration) -> Outcome {
+        let run = self.sim().run_asked(verb);
         let answered = self.sim().order(verb, self.now());
         // Whoever gives an order up gives its session up, too: only another one can tell what became of it.
         let mut session = Session { world: self, answered: false };
@@ -114,7 +115,7 @@ impl driver::World for World {
             None => std::future::pending().await,
         }
         session.answered = true;
-        answered.outcome
+        self.sim().as_it_came_out(verb, run, answered.outcome)
     }
 
     async fn tend_slots(&self, backend: BackendId, task: SlotTask) -> Tended {

@@ -156,9 +156,11 @@ pub fn wakes_what_sleeps(e: &Edge) -> Option<Broken> {
 }
 
 pub fn believes_old_answers(e: &Edge) -> Option<Broken> {
-    let Event::Finished { verb, .. } = e.event else { return None };
-    let old = e.before.order().is_none_or(|(v, _)| v != *verb);
-    old.then(|| and_ends(e, End::Done { warnings: vec![] })).flatten()
+    let Event::Finished { verb: old, outcome } = e.event else { return None };
+    let (verb, _) = e.before.order().filter(|(verb, _)| verb != old)?;
+    let mut after = e.before.clone();
+    let effects = after.step(e.now, &Event::Finished { verb, outcome: outcome.clone() });
+    Some(Broken { now: e.now, effects, after })
 }
 
 pub fn acts_on_every_tick(e: &Edge) -> Option<Broken> {
@@ -235,8 +237,9 @@ pub fn ignores_holds(e: &Edge) -> Option<Broken> {
 }
 
 pub fn kills_first(e: &Edge) -> Option<Broken> {
-    let running = up(e).filter(|b| e.after.look().backend(*b).seen == Seen::Running)?;
-    and_orders(e, Verb::KillUnit(running))
+    let place = e.before.place();
+    let stopping = place.backend.filter(|_| place.kind == Kind::Stopping)?;
+    and_orders(e, Verb::KillUnit(stopping))
 }
 
 pub fn goes_on_in_doubt(e: &Edge) -> Option<Broken> {

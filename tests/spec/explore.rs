@@ -40,6 +40,7 @@ pub struct Edge<'a> {
     is: OnceCell<View>,
     due: OnceCell<Option<Instant>>,
     next_due: OnceCell<Option<Instant>>,
+    keys: OnceCell<[u64; 2]>,
 }
 
 /// A set that is quick to look up.
@@ -52,13 +53,18 @@ impl<'a> Edge<'a> {
         (act, now, event): (&'static str, Instant, &'a Event),
         (effects, after): (&'a [Effect], &'a Machine),
     ) -> Self {
-        let (is, due, next_due) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Self { before, now, act, event, effects, after, was, shown: None, is, due, next_due }
+        let (is, due, next_due, keys) = (OnceCell::new(), OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Self { before, now, act, event, effects, after, was, shown: None, is, due, next_due, keys }
     }
 
     /// ... when somebody has looked already at what the machine shows after, and at the deadlines before and after.
     pub fn showing(self, is: &'a View, [due, next_due]: [Option<Instant>; 2]) -> Self {
         Self { shown: Some(is), due: OnceCell::from(due), next_due: OnceCell::from(next_due), ..self }
+    }
+
+    /// The states before and after, by their keys.
+    pub fn keys(&self) -> [u64; 2] {
+        *self.keys.get_or_init(|| [self.before.key(), self.after.key()])
     }
 
     /// The deadline before.
@@ -98,7 +104,7 @@ pub struct World {
 }
 
 /// The worlds. What is varied together is what has to do with each other: the product of everything would be far larger.
-/// Beyond that, storms and fuzzing mix everything with everything.
+/// Beyond that, storms and fuzzing mix everything that two backends meet.
 pub const WORLDS: &[World] = {
     use Topic::{
         Boots, Both, Commands, Crowds, Doors, Holds, Losses, Obstacles, Oddities, Passage, Runs, Silence, Slots, Third,
@@ -135,7 +141,7 @@ pub const WORLDS: &[World] = {
         World { name: "policies and two", policy: || sample::slotless(eager()), topics: &[Both] },
         World { name: "a slow start is stopped", policy: impatient, topics: &[Passage] },
         World { name: "no power-off unarmed", policy: || checking(WakeCheck::Require), topics: &[Obstacles] },
-        World { name: "nobody asks for the wake", policy: || checking(WakeCheck::Off), topics: &[Obstacles] },
+        World { name: "power-off unchecked", policy: || checking(WakeCheck::Off), topics: &[Obstacles] },
         World { name: "cannot be woken", policy: || Policy { can_wake: false, ..bare() }, topics: &[Silence, Boots] },
     ]
 };
@@ -219,19 +225,21 @@ pub fn explore(world: &World, mut visit: impl FnMut(&Edge) -> ControlFlow<()>) -
     let start = Machine::new((world.policy)(), vec![]);
     let mut known = Set::from_iter([start.key()]);
     let mut graph = Graph { states: vec![start.place().kind], edges: 0 };
-    let mut queue = VecDeque::from([start]);
-    while let Some(machine) = queue.pop_front() {
+    let mut queue = VecDeque::from([(start.key(), start)]);
+    while let Some((from, machine)) = queue.pop_front() {
         let was = machine.view();
         for (act, now, event) in alphabet(&machine, &was, world.topics) {
             let mut after = machine.clone();
             let effects = after.step(now, &event);
             graph.edges += 1;
-            if visit(&Edge::new((&machine, &was), (act, now, &event), (&effects, &after))).is_break() {
+            let to = after.key();
+            let edge = Edge::new((&machine, &was), (act, now, &event), (&effects, &after));
+            if visit(&Edge { keys: OnceCell::from([from, to]), ..edge }).is_break() {
                 return graph;
             }
-            if known.insert(after.key()) {
+            if known.insert(to) {
                 graph.states.push(after.place().kind);
-                queue.push_back(after);
+                queue.push_back((to, after));
             }
         }
     }

@@ -65,7 +65,7 @@ fn up(look: &Look) -> usize {
 /// One thing that comes of an event: what is asked for, in this order, and the leaf then. The file leaves out which backend.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cell {
-    leaf: Place,
+    from: Place,
     /// The kind of event.
     pub event: &'static str,
     effects: [Option<Deed>; MOST_EFFECTS],
@@ -102,7 +102,7 @@ impl Cell {
         for (place, effect) in effects.iter_mut().zip(e.effects) {
             *place = Some(Deed::of(effect));
         }
-        Some(Self { leaf: e.before.place(), event, effects, to: e.after.place(), ignored: e.after.ignored() })
+        Some(Self { from: e.before.place(), event, effects, to: e.after.place(), ignored: e.after.ignored() })
     }
 
     /// As it stands in the file.
@@ -111,7 +111,7 @@ impl Cell {
         if let Some(why) = self.ignored {
             words.push(format!("ignored({why:?})"));
         }
-        let to = if self.to.kind == self.leaf.kind { String::new() } else { format!("→ {}", self.to.kind) };
+        let to = if self.to.kind == self.from.kind { String::new() } else { format!("→ {}", self.to.kind) };
         if words.is_empty() { to } else { format!("{} {to}", words.join(", ")).trim_end().to_owned() }
     }
 }
@@ -201,7 +201,7 @@ pub fn settle(file: &str, new: &str) {
 
 /// The matrix as it is committed.
 pub struct Committed {
-    /// How large each world is, by its name.
+    /// How large each world is, and its sum, by its name.
     figures: HashMap<String, String>,
     /// Each line with the leaf and the event it stands under.
     lines: HashSet<(String, String, String)>,
@@ -234,14 +234,14 @@ impl Committed {
         Self { figures, lines, pairs }
     }
 
-    /// How large `world` is.
+    /// How large `world` is, and its sum.
     pub fn figures(&self, world: &str) -> Option<&str> {
         self.figures.get(world).map(String::as_str)
     }
 
     /// It has this cell.
     pub fn has(&self, cell: &Cell) -> bool {
-        self.lines.contains(&(cell.leaf.kind.to_string(), cell.event.to_owned(), cell.line()))
+        self.lines.contains(&(cell.from.kind.to_string(), cell.event.to_owned(), cell.line()))
     }
 
     /// Whether some explored edge leads out of this leaf by an event of this kind: what a journal of steps is held against.
@@ -264,7 +264,7 @@ pub fn settle_matrix(figures: &str, cells: &Set<Cell>) {
 fn text(figures: &str, cells: &Set<Cell>) -> String {
     let mut by_pair: BTreeMap<(Kind, &str), BTreeSet<String>> = BTreeMap::new();
     for cell in cells {
-        by_pair.entry((cell.leaf.kind, cell.event)).or_default().insert(cell.line());
+        by_pair.entry((cell.from.kind, cell.event)).or_default().insert(cell.line());
     }
     let mut out = format!(
         "Everything that can come of an event, by leaf: answers and what else is asked for, in this order, and the leaf then\n\
