@@ -500,13 +500,8 @@ fn policy_spares_users(e: &Edge) -> Verdict {
         let Verb::StopUnit(b) = verb else { continue };
         let view = e.is();
         let by_policy = view.operation.as_ref().is_some_and(|o| o.cause.is_policy() && o.cause != Cause::AutoRestore);
-        let look = view.look.backend(b);
-        let busy = match look.use_ {
-            Use::Idle => false,
-            Use::Busy => look.seen.is_up(),
-            // While it saves it may not answer; before that it was idle.
-            Use::Unknown => look.seen == Seen::Running && e.before.place().kind != Kind::Saving,
-        };
+        // What cannot be told any more, once it was drained, is not waited for.
+        let busy = view.look.backend(b).use_ == Use::Busy && view.look.backend(b).seen.is_up();
         // A stop that was lost is repeated.
         ensure(!by_policy || !busy || e.before.place().kind == Kind::Stopping, || "stopped in use".into())?;
     }
