@@ -38,12 +38,13 @@ fn twins(world: &World) -> Vec<(Machine, Machine)> {
     let (mut twins, mut edges) = (vec![], 0);
     explore(world, |e: &Edge| {
         edges += 1;
-        match known.get(&e.after.key()) {
-            Some(first) if edges % ONE_IN == 0 && e.before.key() != e.after.key() => {
+        let [from, to] = e.keys();
+        match known.get(&to) {
+            Some(first) if edges % ONE_IN == 0 && from != to => {
                 twins.push((first.clone(), e.after.clone()));
             }
             Some(_) => {}
-            None => drop(known.insert(e.after.key(), e.after.clone())),
+            None => drop(known.insert(to, e.after.clone())),
         }
         ControlFlow::Continue(())
     });

@@ -595,32 +595,22 @@ impl Storm {
 
     /// What the server itself knows.
     fn truth(&mut self) -> Result<(), String> {
-        for (at, deed) in &self.sim.deeds[self.deeds..] {
-            let held = self.sim.holders();
-            if let Deed::Started(id) = deed
-                && !self.stranger
-                && held.iter().any(|other| other != id)
-            {
-                return Err(format!("{id} was started at {at} although {held:?} held the GPU"));
-            }
-        }
-        for (at, deed) in &self.sim.deeds[self.deeds..] {
-            if let Deed::Stopped(id) = deed
-                && self.unsaved.contains(id)
-                // A run that a restore has spoilt is stopped as it is: what was said in it is worth nothing.
-                && self.view.backend(*id).spoilt.is_none()
-            {
-                return Err(format!("{id} was stopped at {at} with a conversation that nobody tried to save"));
-            }
-        }
         for (place, (at, deed)) in self.sim.deeds.iter().enumerate().skip(self.deeds) {
+            let held = self.sim.holders();
             match deed {
+                Deed::Started(id) if !self.stranger && held.iter().any(|other| other != id) => {
+                    return Err(format!("{id} was started at {at} although {held:?} held the GPU"));
+                }
+                // A run that a restore has spoilt is stopped as it is: what was said in it is worth nothing.
+                Deed::Stopped(id) if self.unsaved.contains(id) && self.view.backend(*id).spoilt.is_none() => {
+                    return Err(format!("{id} was stopped at {at} with a conversation that nobody tried to save"));
+                }
                 Deed::Stopped(id) if !self.sim.backend(*id).saving.is_empty() => {
                     return Err(format!("{id} was stopped at {at} while what it held was being written"));
                 }
                 Deed::Killed(id) if !self.stranger => self.is_killed_in_time(*id, place)?,
-                Deed::PoweredOff if !self.stranger && !self.sim.holders().is_empty() => {
-                    return Err(format!("the power went off at {at} under {:?}", self.sim.holders()));
+                Deed::PoweredOff if !self.stranger && !held.is_empty() => {
+                    return Err(format!("the power went off at {at} under {held:?}"));
                 }
                 _ => {}
             }

@@ -256,9 +256,9 @@ pub fn way_to(world: &World, wanted: &Machine) -> Vec<(&'static str, Instant)> {
         if known.contains(&wanted) {
             return ControlFlow::Break(());
         }
-        let to = e.after.key();
+        let [from, to] = e.keys();
         if known.insert(to) {
-            steps.push((e.before.key(), to, (e.act, e.now)));
+            steps.push((from, to, (e.act, e.now)));
         }
         ControlFlow::Continue(())
     });
@@ -278,7 +278,7 @@ pub fn states(world: &World) -> Vec<Machine> {
     let mut states = vec![Machine::new((world.policy)(), vec![])];
     let mut known = Set::from_iter([states[0].key()]);
     explore(world, |e| {
-        if known.insert(e.after.key()) {
+        if known.insert(e.keys()[1]) {
             states.push(e.after.clone());
         }
         ControlFlow::Continue(())

@@ -425,16 +425,6 @@ fn wake_is_wanted(e: &Edge) -> Verdict {
     ensure(wanted && e.after.place().kind == Kind::Waking, || format!("packets for {goal:?}"))
 }
 
-/// Nothing is asked for, and all that shows of what is known and under way is the same. What follows from the time alone
-/// may differ.
-fn changes_nothing(e: &Edge) -> bool {
-    let (was, is) = (e.was(), e.is());
-    let under_way = |v: &View| (v.place, v.since, v.order, v.order_op, v.doubt, v.save_ended, v.boot, v.last_look);
-    let knows_the_same =
-        (&was.operation, &was.look, &was.backends, &was.holds) == (&is.operation, &is.look, &is.backends, &is.holds);
-    e.effects.is_empty() && under_way(was) == under_way(is) && knows_the_same
-}
-
 fn stale_is_inert(e: &Edge) -> Verdict {
     if !is_stale(e) {
         return Ok(());
@@ -444,8 +434,16 @@ fn stale_is_inert(e: &Edge) -> Verdict {
     ensure(e.effects.is_empty() && untold.key() == e.keys()[1], || "it moved".into())
 }
 
+/// All that shows of what is known and under way is the same. What follows from the time alone may differ.
 fn early_tick_is_inert(e: &Edge) -> Verdict {
-    ensure(!is_early_tick(e) || changes_nothing(e), || "it moved".into())
+    if !is_early_tick(e) {
+        return Ok(());
+    }
+    let (was, is) = (e.was(), e.is());
+    let under_way = |v: &View| (v.place, v.since, v.order, v.order_op, v.doubt, v.save_ended, v.boot, v.last_look);
+    let knows_the_same =
+        (&was.operation, &was.look, &was.backends, &was.holds) == (&is.operation, &is.look, &is.backends, &is.holds);
+    ensure(e.effects.is_empty() && under_way(was) == under_way(is) && knows_the_same, || "it moved".into())
 }
 
 fn deadline_ahead(e: &Edge) -> Verdict {
