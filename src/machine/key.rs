@@ -228,7 +228,7 @@ impl Machine {
                 tell!("stops", (invocation.is_some(), stops));
                 let slots = policy.backend(backend).slots;
                 let saved = saved && slots;
-                tell!("how far", (drained || saved, saved, slots && late));
+                tell!("how far", (drained, saved, slots && late));
                 // After the drain only what is said later asks for it.
                 let asks = !drained || (slots && !no_drain);
                 when!("requests may end", drain_until.filter(|_| asks));

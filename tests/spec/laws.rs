@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use wechsler::machine::{
-    Answer, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Outcome, Refusal, Seen, Server,
+    Answer, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Outcome, Refusal, Seen, Server,
     Use, Verb, View, WakeCheck,
 };
 
@@ -497,11 +497,14 @@ fn policy_spares_users(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
         let view = e.is();
-        let by_policy = view.operation.as_ref().is_some_and(|o| o.cause.is_policy() && o.cause != Cause::AutoRestore);
-        // What cannot be told any more, once it was drained, is not waited for.
-        let busy = view.look.backend(b).use_ == Use::Busy && view.look.backend(b).seen.is_up();
+        let own = matches!(view.operation.as_ref().map(|o| o.goal), Some(Goal::Run(g) | Goal::Restart(g)) if g == b);
+        let by_policy = view.operation.as_ref().is_some_and(|o| o.cause.is_policy()) && !own;
+        let (look, run) = (view.look.backend(b), &view.backends[usize::from(b.0)]);
+        // What cannot be told counts as use, and so does what somebody has just started.
+        let is_new = matches!(look.seen, Seen::Loading | Seen::Sick) && run.ready.is_none();
+        let spared = look.use_ != Use::Idle || is_new;
         // A stop that was lost is repeated.
-        ensure(!by_policy || !busy || e.before.place().kind == Kind::Stopping, || "stopped in use".into())?;
+        ensure(!by_policy || !spared || e.before.place().kind == Kind::Stopping, || "stopped in use".into())?;
     }
     Ok(())
 }

@@ -70,6 +70,25 @@ fn what_cannot_be_asked_in_time_stops_a_policy_and_no_person() {
 }
 
 #[test]
+fn a_power_off_by_policy_gives_way_to_a_backend_that_somebody_starts_and_a_persons_does_not() {
+    let old_words: Change = |look| look.people_at = Instant::START;
+    for begun in [Seen::Loading, Seen::Sick] {
+        let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+        line.now = line.machine.deadline().expect("the idle power-off");
+        line.sees_with(Seen::Stopped, Seen::Stopped, old_words);
+        assert_eq!(line.machine.operation().map(|op| op.cause), Some(Cause::IdlePowerOff));
+        let effects = line.after(1).sees(Seen::Stopped, begun);
+        assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)), "{begun:?}");
+        assert_eq!(line.kind(), Kind::Starting);
+
+        let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+        line.after(1).sees_with(Seen::Stopped, Seen::Stopped, old_words);
+        line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN));
+        assert_eq!(order(&line.after(1).sees(Seen::Stopped, begun)).1, Verb::StopUnit(VLLM), "{begun:?}");
+    }
+}
+
+#[test]
 fn the_card_is_asked_and_told_of_as_far_as_it_is_checked() {
     let unknown = |look: &mut Look| (look.wake_armed, look.wake_armed_at) = (None, Instant::START);
     for (wake_check, waits, fails) in

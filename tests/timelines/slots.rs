@@ -60,6 +60,40 @@ fn an_idle_stop_gives_up_when_a_request_came_during_the_save() {
     assert_eq!(line.kind(), Kind::Running);
 }
 
+/// An idle stop that has drained and saved, and nobody can tell any more whether llama.cpp is in use.
+fn saved_and_gone_mute() -> Line {
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    let mut effects = line.sees(Seen::Running, Seen::Stopped);
+    effects.extend(line.drains());
+    let (save, what) = order(&effects);
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    line.after(40).sees_with(Seen::Running, Seen::Stopped, mute);
+    assert_eq!(orders(&line.ends(save, fine())), [], "that nobody can tell is no proof that nobody uses it");
+    assert_eq!(line.kind(), Kind::Draining);
+    line
+}
+
+fn mute(look: &mut Look) {
+    (look.backends[0].use_, look.backends[0].mark) = (Use::Unknown, None);
+}
+
+#[test]
+fn an_idle_stop_goes_on_after_its_save_when_it_is_told_again_that_nobody_uses_the_backend() {
+    let mut line = saved_and_gone_mute();
+    assert_eq!(orders(&line.after(2).sees(Seen::Running, Seen::Stopped)), [], "once is not enough");
+    assert_eq!(order(&line.after(2).sees(Seen::Running, Seen::Stopped)).1, Verb::StopUnit(LLAMA));
+}
+
+#[test]
+fn an_idle_stop_gives_up_when_nobody_can_tell_after_its_save_for_as_long_as_requests_may_take() {
+    let mut line = saved_and_gone_mute();
+    assert_eq!(line.after(59).sees_with(Seen::Running, Seen::Stopped, mute), []);
+    let effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, mute);
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)));
+    assert_eq!(line.kind(), Kind::Running);
+}
+
 #[test]
 fn a_request_that_came_during_the_save_of_a_persons_stop_may_end_and_is_saved_too() {
     let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
@@ -139,6 +173,19 @@ fn a_run_in_which_a_restore_was_rejected_is_worth_no_save_to_whoever_stops_it() 
     line.told(Command::Switch(VLLM, PLAIN));
     let effects = line.after(1).ends(restore, failed("restore_rejected"));
     assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA));
+}
+
+#[test]
+fn an_idle_stop_asks_also_a_run_that_was_kept_after_a_bad_restore_whether_somebody_uses_it() {
+    let mut line = kept_after_a_bad_restore();
+    let held = line.machine.view().holds[0].id;
+    line.told(Command::Release(held));
+    line.after(1200).tick();
+    assert_eq!(line.machine.operation().map(|op| op.cause), Some(Cause::IdleStop));
+    assert_eq!(orders(&line.after(2).sees_with(Seen::Running, Seen::Stopped, mute)), []);
+    line.after(2).sees(Seen::Running, Seen::Stopped);
+    let effects = line.after(2).sees(Seen::Running, Seen::Stopped);
+    assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA), "and saves nothing of it");
 }
 
 /// llama.cpp has been used up to now, holds so many tokens, and is idle.
