@@ -7,6 +7,7 @@ mod spec;
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -15,32 +16,121 @@ use spec::{
     sample,
 };
 use wechsler::machine::{
-    Answer, BackendId, Command, Effect, Event, Goal, Instant, Invocation, Kind, Machine, Options, Outcome, Policy,
-    PowerChoice, RequestId, Seen, Server, View,
+    Answer, BackendId, Command, Effect, End, Event, Goal, Instant, Invocation, Kind, Machine, Options, Outcome, Place,
+    Policy, PowerChoice, Refusal, RequestId, Seen, Selection, Server, View,
 };
 
 /// An order's answer, and a look, take so long.
 const TRIP: Duration = Duration::from_secs(2);
 
+/// What was tried in a world, or what is wrong with it.
+struct Tried {
+    reached: Result<(), String>,
+    /// How many operations were asked for.
+    asked: Result<usize, String>,
+}
+
+/// Each world is explored once for both tests.
+static TRIED: LazyLock<Vec<Tried>> = LazyLock::new(|| {
+    of_each_world(|world| {
+        let (policy, states) = ((world.policy)(), states(world));
+        let named = |why| format!("{}: {why}", world.name);
+        Tried {
+            reached: reach_all(&policy, &states).map_err(named),
+            asked: ask_for_all(&policy, &states).map_err(named),
+        }
+    })
+});
+
 #[test]
 fn from_every_state_every_goal_is_reached_in_a_kind_world_within_a_bound_of_the_policy() {
-    of_each_world(|world| {
-        let states = states(world);
-        let policy = (world.policy)();
-        let runs = policy.ids().map(Goal::Run);
-        for goal in [Goal::Stop, Goal::Off, Goal::Awake].into_iter().chain(runs) {
-            let mut known = HashMap::new();
-            let mut longest = Duration::ZERO;
-            for state in &states {
-                match reach(state, goal, &mut known) {
-                    Ok(takes) => longest = longest.max(takes),
-                    Err(trap) => panic!("{}: {goal:?} is not reached: {trap}", world.name),
-                }
+    let traps: Vec<&String> = TRIED.iter().filter_map(|world| world.reached.as_ref().err()).collect();
+    assert!(traps.is_empty(), "{traps:#?}");
+}
+
+#[test]
+fn whatever_runs_is_restarted_saved_and_restored_when_that_is_asked_for_in_a_kind_world() {
+    let wrong: Vec<&String> = TRIED.iter().filter_map(|world| world.asked.as_ref().err()).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let asked: usize = TRIED.iter().filter_map(|world| world.asked.as_ref().ok()).sum();
+    println!("{asked} operations");
+    assert!(asked > 500, "{asked}");
+}
+
+fn reach_all(policy: &Policy, states: &[Machine]) -> Result<(), String> {
+    for goal in [Goal::Stop, Goal::Off, Goal::Awake].into_iter().chain(policy.ids().map(Goal::Run)) {
+        let mut known = HashMap::new();
+        for state in states {
+            let takes = reach(state, goal, &mut known).map_err(|trap| format!("{goal:?} is not reached: {trap}"))?;
+            if takes > bound(policy) {
+                return Err(format!("{goal:?} takes {takes:?} from {state:?}"));
             }
-            println!("{}: {goal:?} from {} states within {longest:?}", world.name, states.len());
-            assert!(longest <= bound(&policy), "{}: {goal:?} took {longest:?}", world.name);
         }
-    });
+    }
+    Ok(())
+}
+
+/// Asks for what leaves a backend running, wherever one runs at rest; tells how often.
+fn ask_for_all(policy: &Policy, states: &[Machine]) -> Result<usize, String> {
+    let (mut asked, mut met) = (0, HashSet::new());
+    for state in states {
+        let state = seen_with_slots_saved(state);
+        let Place { kind: Kind::Running, backend: Some(b) } = state.place() else { continue };
+        let is_at_rest = state.operation().is_none() && state.order().is_none();
+        let runs_alone = policy.ids().all(|id| (id == b) == state.look().backend(id).seen.is_up());
+        if !is_at_rest || !runs_alone || !met.insert(state.key()) {
+            continue;
+        }
+        let of_slots = [Goal::Save(b, Selection::All), Goal::Restore(b, Selection::All)];
+        let of_slots = of_slots.into_iter().filter(|_| policy.backend(b).slots);
+        for goal in of_slots.chain([Goal::Restart(b)]) {
+            let took = ends_well(&state, b, goal).map_err(|why| format!("{goal:?} does not end well: {why}"))?;
+            if took > bound(policy) {
+                return Err(format!("{goal:?} takes {took:?} from {state:?}"));
+            }
+            asked += 1;
+        }
+    }
+    Ok(asked)
+}
+
+/// As it is when somebody looks, nothing was said to what runs, and something can be restored into it.
+fn seen_with_slots_saved(state: &Machine) -> Machine {
+    let (mut machine, view) = (state.clone(), state.view());
+    let now = view.now + TRIP;
+    let mut look = kind_look(&view, now);
+    for (backend, policy) in look.backends.iter_mut().zip(&machine.policy().backends) {
+        (backend.restorable, backend.unused) = (policy.slots, backend.seen.is_up());
+        backend.holds_tokens = false;
+    }
+    take(&mut machine, now, Event::Looked(look));
+    machine
+}
+
+/// How long it takes from `state` until what is asked for is done.
+fn ends_well(state: &Machine, backend: BackendId, goal: Goal) -> Result<Duration, String> {
+    let mut machine = state.clone();
+    let began = machine.view().now;
+    let mut wanted = None;
+    for _ in 0..40 {
+        for effect in go_on(&mut machine, goal) {
+            match effect {
+                Effect::Answer { answer: Answer::Accepted { op, .. }, .. } => wanted = Some(op),
+                // A hold that has ended meanwhile.
+                Effect::Answer { answer: Answer::Refused(Refusal::NoSuchHold), .. } => {}
+                Effect::Answer { answer: Answer::Refused(why), .. } => return Err(format!("{why:?} by {machine:?}")),
+                Effect::Ended { op, end } if wanted == Some(op) => {
+                    // A policy may have begun something at once.
+                    let is_kept = machine.look().backend(backend).seen == Seen::Running;
+                    let done = matches!(end, End::Done { .. }) && is_kept;
+                    let took = machine.view().now.since(began);
+                    return if done { Ok(took) } else { Err(format!("{end:?} from {state:?} in {machine:?}")) };
+                }
+                _ => {}
+            }
+        }
+    }
+    Err(format!("from {state:?} it is still in {machine:?}"))
 }
 
 /// In a kind world only silence is waited for; all else is a few answers and looks.
@@ -64,7 +154,7 @@ fn reach(state: &Machine, goal: Goal, known: &mut HashMap<u64, Duration>) -> Res
             return Err(format!("from {:?} it comes back to {machine:?}", state.place()));
         }
         let began = machine.view().now;
-        go_on(&mut machine, goal, key);
+        go_on(&mut machine, goal);
         way.push((key, machine.view().now.since(began)));
     };
     for (key, took) in way.into_iter().rev() {
@@ -87,40 +177,44 @@ fn is_reached(machine: &Machine, goal: Goal) -> bool {
 }
 
 /// The next thing that happens.
-fn go_on(machine: &mut Machine, goal: Goal, key: u64) {
+fn go_on(machine: &mut Machine, goal: Goal) -> Vec<Effect> {
     let view = machine.view();
     let soon = view.now + TRIP;
     if let Some(hold) = view.holds.first() {
-        return take(machine, soon, command(Command::Release(hold.id)));
+        return machine.step(soon, &command(Command::Release(hold.id)));
     }
     if let Some((verb, _)) = view.order {
-        return take(machine, soon, Event::Finished { verb, outcome: Outcome::Succeeded(vec![]) });
+        return machine.step(soon, &Event::Finished { verb, outcome: Outcome::Succeeded(vec![]) });
     }
     let ours = view.operation.as_ref().is_some_and(|op| {
         let same = op.goal == goal || matches!((op.goal, goal), (Goal::Restart(b), Goal::Run(g)) if b == g);
         same && !op.cause.is_policy()
     });
+    let key = machine.key();
     if !ours {
         let mut told = machine.clone();
         let effects = told.step(soon, &command(wish(&view, goal)));
+        // Where it is asked for once, a refusal is what comes of it.
+        let is_asked = matches!(goal, Goal::Restart(_) | Goal::Save(..) | Goal::Restore(..));
         let refused = effects.iter().any(|e| matches!(e, Effect::Answer { answer: Answer::Refused(_), .. }));
-        if !refused && told.key() != key {
+        if is_asked || (!refused && told.key() != key) {
             *machine = told;
-            return;
+            return effects;
         }
     }
     let wants_it_on = matches!(goal, Goal::Awake | Goal::Run(_));
     let is_pressed = wants_it_on && !machine.policy().can_wake && view.place.kind == Kind::Offline;
     let look = |now| Event::Looked(if is_pressed { booted(&view, now) } else { kind_look(&view, now) });
     let mut seen = machine.clone();
-    take(&mut seen, soon, look(soon));
+    let effects = seen.step(soon, &look(soon));
     if seen.key() == key
         && let Some(deadline) = machine.deadline()
     {
         // Nothing new: what is waited for comes.
-        return take(machine, deadline, look(deadline));
+        return machine.step(deadline, &look(deadline));
     }
     *machine = seen;
+    effects
 }
 
 fn take(machine: &mut Machine, now: Instant, event: Event) {
@@ -142,7 +236,10 @@ fn wish(view: &View, goal: Goal) -> Command {
         Goal::Run(b) => Command::Switch(b, options),
         Goal::Awake => Command::Wake(options),
         Goal::Off => Command::Shutdown(PowerChoice::PowerOff, options),
-        _ => Command::Stop(options),
+        Goal::Restart(b) => Command::Restart(Some(b), options),
+        Goal::Save(_, selection) => Command::SaveSlots(selection, options),
+        Goal::Restore(_, selection) => Command::RestoreSlots(selection, options),
+        Goal::Stop => Command::Stop(options),
     }
 }
 

@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use wechsler::machine::{
-    BackendId, BootId, BootPhase, Command, Event, Held, HoldSpec, Instant, Invocation, Look, Machine, Options, Outcome,
-    PowerChoice, RequestId, Seen, Selection, Server, Use, Verb, VerbId, View, Warning,
+    BackendId, BootId, BootPhase, Command, Event, Held, HoldId, HoldSpec, Instant, Invocation, Look, Machine, Options,
+    Outcome, PowerChoice, RequestId, Seen, Selection, Server, Use, Verb, VerbId, View, Warning,
 };
 
 use super::sample::{self, LLAMA, VLLM, WHISPER};
@@ -181,12 +181,23 @@ fn commands(view: &View, has: impl Fn(Topic) -> bool) -> Vec<(&'static str, Comm
         commands.push(("shutdown --power-off --replace", Command::Shutdown(PowerChoice::PowerOff, replace)));
         commands.push(("shutdown --keep-on", Command::Shutdown(PowerChoice::KeepOn, plain)));
     }
+    let at_once = Options { replace: true, no_drain: true };
     if has(Topic::Commands) {
         commands.push(("restart", Command::Restart(None, plain)));
+        commands.push(("restart --replace --no-drain", Command::Restart(None, at_once)));
+        commands.push(("start --replace --no-drain", Command::Start(None, at_once)));
         commands.push(("wake", Command::Wake(plain)));
+        commands.push(("wake --replace", Command::Wake(replace)));
         commands.push(("shutdown --keep-on", Command::Shutdown(PowerChoice::KeepOn, plain)));
+        commands.push(("shutdown --keep-on --replace --no-drain", Command::Shutdown(PowerChoice::KeepOn, at_once)));
+        commands.push(("shutdown --power-off --replace --no-drain", Command::Shutdown(PowerChoice::PowerOff, at_once)));
         commands.push(("switch llama-cpp", Command::Switch(LLAMA, plain)));
         commands.push(("resolve --keep llama-cpp", Command::Resolve(LLAMA, plain)));
+        if several {
+            commands.push(("switch vllm --replace --no-drain", Command::Switch(VLLM, at_once)));
+            commands.push(("resolve --keep vllm --no-drain", Command::Resolve(VLLM, at_once)));
+        }
+        commands.push(("release what is not held", Command::Release(HoldId(99))));
         let spec = HoldSpec { what: Held::Gpu, lasts: None, reason: String::new(), by: String::new() };
         commands.push(match view.holds.first() {
             Some(held) => ("release", Command::Release(held.id)),
@@ -194,8 +205,7 @@ fn commands(view: &View, has: impl Fn(Topic) -> bool) -> Vec<(&'static str, Comm
         });
     }
     if has(Topic::Use) {
-        let no_drain = Options { replace: true, no_drain: true };
-        commands.push(("stop --no-drain", Command::Stop(no_drain)));
+        commands.push(("stop --no-drain", Command::Stop(at_once)));
     }
     if has(Topic::Slots) {
         commands.push(("slots save", Command::SaveSlots(Selection::All, plain)));
@@ -346,6 +356,11 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         uncontrolled.server = Server::Uncontrolled;
         uncontrolled.backends.iter_mut().skip(1).for_each(|b| b.seen = Unknown);
         uncontrolled.backends[0].invocation = None;
+        if has(Topic::Both) {
+            let mut both = uncontrolled.clone();
+            both.backends[1].seen = Running;
+            looks.push(("sees both without SSH", both));
+        }
         looks.push(("sees llama-cpp without SSH", uncontrolled));
     }
     if has(Topic::Runs) {
@@ -434,6 +449,8 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push(("sees a stranger at llama-cpp", eye.on(&[Stranger])));
         looks.push(("sees llama-cpp run without a name", eye.with(&[Running], |l| l.backends[0].invocation = None)));
         if several {
+            looks.push(("sees no unit of vllm", eye.on(&[Stopped, Missing])));
+            looks.push(("sees vllm sick", eye.on(&[Stopped, Sick])));
             looks.push(("cannot read vllm", eye.on(&[Stopped, Unknown])));
             looks.push(("sees a stranger at vllm", eye.on(&[Stopped, Stranger])));
         }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use wechsler::machine::{
-    Answer, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Outcome, Refusal, Seen, Server,
-    Use, Verb, View, WakeCheck,
+    Answer, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Outcome, Refusal, Seen, Server, Use, Verb,
+    View, WakeCheck,
 };
 
 use super::{
