@@ -6,7 +6,7 @@ mod journals;
 mod spec;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader},
     ops::ControlFlow,
@@ -16,7 +16,7 @@ use std::{
 
 use serde_json::json;
 use spec::{
-    explore::{explore, of_each_world},
+    explore::{Set, explore, of_each_world},
     matrix::Cell,
 };
 use wechsler::{
@@ -75,7 +75,7 @@ fn the_journals_in_the_folder_walk_through_every_leaf() {
 fn every_kind_of_step_that_is_explored_is_done_again_by_a_machine_that_was_written_down() {
     let seeds = std::env::var_os("SEEDS").map(PathBuf::from);
     let kinds = of_each_world(|world| {
-        let mut kinds = HashSet::new();
+        let mut kinds = Set::default();
         explore(world, |edge| {
             if kinds.insert((edge.act, Cell::of(edge))) {
                 let whole = |step: u64, machine: &Machine| {
@@ -103,8 +103,7 @@ fn every_kind_of_step_that_is_explored_is_done_again_by_a_machine_that_was_writt
         });
         kinds
     });
-    let (told, kinds) =
-        (kinds.iter().map(HashSet::len).sum::<usize>(), kinds.into_iter().flatten().collect::<HashSet<_>>());
+    let (told, kinds) = (kinds.iter().map(Set::len).sum::<usize>(), kinds.into_iter().flatten().collect::<Set<_>>());
     println!("{} kinds, {told} journals", kinds.len());
     assert!(kinds.len() > 1000, "{}", kinds.len());
 }

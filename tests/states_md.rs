@@ -10,9 +10,9 @@ use std::{
 };
 
 use spec::{
-    explore::{Edge, World, explore, of_each_world},
+    explore::{Edge, Set, World, explore, of_each_world},
     laws::LAWS,
-    matrix::word_of,
+    matrix::{Cell, word_of},
 };
 use wechsler::machine::{Answer, Effect, Failure, Ignored, Kind, Refusal, Region};
 
@@ -46,8 +46,12 @@ static SEEN: LazyLock<Seen> = LazyLock::new(|| {
 });
 
 fn look_at_the_machine(world: &World) -> Seen {
-    let mut seen = Seen::default();
+    let (mut seen, mut known) = (Seen::default(), Set::default());
     explore(world, |e: &Edge| {
+        // What is like another edge says nothing new.
+        if !known.insert((e.act, Cell::of(e))) {
+            return ControlFlow::Continue(());
+        }
         let (from, to) = (e.before.place().kind, e.after.place().kind);
         if !seen.letters.contains(&e.act) {
             seen.letters.push(e.act);
@@ -55,11 +59,7 @@ fn look_at_the_machine(world: &World) -> Seen {
         if from != to {
             seen.arrows.entry((from, to)).or_default().insert(class(e.act));
         }
-        let cells = seen.cells.entry((from, e.act)).or_default();
-        let cell = cell(e);
-        if !cells.contains(&cell) {
-            cells.insert(cell);
-        }
+        seen.cells.entry((from, e.act)).or_default().insert(cell(e));
         ControlFlow::Continue(())
     });
     seen
