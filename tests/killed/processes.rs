@@ -15,7 +15,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use wechsler::{
-    driver::replay::{Told, replay},
+    driver::{
+        replay::{Told, replay},
+        status::Status,
+    },
     front::{
         client::{Client, ClientError},
         protocol::{CommandRequest, CommandWord, HoldRequest},
@@ -51,10 +54,12 @@ enum Workflow {
     Stop,
     StopThatHangs,
     Shutdown,
+    ShutdownKeptOn,
     Restart,
     Resolve,
     SaveSlots,
     Hold,
+    Release,
 }
 
 impl Workflow {
@@ -68,17 +73,17 @@ impl Workflow {
             Self::Wake => &[Began, Answer, Wake, Ended],
             Self::Switch => &[Began, Answer, SaveSlots, StopUnit, StartUnit, Ended],
             Self::SwitchBack => &[Began, Answer, StopUnit, StartUnit, RestoreSlots, Ended],
-            Self::Stop => &[Began, Answer, SaveSlots, StopUnit, Ended],
+            Self::Stop | Self::ShutdownKeptOn => &[Began, Answer, SaveSlots, StopUnit, Ended],
             Self::StopThatHangs => &[Began, Answer, SaveSlots, StopUnit, KillUnit, Ended],
             Self::Shutdown => &[Began, Answer, SaveSlots, StopUnit, PowerOff, Ended],
             Self::Restart => &[Began, Answer, SaveSlots, StopUnit, StartUnit, RestoreSlots, Ended],
             Self::Resolve => &[Began, Answer, StopUnit, Ended],
             Self::SaveSlots => &[Began, Answer, SaveSlots, Ended],
-            Self::Hold => &[Answer, HoldsChanged],
+            Self::Hold | Self::Release => &[Answer, HoldsChanged],
         }
     }
 
-    /// `None`: it is a hold.
+    /// `None`: it is about a hold.
     fn request(self) -> Option<CommandRequest> {
         let (command, backend) = match self {
             Self::ColdStart => (CommandWord::Start, Some(LLAMA)),
@@ -86,13 +91,15 @@ impl Workflow {
             Self::Switch => (CommandWord::Switch, Some(VLLM)),
             Self::SwitchBack => (CommandWord::Switch, Some(LLAMA)),
             Self::Stop | Self::StopThatHangs => (CommandWord::Stop, None),
-            Self::Shutdown => (CommandWord::Shutdown, None),
+            Self::Shutdown | Self::ShutdownKeptOn => (CommandWord::Shutdown, None),
             Self::Restart => (CommandWord::Restart, Some(LLAMA)),
             Self::Resolve => (CommandWord::Resolve, Some(LLAMA)),
             Self::SaveSlots => (CommandWord::Save, None),
-            Self::Hold => return None,
+            Self::Hold | Self::Release => return None,
         };
-        Some(CommandRequest { backend: backend.map(Into::into), no_drain: true, ..CommandRequest::new(command) })
+        let power_off = matches!(self, Self::ShutdownKeptOn).then_some(false);
+        let request = CommandRequest { no_drain: true, power_off, ..CommandRequest::new(command) };
+        Some(CommandRequest { backend: backend.map(Into::into), ..request })
     }
 
     /// What the last step of it leads to on the server itself.
@@ -109,18 +116,34 @@ impl Workflow {
             }
             Self::Switch => ready(VLLM),
             Self::Wake => server.power() == Power::On,
-            Self::Stop => gone(LLAMA),
+            Self::Stop | Self::ShutdownKeptOn => gone(LLAMA),
             Self::StopThatHangs => did(server, since, |what| matches!(what, What::Killed { .. })),
             Self::Resolve => gone(VLLM),
             Self::Shutdown => server.power() == Power::Off,
             Self::SaveSlots => did(server, since, |what| matches!(what, What::Slot { act: SlotAct::Saved, .. })),
-            Self::Hold => true,
+            Self::Hold | Self::Release => true,
         }
     }
 }
 
 fn did(server: &VirtualServer, since: u64, what: impl Fn(&What) -> bool) -> bool {
     server.deeds_from(since).iter().any(|deed| what(&deed.what))
+}
+
+fn awake() -> HoldRequest {
+    HoldRequest { what: "awake".into(), lasts: None, reason: None }
+}
+
+/// Done by a daemon, to a unit or the server.
+fn is_the_daemons(what: &What) -> bool {
+    matches!(
+        what,
+        What::Started { by: By::Ssh, .. }
+            | What::StopBegan { by: By::Ssh, .. }
+            | What::Killed { by: By::Ssh, .. }
+            | What::PowerOffOrdered(By::Ssh)
+            | What::Packet { .. }
+    )
 }
 
 /// What the daemon's event stream has told.
@@ -228,6 +251,19 @@ impl World {
         }
     }
 
+    /// Waits for what the status shows, or what else can be seen by now.
+    async fn until(&mut self, what: &str, is_so: impl Fn(&Status) -> bool) {
+        let until = Instant::now() + LONG;
+        loop {
+            let status = self.stage.status().await.expect("a status");
+            if is_so(&status) {
+                return;
+            }
+            assert!(Instant::now() < until, "not in time: {what}: {status:#?}");
+            self.stage.wait(LOOK).await;
+        }
+    }
+
     /// From llama.cpp with its conversation to where the workflow begins; a fresh daemon knows of it.
     async fn prepare(&mut self, workflow: Workflow) {
         self.talk().await;
@@ -239,6 +275,7 @@ impl World {
             }
             Workflow::SwitchBack => self.done(CommandWord::Switch, Some(VLLM)).await,
             Workflow::Resolve => server.start_unit(&unit(VLLM)),
+            Workflow::Release => drop(self.stage.client.hold(&awake()).await.expect("held")),
             Workflow::StopThatHangs => {
                 self.inside().set(Fault::TermIgnored);
                 self.inside().set(Fault::KillIgnored);
@@ -265,10 +302,12 @@ impl World {
         }
         let (told, listener) = listen(&self.stage.client).await;
         let client = self.stage.client.clone();
+        let held = client.holds().await.expect("holds").holds.first().map(|hold| hold.id);
         let sent = tokio::spawn(async move {
-            let Some(request) = workflow.request() else {
-                let hold = HoldRequest { what: "awake".into(), lasts: None, reason: None };
-                return format!("{:?}", client.hold(&hold).await);
+            let request = match (workflow.request(), held) {
+                (Some(request), _) => request,
+                (None, Some(held)) => return format!("{:?}", client.release(held).await),
+                (None, None) => return format!("{:?}", client.hold(&awake()).await),
             };
             loop {
                 match client.command(&request).await {
@@ -309,8 +348,12 @@ impl World {
             self.inside().clear_all();
             self.stage.start_daemon(false).await;
         }
-        for hold in self.stage.client.holds().await.expect("holds").holds {
-            // Who was told that it is held can count on it.
+        let holds = self.stage.client.holds().await.expect("holds").holds;
+        if let (None, Some((Point::Answer, Side::After))) = (workflow.request(), kill) {
+            // Who was told that it is held, or is not any more, can count on it.
+            assert_eq!(holds.is_empty(), matches!(workflow, Workflow::Release), "{holds:?}");
+        }
+        for hold in holds {
             assert_eq!(hold.what, "awake");
             self.stage.client.release(hold.id).await.expect("released");
         }
@@ -421,17 +464,7 @@ impl World {
         self.says(&expected).await;
         self.stage.wait(QUIET).await;
         let deeds = self.stage.server.deeds_from(since);
-        let ours = |what: &What| {
-            matches!(
-                what,
-                What::Started { by: By::Ssh, .. }
-                    | What::StopBegan { by: By::Ssh, .. }
-                    | What::Killed { by: By::Ssh, .. }
-                    | What::PowerOffOrdered(By::Ssh)
-                    | What::Packet { .. }
-            )
-        };
-        assert!(!deeds.iter().any(|deed| ours(&deed.what)), "it went on by itself: {deeds:#?}");
+        assert!(!deeds.iter().any(|deed| is_the_daemons(&deed.what)), "it went on by itself: {deeds:#?}");
         let violations = &self.stage.checker.violations;
         assert!(violations.is_empty(), "{}", violations.join("\n"));
     }
@@ -484,6 +517,40 @@ async fn kill_everywhere(workflow: Workflow) {
     }
 }
 
+/// Whatever it was to be stopped for: nobody's request is cut off.
+#[tokio::test]
+async fn killed_while_a_request_may_end_the_backend_goes_on_and_the_request_is_answered() {
+    let mut world = World::build(99, true).await;
+    let wishes = [
+        (CommandWord::Stop, None),
+        (CommandWord::Switch, Some(VLLM)),
+        (CommandWord::Restart, Some(LLAMA)),
+        (CommandWord::Shutdown, None),
+    ];
+    for (command, backend) in wishes {
+        world.talk().await;
+        let (inside, hangs) = (world.inside(), Fault::CompletionsHang);
+        let (name, answered) = (hangs.name(), Arc::clone(&world.stage.answered));
+        let (fired, before) = (inside.fired(name), answered.load(Ordering::Relaxed));
+        inside.set(hangs);
+        world.stage.asks_beside(LLAMA, world.prompt.clone(), 5);
+        world.until("the request is in flight", |_| inside.fired(name) > fired).await;
+        let since = world.deeds();
+        let wish = CommandRequest { backend: backend.map(Into::into), ..CommandRequest::new(command) };
+        world.stage.command(&wish).await.expect("accepted").expect("an operation");
+        world.until("it drains", |status| status.phase.as_deref() == Some("draining")).await;
+        world.stage.kill_daemon().await;
+        world.stage.start_daemon(false).await;
+        world.says(LLAMA).await;
+        inside.clear_all();
+        world.until("the request is answered", |_| answered.load(Ordering::Relaxed) > before).await;
+        world.stage.wait(QUIET).await;
+        let deeds = world.stage.server.deeds_from(since);
+        assert!(!deeds.iter().any(|deed| is_the_daemons(&deed.what)), "{command:?}: {deeds:#?}");
+    }
+    world.talk().await;
+}
+
 macro_rules! each_killed {
     ($($name:ident = $workflow:ident;)*) => {
         $(#[tokio::test]
@@ -508,8 +575,10 @@ each_killed! {
     killed_in_a_stop_it_runs_or_is_down = Stop;
     killed_in_a_stop_that_hangs_it_runs_or_is_down = StopThatHangs;
     killed_in_a_shutdown_it_is_on_or_off = Shutdown;
+    killed_in_a_shutdown_that_keeps_the_server_on_it_runs_or_is_down = ShutdownKeptOn;
     killed_in_a_restart_the_conversation_comes_back = Restart;
     killed_in_a_resolve_there_is_a_conflict_or_none = Resolve;
     killed_in_a_save_the_backend_goes_on = SaveSlots;
     killed_in_a_hold_it_is_held_or_not = Hold;
+    killed_in_a_release_it_is_held_or_not = Release;
 }
