@@ -17,7 +17,7 @@ use spec::{
 };
 use wechsler::machine::{
     Answer, BackendId, Command, Effect, End, Event, Goal, Instant, Invocation, Kind, Machine, Options, Outcome, Place,
-    Policy, PowerChoice, Refusal, RequestId, Seen, Selection, Server, View,
+    Policy, PowerChoice, Refusal, RequestId, Seen, Selection, Server, Verb, View,
 };
 
 /// An order's answer, and a look, take so long.
@@ -111,7 +111,7 @@ fn seen_with_slots_saved(state: &Machine) -> Machine {
 fn ends_well(state: &Machine, backend: BackendId, goal: Goal) -> Result<Duration, String> {
     let mut machine = state.clone();
     let began = machine.view().now;
-    let mut wanted = None;
+    let (mut wanted, mut ordered) = (None, vec![]);
     for _ in 0..40 {
         for effect in go_on(&mut machine, goal) {
             match effect {
@@ -119,10 +119,17 @@ fn ends_well(state: &Machine, backend: BackendId, goal: Goal) -> Result<Duration
                 // A hold that has ended meanwhile.
                 Effect::Answer { answer: Answer::Refused(Refusal::NoSuchHold), .. } => {}
                 Effect::Answer { answer: Answer::Refused(why), .. } => return Err(format!("{why:?} by {machine:?}")),
+                Effect::Do { what, .. } => ordered.push(what),
                 Effect::Ended { op, end } if wanted == Some(op) => {
                     // A policy may have begun something at once.
                     let is_kept = machine.look().backend(backend).seen == Seen::Running;
-                    let done = matches!(end, End::Done { .. }) && is_kept;
+                    let needed: &[Verb] = match goal {
+                        Goal::Save(b, _) => &[Verb::SaveSlots(b)],
+                        Goal::Restore(b, _) => &[Verb::RestoreSlots(b)],
+                        _ => &[Verb::StopUnit(backend), Verb::StartUnit(backend)],
+                    };
+                    let is_so = needed.iter().all(|verb| ordered.contains(verb));
+                    let done = matches!(end, End::Done { .. }) && is_kept && is_so;
                     let took = machine.view().now.since(began);
                     return if done { Ok(took) } else { Err(format!("{end:?} from {state:?} in {machine:?}")) };
                 }
@@ -191,7 +198,11 @@ fn go_on(machine: &mut Machine, goal: Goal) -> Vec<Effect> {
         same && !op.cause.is_policy()
     });
     let key = machine.key();
-    if !ours {
+    let wants_it_on = matches!(goal, Goal::Awake | Goal::Run(_));
+    // It runs as wanted, and is idle for too long: the policy would begin anew whenever that is said.
+    let by_policy = view.operation.as_ref().is_some_and(|op| op.cause.is_policy());
+    let is_left = wants_it_on && by_policy && view.place.kind == Kind::Draining;
+    if !ours && !is_left {
         let mut told = machine.clone();
         let effects = told.step(soon, &command(wish(&view, goal)));
         // Where it is asked for once, a refusal is what comes of it.
@@ -202,7 +213,6 @@ fn go_on(machine: &mut Machine, goal: Goal) -> Vec<Effect> {
             return effects;
         }
     }
-    let wants_it_on = matches!(goal, Goal::Awake | Goal::Run(_));
     let is_pressed = wants_it_on && !machine.policy().can_wake && view.place.kind == Kind::Offline;
     let look = |now| Event::Looked(if is_pressed { booted(&view, now) } else { kind_look(&view, now) });
     let mut seen = machine.clone();

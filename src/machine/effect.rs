@@ -146,7 +146,7 @@ codes! {
         StopStuck = "stop_stuck", "The backend does not end, not even killed.", "look at its processes on the server; a reboot may be needed";
         GpuNotFreed = "gpu_not_freed", "The backend's unit is down, but its process or memory is still there.", "look at the GPU's processes on the server";
         Occupied = "occupied", "Somebody else's process holds the GPU memory the start needs.", "see `blockers` in `wechsler status`";
-        InUse = "in_use", "The backend is still in use; a policy does not interrupt it.", "nothing to do: it is tried again later";
+        InUse = "in_use", "The backend is still in use, or was just started, or does not tell; a policy does not interrupt it.", "nothing to do: it is tried again later";
         Blocked = "blocked", "Somebody uses the server; it is not powered off.", "see `blockers` in `wechsler status`";
         WakeUnarmed = "wake_unarmed", "The server's network card is not armed for Wake-on-LAN; it is not powered off.", "arm it (`ethtool -s NIC wol g`), or set `wake_check` to `warn`";
         PowerOffTimeout = "power_off_timeout", "The server still answers long after it was told to power off.", "look at its console; something holds its shutdown";

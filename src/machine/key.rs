@@ -8,9 +8,8 @@
 //! **Names.** Operations, orders, requests, holds and SSH sessions count by what they still stand for, runs and boots by
 //! which of them are the same. A run that another has followed never comes back.
 //!
-//! **What cannot matter any more** does not count: how a backend that is proven stopped was used, how far a drain had come
-//! whose save has ended, an order's progress that belongs to another goal, whatever of the look its server or unit decides
-//! alone. Nor does what only people read.
+//! **What cannot matter any more** does not count: how a backend that is proven stopped was used, an order's progress that
+//! belongs to another goal, whatever of the look its server or unit decides alone. Nor does what only people read.
 
 use std::hash::{Hash, Hasher};
 

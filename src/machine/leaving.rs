@@ -99,28 +99,24 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
     let (calm, last_use) = (core.memory(backend).calm, core.memory(backend).last_use);
     let held = core.is_held(Held::Backend(backend));
     let (in_service, is_spoilt) = (core.is_in_service(backend), core.is_spoilt(backend));
-    let is_new = matches!(look.seen, Seen::Loading | Seen::Sick) && !core.has_served(backend);
+    let has_served = core.has_served(backend);
     let now = core.now;
     let Some(work) = &mut core.work else {
         return Ended;
     };
     let by_policy = work.op.cause.is_policy();
     let is_wanted = matches!(work.op.goal, Goal::Run(b) | Goal::Restart(b) if b == backend);
-    let stopping = matches!(leaf, State::Stopping { backend: b, until: Some(_), .. } if b == backend);
+    // A leaf alone does not tell: it may be that of an earlier run, or of what lingered by itself.
+    let stopping = matches!(leaf, State::Stopping { backend: b, until: Some(_), .. } if b == backend)
+        && work.leaving.is_some_and(|l| l.backend == backend && l.stops > 0);
     if held && !stopping && (by_policy || work.op.goal != Goal::Stop) {
         return fail(core, Failure::Held, step);
     }
-    // A policy gives way to whoever uses it again, also if that was over between two looks, and to whoever has started it.
+    // A policy gives way to whoever uses it again, also if that was over between two looks, or has started it.
     let used = look.use_ == Use::Busy || last_use.is_some_and(|at| at > work.op.started);
+    let is_new = look.seen != Seen::Running && !has_served && !is_wanted;
     if by_policy && !stopping && (used || is_new) {
         return fail(core, Failure::InUse, step);
-    }
-    // What cannot be told counts as use, also after it was drained: a save may have kept it from answering.
-    if by_policy && !stopping && look.use_ == Use::Unknown {
-        let leaving = work.leaving(backend, look.invocation);
-        if leaving.drained && leaving.saved {
-            (leaving.drained, leaving.drain_until) = (false, None);
-        }
     }
     // Nobody waits for a run that a restore has spoilt, but a policy asks whether somebody uses it all the same.
     let may_serve = in_service && (!is_spoilt || (by_policy && !is_wanted));

@@ -57,7 +57,7 @@ pub(super) struct Leaving {
     pub(super) invocation: Option<Invocation>,
     pub(super) drained: bool,
     pub(super) saved: bool,
-    /// Requests may end until then, however often it is drained.
+    /// Requests may end until then, however often it is drained; for a policy that begins anew after each save.
     pub(super) drain_until: Option<Instant>,
     /// It was used after its save, and after that time: it is saved once more, and not again.
     pub(super) late: bool,
@@ -119,7 +119,7 @@ impl Core {
         if self.work.is_some() {
             self.end(End::Replaced { by: id }, step);
         }
-        let op = Operation { id, goal, cause, started: self.now, until: self.now + self.bound(goal) };
+        let op = Operation { id, goal, cause, started: self.now, until: self.now + self.bound(goal, cause) };
         let rid_of = match goal {
             Goal::Restart(b) => self.look.backend(b).invocation,
             _ => None,
@@ -150,13 +150,20 @@ impl Core {
     }
 
     /// The longest an operation can take: the sum of the longest its parts can.
-    fn bound(&self, goal: Goal) -> Duration {
+    fn bound(&self, goal: Goal, cause: Cause) -> Duration {
         let p = &self.policy;
         let slack = p.command_timeout * 4 + p.silence * 2;
+        // A policy asks anew after a save.
+        let drains = if cause.is_policy() { 2 } else { 1 };
         let leave: Duration = p
             .backends
             .iter()
-            .map(|b| b.drain_timeout + b.save_timeout * 2 + (b.stop_timeout + p.command_timeout) * 2 + b.kill_timeout)
+            .map(|b| {
+                b.drain_timeout * drains
+                    + b.save_timeout * 2
+                    + (b.stop_timeout + p.command_timeout) * 2
+                    + b.kill_timeout
+            })
             .sum();
         let run = |b: BackendId| {
             let b = p.backend(b);
@@ -320,16 +327,24 @@ impl Core {
         match order.what {
             Verb::SaveSlots(_) => {
                 work.slots_done = !once_more;
-                let (now, no_drain) = (self.now, work.no_drain);
+                let (now, no_drain, by_policy) = (self.now, work.no_drain, work.op.cause.is_policy());
+                let gives_way = used && by_policy && work.leaving.is_some();
                 if let Some(leaving) = &mut work.leaving {
                     // A request came between the drain and the save: it may end too, as long as requests may.
                     let again = used && !no_drain && leaving.drain_until.is_some_and(|until| until > now);
                     leaving.drained &= !again;
                     leaving.saved = !again;
+                    if by_policy {
+                        // What was said of its use before the save is old by now: a policy asks anew.
+                        (leaving.drained, leaving.drain_until) = (false, None);
+                    }
                 }
                 let is_saved = failed.is_none() && !unknown && !left_out;
                 if matches!(work.op.goal, Goal::Save(..)) && !is_saved && !once_more {
                     self.fail(Failure::SaveFailed, step);
+                }
+                if gives_way {
+                    self.fail(Failure::InUse, step);
                 }
             }
             Verb::RestoreSlots(_) => {

@@ -207,9 +207,9 @@ pub fn settles_conflicts(e: &Edge) -> Option<Broken> {
 }
 
 pub fn stops_users(e: &Edge) -> Option<Broken> {
-    let busy = up(e).filter(|b| e.after.look().backend(*b).use_ == Use::Busy)?;
+    let used = up(e).filter(|b| e.after.look().backend(*b).use_ == Use::Unknown)?;
     let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
-    by_policy.then(|| and_orders(e, Verb::StopUnit(busy))).flatten()
+    by_policy.then(|| and_orders(e, Verb::StopUnit(used))).flatten()
 }
 
 pub fn sends_again(e: &Edge) -> Option<Broken> {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use wechsler::machine::{
-    Answer, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Outcome, Refusal, Seen, Server, Use, Verb,
-    View, WakeCheck,
+    Answer, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Outcome, Place, Refusal, Seen, Server,
+    Use, Verb, View, WakeCheck,
 };
 
 use super::{
@@ -496,15 +496,21 @@ fn conflict_waits(e: &Edge) -> Verdict {
 fn policy_spares_users(e: &Edge) -> Verdict {
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
-        let view = e.is();
+        let (view, was) = (e.is(), e.was());
+        let place = usize::from(b.0);
+        let (look, run) = (view.look.backend(b), &view.backends[place]);
         let own = matches!(view.operation.as_ref().map(|o| o.goal), Some(Goal::Run(g) | Goal::Restart(g)) if g == b);
-        let by_policy = view.operation.as_ref().is_some_and(|o| o.cause.is_policy()) && !own;
-        let (look, run) = (view.look.backend(b), &view.backends[usize::from(b.0)]);
+        let by_policy = view.operation.as_ref().is_some_and(|o| o.cause.is_policy());
         // What cannot be told counts as use, and so does what somebody has just started.
-        let is_new = matches!(look.seen, Seen::Loading | Seen::Sick) && run.ready.is_none();
-        let spared = look.use_ != Use::Idle || is_new;
+        let is_new = look.seen != Seen::Running && run.ready.is_none();
+        let spared = look.use_ == Use::Busy || (!own && (look.use_ != Use::Idle || is_new));
         // A stop that was lost is repeated.
-        ensure(!by_policy || !spared || e.before.place().kind == Kind::Stopping, || "stopped in use".into())?;
+        let known = was.backends[place].run.is_some() && was.backends[place].run == run.run;
+        let repeated = e.before.place() == (Place { kind: Kind::Stopping, backend: Some(b) }) && known;
+        ensure(!by_policy || !spared || repeated, || "stopped in use".into())?;
+        let busy = matches!(e.event, Event::Finished { outcome: Outcome::Succeeded(w), .. }
+            if w.iter().any(|w| w.code == "slot_busy"));
+        ensure(!by_policy || !busy, || "stopped although a slot was busy".into())?;
     }
     Ok(())
 }

@@ -72,11 +72,18 @@ fn what_cannot_be_asked_in_time_stops_a_policy_and_no_person() {
 #[test]
 fn a_power_off_by_policy_gives_way_to_a_backend_that_somebody_starts_and_a_persons_does_not() {
     let old_words: Change = |look| look.people_at = Instant::START;
-    for begun in [Seen::Loading, Seen::Sick] {
+    for (before, begun) in [
+        (Seen::Stopped, Seen::Loading),
+        (Seen::Stopped, Seen::Sick),
+        (Seen::Stopped, Seen::CrashLoop),
+        // A job of systemd's is pending.
+        (Seen::Lingering, Seen::Loading),
+    ] {
         let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
         line.now = line.machine.deadline().expect("the idle power-off");
         line.sees_with(Seen::Stopped, Seen::Stopped, old_words);
         assert_eq!(line.machine.operation().map(|op| op.cause), Some(Cause::IdlePowerOff));
+        assert_eq!(orders(&line.after(1).sees_with(Seen::Stopped, before, old_words)), []);
         let effects = line.after(1).sees(Seen::Stopped, begun);
         assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)), "{begun:?}");
         assert_eq!(line.kind(), Kind::Starting);

@@ -60,6 +60,39 @@ fn an_idle_stop_gives_up_when_a_request_came_during_the_save() {
     assert_eq!(line.kind(), Kind::Running);
 }
 
+#[test]
+fn an_idle_stop_gives_up_when_a_slot_was_busy_however_long_its_save_took() {
+    // The second is over after the time that requests have.
+    for took in [1, 50] {
+        let mut policy = without_checkpoints();
+        policy.backends[0].drain_timeout = Duration::from_secs(30);
+        let mut line = Line::on(policy, Seen::Running, Seen::Stopped);
+        line.now = line.machine.deadline().expect("the idle stop");
+        let mut effects = line.sees(Seen::Running, Seen::Stopped);
+        effects.extend(line.drains());
+        let (save, _) = order(&effects);
+        let effects = line.after(took).ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
+        assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)), "after {took} s");
+    }
+}
+
+#[test]
+fn an_idle_stop_leaves_alone_what_somebody_has_started_again_meanwhile() {
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    let mut effects = line.sees(Seen::Running, Seen::Stopped);
+    effects.extend(line.drains());
+    assert_eq!(orders(&line.after(1).ends(order(&effects).0, fine())), [], "its use is asked for once more");
+    let (stop, what) = order(&line.drains());
+    assert_eq!(what, Verb::StopUnit(LLAMA));
+    line.after(1).ends(stop, fine());
+    line.after(1).sees(Seen::Lingering, Seen::Stopped);
+    let effects = line
+        .after(1)
+        .sees_with(Seen::Loading, Seen::Stopped, |look| look.backends[0].invocation = Some(Invocation(77)));
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)));
+}
+
 /// An idle stop that has drained and saved, and nobody can tell any more whether llama.cpp is in use.
 fn saved_and_gone_mute() -> Line {
     let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
