@@ -114,7 +114,9 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
     }
     // A policy gives way to whoever uses it again, also if that was over between two looks, or has started it.
     let used = look.use_ == Use::Busy || last_use.is_some_and(|at| at > work.op.started);
-    let is_new = look.seen != Seen::Running && !has_served && !is_wanted;
+    // A crash while it is left is nobody's start.
+    let is_left = work.leaving.is_some_and(|l| l.backend == backend && l.invocation == look.invocation);
+    let is_new = look.seen != Seen::Running && !has_served && !is_wanted && !is_left;
     if by_policy && !stopping && (used || is_new) {
         return fail(core, Failure::InUse, step);
     }

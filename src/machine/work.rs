@@ -87,10 +87,14 @@ impl Work {
     pub(super) fn used_again(&mut self, backend: BackendId, now: Instant) {
         let may_be_stopped = |l: &&mut Leaving| l.backend == backend && l.saved && l.stops < MOST_STOPS;
         let Some(leaving) = self.leaving.as_mut().filter(may_be_stopped) else { return };
+        let by_policy = self.op.cause.is_policy();
         let in_time = leaving.drain_until.is_some_and(|until| until > now);
         if in_time || !leaving.late {
-            (leaving.saved, leaving.drained) = (false, self.no_drain || !in_time);
+            // A policy gives up where requests may not end any more.
+            (leaving.saved, leaving.drained) = (false, self.no_drain || !(in_time || by_policy));
             leaving.late |= !in_time;
+        } else if by_policy {
+            leaving.drained = false;
         } else {
             self.warn(Warning::new("slot_busy", "it was used after its last save, and stopped all the same"));
         }
@@ -153,8 +157,8 @@ impl Core {
     fn bound(&self, goal: Goal, cause: Cause) -> Duration {
         let p = &self.policy;
         let slack = p.command_timeout * 4 + p.silence * 2;
-        // A policy asks anew after a save.
-        let drains = if cause.is_policy() { 2 } else { 1 };
+        // A policy asks anew after each save.
+        let drains = if cause.is_policy() { 3 } else { 1 };
         let leave: Duration = p
             .backends
             .iter()

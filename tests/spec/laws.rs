@@ -502,10 +502,11 @@ fn policy_spares_users(e: &Edge) -> Verdict {
         let own = matches!(view.operation.as_ref().map(|o| o.goal), Some(Goal::Run(g) | Goal::Restart(g)) if g == b);
         let by_policy = view.operation.as_ref().is_some_and(|o| o.cause.is_policy());
         // What cannot be told counts as use, and so does what somebody has just started.
-        let is_new = look.seen != Seen::Running && run.ready.is_none();
+        let known = was.backends[place].run.is_some() && was.backends[place].run == run.run;
+        let has_served = run.ready.is_some() || (known && was.backends[place].ready.is_some());
+        let is_new = look.seen != Seen::Running && !has_served;
         let spared = look.use_ == Use::Busy || (!own && (look.use_ != Use::Idle || is_new));
         // A stop that was lost is repeated.
-        let known = was.backends[place].run.is_some() && was.backends[place].run == run.run;
         let repeated = e.before.place() == (Place { kind: Kind::Stopping, backend: Some(b) }) && known;
         ensure(!by_policy || !spared || repeated, || "stopped in use".into())?;
         let busy = matches!(e.event, Event::Finished { outcome: Outcome::Succeeded(w), .. }

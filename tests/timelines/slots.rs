@@ -93,6 +93,17 @@ fn an_idle_stop_leaves_alone_what_somebody_has_started_again_meanwhile() {
     assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)));
 }
 
+#[test]
+fn an_idle_stop_goes_on_when_its_save_crashes_the_backend() {
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    let mut effects = line.sees(Seen::Running, Seen::Stopped);
+    effects.extend(line.drains());
+    let (save, _) = order(&effects);
+    line.after(1).sees(Seen::CrashLoop, Seen::Stopped);
+    assert_eq!(order(&line.after(1).ends(save, failed("save_failed"))).1, Verb::StopUnit(LLAMA));
+}
+
 /// An idle stop that has drained and saved, and nobody can tell any more whether llama.cpp is in use.
 fn saved_and_gone_mute() -> Line {
     let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
