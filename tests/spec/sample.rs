@@ -110,11 +110,10 @@ pub fn shows(now: Instant, backends: &[Seen]) -> Look {
         b.use_at = now;
         let has_run = !matches!(seen, Seen::Stopped | Seen::Missing | Seen::Stranger | Seen::Unknown);
         b.invocation = has_run.then_some(Invocation(i as u128 + 1));
-        if matches!(seen, Seen::Stopped | Seen::Missing | Seen::CrashLoop) {
+        if matches!(seen, Seen::Running | Seen::Stopped | Seen::Missing | Seen::CrashLoop) {
             b.use_ = Use::Idle;
         }
         if *seen == Seen::Running {
-            b.use_ = Use::Idle;
             b.mark = Some(0);
             b.holds_tokens = i == 0;
         }

@@ -44,14 +44,20 @@ fn a_run_that_could_not_be_named_for_a_while_has_served_all_the_same() {
     assert_eq!(order(&line.told(Command::Stop(PLAIN))).1, Verb::StopUnit(LLAMA));
 }
 
-#[test]
-fn an_idle_stop_gives_up_when_a_request_came_during_the_save() {
-    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+/// An idle stop that has drained, and the save that it waits for.
+fn idle_stop_that_saves(policy: Policy) -> (Line, VerbId) {
+    let mut line = Line::on(policy, Seen::Running, Seen::Stopped);
     line.now = line.machine.deadline().expect("the idle stop");
     let mut effects = line.sees(Seen::Running, Seen::Stopped);
     effects.extend(line.drains());
     let (save, what) = order(&effects);
     assert_eq!(what, Verb::SaveSlots(LLAMA));
+    (line, save)
+}
+
+#[test]
+fn an_idle_stop_gives_up_when_a_request_came_during_the_save() {
+    let (mut line, save) = idle_stop_that_saves(without_checkpoints());
     line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| {
         (look.backends[0].use_, look.backends[0].mark) = (Use::Busy, Some(7));
     });
@@ -66,11 +72,7 @@ fn an_idle_stop_gives_up_when_a_slot_was_busy_however_long_its_save_took() {
     for took in [1, 50] {
         let mut policy = without_checkpoints();
         policy.backends[0].drain_timeout = Duration::from_secs(30);
-        let mut line = Line::on(policy, Seen::Running, Seen::Stopped);
-        line.now = line.machine.deadline().expect("the idle stop");
-        let mut effects = line.sees(Seen::Running, Seen::Stopped);
-        effects.extend(line.drains());
-        let (save, _) = order(&effects);
+        let (mut line, save) = idle_stop_that_saves(policy);
         let effects = line.after(took).ends(save, Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
         assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)), "after {took} s");
     }
@@ -78,11 +80,8 @@ fn an_idle_stop_gives_up_when_a_slot_was_busy_however_long_its_save_took() {
 
 #[test]
 fn an_idle_stop_leaves_alone_what_somebody_has_started_again_meanwhile() {
-    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
-    line.now = line.machine.deadline().expect("the idle stop");
-    let mut effects = line.sees(Seen::Running, Seen::Stopped);
-    effects.extend(line.drains());
-    assert_eq!(orders(&line.after(1).ends(order(&effects).0, fine())), [], "its use is asked for once more");
+    let (mut line, save) = idle_stop_that_saves(without_checkpoints());
+    assert_eq!(orders(&line.after(1).ends(save, fine())), [], "its use is asked for once more");
     let (stop, what) = order(&line.drains());
     assert_eq!(what, Verb::StopUnit(LLAMA));
     line.after(1).ends(stop, fine());
@@ -95,23 +94,14 @@ fn an_idle_stop_leaves_alone_what_somebody_has_started_again_meanwhile() {
 
 #[test]
 fn an_idle_stop_goes_on_when_its_save_crashes_the_backend() {
-    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
-    line.now = line.machine.deadline().expect("the idle stop");
-    let mut effects = line.sees(Seen::Running, Seen::Stopped);
-    effects.extend(line.drains());
-    let (save, _) = order(&effects);
+    let (mut line, save) = idle_stop_that_saves(without_checkpoints());
     line.after(1).sees(Seen::CrashLoop, Seen::Stopped);
     assert_eq!(order(&line.after(1).ends(save, failed("save_failed"))).1, Verb::StopUnit(LLAMA));
 }
 
 /// An idle stop that has drained and saved, and nobody can tell any more whether llama.cpp is in use.
 fn saved_and_gone_mute() -> Line {
-    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
-    line.now = line.machine.deadline().expect("the idle stop");
-    let mut effects = line.sees(Seen::Running, Seen::Stopped);
-    effects.extend(line.drains());
-    let (save, what) = order(&effects);
-    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    let (mut line, save) = idle_stop_that_saves(without_checkpoints());
     line.after(40).sees_with(Seen::Running, Seen::Stopped, mute);
     assert_eq!(orders(&line.ends(save, fine())), [], "that nobody can tell is no proof that nobody uses it");
     assert_eq!(line.kind(), Kind::Draining);
