@@ -199,10 +199,7 @@ fn go_on(machine: &mut Machine, goal: Goal) -> Vec<Effect> {
     });
     let key = machine.key();
     let wants_it_on = matches!(goal, Goal::Awake | Goal::Run(_));
-    // It runs as wanted, and is idle for too long: the policy would begin anew whenever that is said.
-    let by_policy = view.operation.as_ref().is_some_and(|op| op.cause.is_policy());
-    let is_left = wants_it_on && by_policy && view.place.kind == Kind::Draining;
-    if !ours && !is_left {
+    if !ours {
         let mut told = machine.clone();
         let effects = told.step(soon, &command(wish(&view, goal)));
         // Where it is asked for once, a refusal is what comes of it.

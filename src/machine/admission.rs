@@ -137,6 +137,10 @@ pub(super) fn anywhere(core: &mut Core, request: RequestId, command: &Command, s
             slots(core, save, *which, *options)
         }
     };
+    let is_of_use = matches!(command, Command::Start(..) | Command::Switch(..) | Command::Wake(_));
+    if is_of_use && matches!(verdict, AlreadySo) {
+        core.wanted_at = core.now;
+    }
     settle(core, request, verdict, step)
 }
 
@@ -281,9 +285,16 @@ fn settle(core: &mut Core, request: RequestId, verdict: Verdict, step: &mut Step
 }
 
 fn cancel(core: &mut Core, request: RequestId, step: &mut Step) -> Outcome<State> {
-    if core.work.is_none() {
+    let Some(work) = &core.work else {
         return answer(step, request, Answer::Refused(Refusal::NothingToCancel));
+    };
+    // What a policy began would be begun again at once.
+    match work.op.goal {
+        Goal::Restore(backend, _) => core.memory_mut(backend).restored = true,
+        Goal::Run(backend) | Goal::Restart(backend) if work.no_restore => core.memory_mut(backend).restored = true,
+        _ => {}
     }
+    core.wanted_at = core.now;
     core.end(End::Cancelled, step);
     answer(step, request, Answer::Done { hold: None })
 }

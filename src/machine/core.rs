@@ -49,6 +49,9 @@ pub(super) struct Core {
     pub(super) crowded_since: Option<Instant>,
     /// Since when the server has been on with no backend: what `idle.power_off_after` counts from.
     pub(super) vacant_since: Option<Instant>,
+    /// When somebody last said that what is on is wanted: who asks for it may be about to use it.
+    #[serde(default)]
+    pub(super) wanted_at: Instant,
     pub(super) work: Option<Work>,
     /// The one order that changes anything and has not ended.
     pub(super) order: Option<Order>,
@@ -182,6 +185,7 @@ impl Core {
             silence: None,
             crowded_since: None,
             vacant_since: None,
+            wanted_at: Instant::START,
             work: None,
             order: None,
             waking: None,
@@ -303,6 +307,18 @@ impl Core {
     /// The newest look names its run. What is remembered is of that one: [`Self::observe`] forgets what is of another.
     fn run_is_named(&self, id: BackendId) -> bool {
         self.look.backend(id).invocation.is_some()
+    }
+
+    /// When `id` has been idle for too long, if it is neither used nor asked for until then.
+    pub(super) fn idle_stop_at(&self, id: BackendId) -> Option<Instant> {
+        let since = self.memory(id).last_use?.max(self.wanted_at);
+        self.policy.idle_stop_after.map(|after| since + after)
+    }
+
+    /// When the server has been on for nothing for too long, if nobody asks for it until then.
+    pub(super) fn idle_power_off_at(&self) -> Option<Instant> {
+        let since = self.vacant_since?.max(self.wanted_at);
+        self.policy.idle_power_off_after.map(|after| since + after)
     }
 
     // ---- what is told -------------------------------------------------------------------------------------------

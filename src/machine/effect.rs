@@ -254,6 +254,11 @@ impl Goal {
             Self::Restore(..) => "restore",
         }
     }
+
+    /// Who asks for it wants to use what is on then.
+    pub(super) const fn is_of_use(self) -> bool {
+        matches!(self, Self::Run(_) | Self::Restart(_) | Self::Awake | Self::Restore(..))
+    }
 }
 
 /// Who wants an operation.

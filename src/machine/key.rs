@@ -79,7 +79,8 @@ impl Machine {
             silence,
             backends,
             crowded_since: _,
-            vacant_since,
+            vacant_since: _,
+            wanted_at: _,
             work,
             order,
             waking: _,
@@ -155,17 +156,15 @@ impl Machine {
                 tell!("asked", (at >= started, on_purpose));
                 when!("what was asked is too old", (at > Instant::START).then(|| too_old(at + FRESH)));
             }
-            let vacant = policy.idle_power_off_after.and_then(|after| vacant_since.map(|since| since + after));
-            when!("vacant for long enough", vacant);
+            when!("vacant for long enough", core.idle_power_off_at());
         }
         for ((id, look), memory) in policy.ids().zip(&look.backends).zip(backends) {
-            let idle_at = policy.idle_stop_after.and_then(|after| memory.last_use.map(|since| since + after));
             let in_use = work
                 .as_ref()
                 .is_some_and(|w| w.op.cause.is_policy() && memory.last_use.is_some_and(|at| at > w.op.started));
             tell!("backend", (look.seen, in_use));
             // One that has not served yet is used first when it does.
-            when!("idle for long enough", idle_at.filter(|_| memory.ready));
+            when!("idle for long enough", core.idle_stop_at(id).filter(|_| memory.ready));
             let quiet_at = policy.backend(id).checkpoint_quiet.and_then(|quiet| memory.last_use.map(|at| at + quiet));
             when!("quiet for long enough", quiet_at.filter(|_| memory.ready));
             when!("its use is told", memory.untold_until.filter(|_| core.awaits_word(id)));

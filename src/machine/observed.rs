@@ -126,8 +126,8 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
                 return None;
             }
             let since = core.memory(backend).last_use?;
-            let stop = core.policy.idle_stop_after.filter(|_| !core.is_held(Held::Backend(backend)));
-            let stop = stop.map(|idle| (Goal::Stop, Cause::IdleStop, after(core.backoff, since + idle)));
+            let stop = core.idle_stop_at(backend).filter(|_| !core.is_held(Held::Backend(backend)));
+            let stop = stop.map(|at| (Goal::Stop, Cause::IdleStop, after(core.backoff, at)));
             let save = checkpoint_due(core, backend, since);
             let goal = Goal::Save(backend, Selection::Checkpoint);
             let save = save.map(|at| (goal, Cause::Checkpoint, after(core.checkpoint_backoff, at)));
@@ -135,14 +135,13 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
             [stop, save].into_iter().flatten().min_by_key(|(.., at)| *at)
         }
         State::Idle => {
-            let idle = core.policy.idle_power_off_after?;
-            let since = core.vacant_since?;
+            let at = core.idle_power_off_at()?;
             let blocked = core.is_held(Held::Awake)
                 || core.look.foreign_gpu
                 || core.look.people == Some(true)
                 || (core.policy.wake_check != WakeCheck::Off && core.look.wake_armed == Some(false))
                 || !core.policy.can_wake;
-            (!blocked).then_some((Goal::Off, Cause::IdlePowerOff, after(core.backoff, since + idle)))
+            (!blocked).then_some((Goal::Off, Cause::IdlePowerOff, after(core.backoff, at)))
         }
         _ => None,
     }

@@ -2,8 +2,8 @@
 //! not catch its own is worth nothing.
 
 use wechsler::machine::{
-    Answer, BackendId, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Machine, OpId, Outcome, Policy,
-    Refusal, Seen, Server, Use, Verb, VerbId,
+    Answer, BackendId, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Machine, OpId,
+    Operation, Outcome, Policy, Refusal, Seen, Server, Use, Verb, VerbId,
 };
 
 use super::explore::Edge;
@@ -210,6 +210,12 @@ pub fn stops_users(e: &Edge) -> Option<Broken> {
     let used = up(e).filter(|b| e.after.look().backend(*b).use_ == Use::Unknown)?;
     let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
     by_policy.then(|| and_orders(e, Verb::StopUnit(used))).flatten()
+}
+
+pub fn is_deaf_to_wishes(e: &Edge) -> Option<Broken> {
+    let began =
+        Operation { id: OpId(u64::MAX), goal: Goal::Stop, cause: Cause::IdleStop, started: e.now, until: e.now };
+    and(e, Effect::Began(began))
 }
 
 pub fn sends_again(e: &Edge) -> Option<Broken> {

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use wechsler::machine::{
-    Answer, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Outcome, Place, Refusal, Seen, Server,
-    Use, Verb, View, WakeCheck,
+    Answer, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, OpId, Operation, Outcome, Place,
+    Refusal, Seen, Server, Use, Verb, View, WakeCheck,
 };
 
 use super::{
     broken::{self, Broken},
     explore::Edge,
-    words::{answers, ended, ensure, orders},
+    words::{answers, begun, ended, ensure, orders},
 };
 
 pub use super::words::Verdict;
@@ -96,6 +96,12 @@ pub const LAWS: &[Law] = &[
     ),
     law("a conflict moves only by resolve or a stop", is_left_in_conflict, conflict_waits, broken::settles_conflicts),
     law("a policy never stops a backend in use", policy_stops, policy_spares_users, broken::stops_users),
+    law(
+        "whoever asks for what is on, or cancels something, is taken for its user: it has not been idle before",
+        is_asked_for,
+        wishes_are_use,
+        broken::is_deaf_to_wishes,
+    ),
     law("a lost answer is never believed", is_lost, unknown_not_believed, broken::sends_again),
     law(
         "no failure is terminal: a failed operation leaves none behind",
@@ -217,6 +223,22 @@ fn is_stop(e: &Edge) -> bool {
 
 fn is_cancel(e: &Edge) -> bool {
     matches!(e.event, Event::Commanded { command: Command::Cancel, .. })
+}
+
+/// Somebody was told that what they want to use is as they want it, or that nothing is done about it any more.
+fn is_asked_for(e: &Edge) -> bool {
+    let is_of_use = |goal| matches!(goal, Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(..));
+    let is_wish = |op: &Operation| !op.cause.is_policy() && is_of_use(op.goal);
+    let wished: Vec<OpId> =
+        e.before.operation().into_iter().chain(begun(e)).filter(|op| is_wish(op)).map(|op| op.id).collect();
+    let is_done =
+        e.effects.iter().any(|f| matches!(f, Effect::Ended { op, end: End::Done { .. } } if wished.contains(op)));
+    let is_so = matches!(
+        e.event,
+        Event::Commanded { command: Command::Start(..) | Command::Switch(..) | Command::Wake(_), .. }
+    ) && answers(e).any(|answer| *answer == Answer::AlreadySo);
+    let is_cancelled = is_cancel(e) && answers(e).any(|answer| matches!(answer, Answer::Done { .. }));
+    is_done || is_so || is_cancelled
 }
 
 fn goes_offline(e: &Edge) -> bool {
@@ -474,8 +496,11 @@ fn cancel_orders_nothing(e: &Edge) -> Verdict {
     let cancelled = ended(e).any(|end| *end == End::Cancelled);
     let had = e.before.operation().is_some() && e.before.place().kind != Kind::PoweringOff;
     ensure(cancelled == had, || "a cancel must end what is under way".into())?;
-    let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
-    ensure(by_policy || orders(e).next().is_none(), || "a cancel ordered something".into())
+    // What is due by itself is no matter of the cancel, unless it was that which was cancelled.
+    let is_other =
+        |now: &Operation| now.cause.is_policy() && e.before.operation().is_some_and(|op| op.cause != now.cause);
+    ensure(begun(e).all(is_other), || "a cancel began something".into())?;
+    ensure(begun(e).next().is_some() || orders(e).next().is_none(), || "a cancel ordered something".into())
 }
 
 fn silence_needs_patience(e: &Edge) -> Verdict {
@@ -514,6 +539,18 @@ fn policy_spares_users(e: &Edge) -> Verdict {
         ensure(!by_policy || !busy, || "stopped although a slot was busy".into())?;
     }
     Ok(())
+}
+
+fn wishes_are_use(e: &Edge) -> Verdict {
+    if !is_asked_for(e) {
+        return Ok(());
+    }
+    let policy = e.after.policy();
+    let is_idle_rule = |cause| matches!(cause, Cause::IdleStop | Cause::IdlePowerOff);
+    ensure(begun(e).all(|op| !is_idle_rule(op.cause)), || "taken for idle at once".into())?;
+    let Some(next) = e.is().next_action.filter(|next| is_idle_rule(next.cause)) else { return Ok(()) };
+    let after = if next.cause == Cause::IdleStop { policy.idle_stop_after } else { policy.idle_power_off_after };
+    ensure(after.is_some_and(|after| next.at >= e.now + after), || format!("taken for idle too early: {next:?}"))
 }
 
 fn unknown_not_believed(e: &Edge) -> Verdict {

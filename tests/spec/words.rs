@@ -1,6 +1,6 @@
 //! What an edge says, for laws.
 
-use wechsler::machine::{Answer, Effect, End, Verb};
+use wechsler::machine::{Answer, Effect, End, Operation, Verb};
 
 use super::explore::Edge;
 
@@ -20,6 +20,10 @@ pub fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
 
 pub fn answers<'a>(e: &'a Edge) -> impl Iterator<Item = &'a Answer> + 'a {
     e.effects.iter().filter_map(|f| if let Effect::Answer { answer, .. } = f { Some(answer) } else { None })
+}
+
+pub fn begun<'a>(e: &'a Edge) -> impl Iterator<Item = &'a Operation> + 'a {
+    e.effects.iter().filter_map(|f| if let Effect::Began(op) = f { Some(op) } else { None })
 }
 
 pub fn ended<'a>(e: &'a Edge) -> impl Iterator<Item = &'a End> + 'a {

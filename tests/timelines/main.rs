@@ -3,6 +3,7 @@
 mod attention;
 mod commands;
 mod flaps;
+mod idle;
 mod power_off;
 mod shows;
 mod slots;

@@ -1,0 +1,106 @@
+//! ... of what is done by itself when nothing was used for long: it is not begun again under the hands of whoever asks for
+//! what is on, or cancels it.
+
+use super::*;
+
+/// What is done by itself next, and in how long.
+fn next(line: &Line) -> Option<(Cause, Duration)> {
+    line.machine.view().next_action.map(|next| (next.cause, next.at.since(line.now)))
+}
+
+fn began(effects: &[Effect]) -> Vec<Cause> {
+    effects.iter().filter_map(|e| if let Effect::Began(op) = e { Some(op.cause) } else { None }).collect()
+}
+
+const IDLE_STOP: (Cause, Duration) = (Cause::IdleStop, Duration::from_mins(20));
+const IDLE_POWER_OFF: (Cause, Duration) = (Cause::IdlePowerOff, Duration::from_mins(10));
+
+/// Nothing happens until just before it is due; then it does.
+#[track_caller]
+fn comes_in_time(mut line: Line, (cause, after): (Cause, Duration), llama: Seen) {
+    let due = line.now + after;
+    line.after(after.as_secs() - 1);
+    assert_eq!(line.sees(llama, Seen::Stopped), []);
+    line.now = due;
+    assert_eq!(began(&line.sees(llama, Seen::Stopped)), [cause]);
+}
+
+#[test]
+fn whoever_asks_for_a_backend_in_its_idle_stop_has_it_for_as_long_as_one_who_uses_it() {
+    for command in [
+        Command::Start(Some(LLAMA), PLAIN),
+        Command::Start(None, PLAIN),
+        Command::Switch(LLAMA, PLAIN),
+        Command::Wake(PLAIN),
+        Command::Cancel,
+    ] {
+        let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+        line.now = line.machine.deadline().expect("the idle stop");
+        assert_eq!((began(&line.tick()), line.kind()), (vec![Cause::IdleStop], Kind::Draining));
+        let effects = line.after(1).told(command.clone());
+        assert!(!began(&effects).contains(&Cause::IdleStop), "{command:?}: {effects:?}");
+        assert_eq!((line.kind(), line.machine.operation(), next(&line)), (Kind::Running, None, Some(IDLE_STOP)));
+        comes_in_time(line, IDLE_STOP, Seen::Running);
+    }
+}
+
+#[test]
+fn whoever_asks_for_a_backend_while_it_is_saved_for_an_idle_stop_has_it_from_when_that_is_over() {
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    line.tick();
+    let (save, _) = order(&line.drains());
+    line.told(Command::Start(Some(LLAMA), PLAIN));
+    line.after(100).ends(save, fine());
+    line.sees(Seen::Running, Seen::Stopped);
+    assert_eq!((line.kind(), line.machine.operation(), next(&line)), (Kind::Running, None, Some(IDLE_STOP)));
+    comes_in_time(line, IDLE_STOP, Seen::Running);
+}
+
+#[test]
+fn whoever_asks_for_what_runs_already_is_its_user_and_whoever_stops_what_is_stopped_is_none() {
+    for (command, is_use) in [
+        (Command::Start(Some(LLAMA), PLAIN), true),
+        (Command::Start(None, PLAIN), true),
+        (Command::Switch(LLAMA, PLAIN), true),
+        (Command::Wake(PLAIN), true),
+        (Command::Start(Some(VLLM), PLAIN), false),
+    ] {
+        let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+        line.after(1100).told(command.clone());
+        let in_how_long = if is_use { IDLE_STOP.1 } else { Duration::from_secs(100) };
+        assert_eq!(next(&line), Some((Cause::IdleStop, in_how_long)), "{command:?}");
+    }
+    for (command, is_use) in [(Command::Wake(PLAIN), true), (Command::Stop(PLAIN), false)] {
+        let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+        line.after(500).told(command.clone());
+        let in_how_long = if is_use { IDLE_POWER_OFF.1 } else { Duration::from_secs(100) };
+        assert_eq!(next(&line), Some((Cause::IdlePowerOff, in_how_long)), "{command:?}");
+    }
+}
+
+#[test]
+fn an_idle_power_off_that_was_cancelled_or_called_off_by_a_wake_comes_when_it_was_idle_as_long_again() {
+    for command in [Command::Cancel, Command::Wake(PLAIN)] {
+        let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+        line.now = line.machine.deadline().expect("the idle power-off");
+        let old_words = |look: &mut Look| look.people_at = Instant::START;
+        assert_eq!(began(&line.sees_with(Seen::Stopped, Seen::Stopped, old_words)), [Cause::IdlePowerOff]);
+        line.after(1).told(command);
+        assert_eq!((line.kind(), line.machine.operation(), next(&line)), (Kind::Idle, None, Some(IDLE_POWER_OFF)));
+        comes_in_time(line, IDLE_POWER_OFF, Seen::Stopped);
+    }
+}
+
+#[test]
+fn a_checkpoint_that_was_cancelled_comes_again_but_not_at_once() {
+    let mut line = Line::on(sample::eager(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the checkpoint");
+    let effects = line.sees(Seen::Running, Seen::Stopped);
+    assert_eq!(began(&effects), [Cause::Checkpoint]);
+    let (save, _) = order(&effects);
+    assert_eq!(began(&line.told(Command::Cancel)), []);
+    assert_eq!(began(&line.ends(save, failed("save_failed"))), []);
+    let backoff = line.machine.policy().policy_backoff;
+    assert_eq!(next(&line), Some((Cause::Checkpoint, backoff)));
+}
