@@ -4,7 +4,7 @@ use statig::prelude::*;
 
 use super::{
     Answer, BackendId, Cause, Command, Effect, End, Goal, Held, Hold, HoldSpec, Options, PowerChoice, Refusal,
-    RequestId, Seen, Selection, Server, WakeCheck,
+    RequestId, RestorePolicy, Seen, Selection, Server, WakeCheck,
     core::{Core, MOST_HOLDS, Step},
     rules::State,
 };
@@ -137,8 +137,13 @@ pub(super) fn anywhere(core: &mut Core, request: RequestId, command: &Command, s
             slots(core, save, *which, *options)
         }
     };
-    let is_of_use = matches!(command, Command::Start(..) | Command::Switch(..) | Command::Wake(_));
-    if is_of_use && matches!(verdict, AlreadySo) {
+    let wants_it_on = match command {
+        Command::Start(..) | Command::Switch(..) | Command::Wake(_) => matches!(verdict, AlreadySo),
+        // A stop by itself says nothing of the server, and ends as one.
+        Command::Shutdown(PowerChoice::KeepOn, _) => !matches!(verdict, Refuse(_)),
+        _ => false,
+    };
+    if wants_it_on {
         core.wanted_at = core.now;
     }
     settle(core, request, verdict, step)
@@ -149,9 +154,6 @@ fn start(core: &Core, backend: Option<BackendId>, options: Options) -> Verdict {
     let wanted = if let Some(b) = backend {
         b
     } else {
-        if under_way.is_none() && core.up().any(|b| core.seen(b) == Seen::Running) {
-            return AlreadySo;
-        }
         // A bare start joins whatever start is under way, or the one that came up by itself.
         match under_way {
             Some(Goal::Run(b) | Goal::Restart(b)) => b,
@@ -196,12 +198,19 @@ fn slots(core: &Core, save: bool, which: Selection, options: Options) -> Verdict
 }
 
 fn runs_alone(core: &Core, backend: BackendId) -> bool {
-    core.work.is_none() && core.seen(backend) == Seen::Running && core.up().all(|b| b == backend)
+    core.work.is_none() && serves(core, backend) && core.up().all(|b| b == backend)
+}
+
+/// It is healthy, goes on being so as far as we know, and whatever is put back into it by itself has been.
+fn serves(core: &Core, backend: BackendId) -> bool {
+    let awaits_restore = core.policy.backend(backend).restore == RestorePolicy::Auto && core.awaits_word(backend);
+    core.seen(backend) == Seen::Running && core.units_are_settled() && !awaits_restore
 }
 
 /// The server is on and every backend is proven stopped, or it is off.
 fn is_vacant(core: &Core) -> bool {
-    core.is_off() || (core.is_on() && core.policy.ids().all(|b| core.seen(b).is_stopped()))
+    let is_stopped = || core.units_are_settled() && core.policy.ids().all(|b| core.seen(b).is_stopped());
+    core.is_off() || (core.is_on() && is_stopped())
 }
 
 /// What stands in the way of a goal in every state.
@@ -288,13 +297,12 @@ fn cancel(core: &mut Core, request: RequestId, step: &mut Step) -> Outcome<State
     let Some(work) = &core.work else {
         return answer(step, request, Answer::Refused(Refusal::NothingToCancel));
     };
-    // What a policy began would be begun again at once.
+    // A policy would begin it again at once.
     match work.op.goal {
-        Goal::Restore(backend, _) => core.memory_mut(backend).restored = true,
-        Goal::Run(backend) | Goal::Restart(backend) if work.no_restore => core.memory_mut(backend).restored = true,
+        Goal::Restore(backend, _) => core.memory_mut(backend).declined = true,
+        Goal::Run(backend) | Goal::Restart(backend) if work.no_restore => core.memory_mut(backend).declined = true,
         _ => {}
     }
-    core.wanted_at = core.now;
     core.end(End::Cancelled, step);
     answer(step, request, Answer::Done { hold: None })
 }

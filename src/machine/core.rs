@@ -49,7 +49,8 @@ pub(super) struct Core {
     pub(super) crowded_since: Option<Instant>,
     /// Since when the server has been on with no backend: what `idle.power_off_after` counts from.
     pub(super) vacant_since: Option<Instant>,
-    /// When somebody last said that what is on is wanted: who asks for it may be about to use it.
+    /// When somebody last asked for what is on, or got what they asked for, or called off what would have changed it: they
+    /// may be about to use it.
     #[serde(default)]
     pub(super) wanted_at: Instant,
     pub(super) work: Option<Work>,
@@ -137,6 +138,9 @@ pub(super) struct Memory {
     pub(super) ready: bool,
     /// A restore was ordered for it, or is not wanted any more.
     pub(super) restored: bool,
+    /// Somebody has called off its restore.
+    #[serde(default)]
+    pub(super) declined: bool,
     /// It is healthy, but how it has been used nobody has told yet; until then that is waited for before anything is
     /// concluded from it.
     pub(super) untold_until: Option<Instant>,
@@ -257,6 +261,12 @@ impl Core {
         self.order.is_none() && self.doubt.is_none() && self.look.at >= self.order_ended
     }
 
+    /// What is seen of the units is not about to change by an order that was given already.
+    pub(super) fn units_are_settled(&self) -> bool {
+        let leaves_units = |order: Order| matches!(order.what, Verb::SaveSlots(_) | Verb::RestoreSlots(_));
+        self.order.is_none_or(leaves_units) && self.doubt.is_none() && self.look.at >= self.order_ended
+    }
+
     /// This order is under way, and is to power off.
     pub(super) fn is_power_off(&self, verb: VerbId) -> bool {
         self.order.is_some_and(|order| order.verb == verb && order.what == Verb::PowerOff)
@@ -299,9 +309,10 @@ impl Core {
             && self.may_be_restored(id)
     }
 
-    /// A restore was never ordered for this run. One without a name is never sure of that.
+    /// A restore was never ordered for this run, or called off. One without a name is never sure of that.
     pub(super) fn may_be_restored(&self, id: BackendId) -> bool {
-        !self.memory(id).restored && self.run_is_named(id)
+        let memory = self.memory(id);
+        !memory.restored && !memory.declined && self.run_is_named(id)
     }
 
     /// The newest look names its run. What is remembered is of that one: [`Self::observe`] forgets what is of another.

@@ -259,6 +259,7 @@ fn backend_distinctions(core: &Core, id: BackendId, leaf: State, tell: &mut Tell
         unwell,
         ready,
         restored,
+        declined,
         untold_until: _,
         spoilt,
         on_record,
@@ -270,11 +271,13 @@ fn backend_distinctions(core: &Core, id: BackendId, leaf: State, tell: &mut Tell
     let checkpoints = slots && policy.has_checkpoints();
     // Of no run nothing is known.
     let counts = slots && known.is_some();
-    let (restored, spoilt) = (counts && *restored, counts && *spoilt);
+    // What was restored once is not, whether or not that was declined as well.
+    let (restored, declined) = (counts && *restored, counts && !*restored && *declined);
+    let spoilt = counts && *spoilt;
     tell("a run is shown", &|mix| invocation.is_some().hash(mix));
     // What was told of a run without a name is forgotten as soon as there is one.
     tell("a mark was told", &|mix| (told.is_some(), known.is_some()).hash(mix));
-    tell("what is known of the run", &|mix| (*ready, restored, spoilt, counts).hash(mix));
+    tell("what is known of the run", &|mix| (*ready, restored, declined, spoilt, counts).hash(mix));
     if checkpoints {
         tell("on record", &|mix| on_record.hash(mix));
     }

@@ -192,13 +192,13 @@ impl Core {
         if work.op.cause.is_policy() && work.op.cause != Cause::AutoRestore {
             let backoff =
                 if work.op.cause == Cause::Checkpoint { &mut self.checkpoint_backoff } else { &mut self.backoff };
-            // What a person cancels comes again, but not at once; so does a checkpoint that came between requests. One that
-            // waits for quiet does so anyway.
+            // A checkpoint that came between requests comes again, but not at once; where it waits for quiet, it does so anyway.
             let by_tokens = matches!(work.op.goal, Goal::Save(b, Selection::Checkpoint)
                 if self.policy.backend(b).checkpoint_tokens.is_some());
             let in_vain = |warnings: &[Warning]| by_tokens && warnings.iter().any(|w| w.code == "slot_busy");
             *backoff = match &end {
                 End::Done { warnings } if !in_vain(warnings) => None,
+                End::Cancelled if work.op.cause != Cause::Checkpoint => *backoff,
                 End::Failed { .. } | End::Done { .. } | End::Cancelled => {
                     let wait = backoff.map_or(self.policy.policy_backoff, |b| (b.wait * 2).min(LONGEST_BACKOFF));
                     Some(Backoff { until: self.now + wait, wait })
@@ -206,13 +206,14 @@ impl Core {
                 End::Replaced { .. } => *backoff,
             };
         }
+        // Also who did not get it is there, and may try again.
+        if end == End::Cancelled || (!work.op.cause.is_policy() && work.op.goal.is_of_use()) {
+            self.wanted_at = self.now;
+        }
         step.emit(Effect::Ended { op: work.op.id, end });
     }
 
     pub(super) fn done(&mut self, step: &mut Step) {
-        if self.work.as_ref().is_some_and(|w| !w.op.cause.is_policy() && w.op.goal.is_of_use()) {
-            self.wanted_at = self.now;
-        }
         let warnings = self.work.as_mut().map_or_else(Vec::new, |w| std::mem::take(&mut w.warnings));
         self.end(End::Done { warnings }, step);
     }

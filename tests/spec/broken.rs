@@ -2,8 +2,8 @@
 //! not catch its own is worth nothing.
 
 use wechsler::machine::{
-    Answer, BackendId, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Machine, OpId,
-    Operation, Outcome, Policy, Refusal, Seen, Server, Use, Verb, VerbId,
+    Answer, BackendId, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Machine, OpId, Operation,
+    Outcome, Policy, Refusal, Seen, Server, Use, Verb, VerbId,
 };
 
 use super::explore::Edge;
@@ -212,10 +212,20 @@ pub fn stops_users(e: &Edge) -> Option<Broken> {
     by_policy.then(|| and_orders(e, Verb::StopUnit(used))).flatten()
 }
 
+pub fn agrees_too_soon(e: &Edge) -> Option<Broken> {
+    let effects = e.effects.iter().map(|f| match f {
+        Effect::Answer { request, answer: Answer::Accepted { .. } } => {
+            Effect::Answer { request: *request, answer: Answer::AlreadySo }
+        }
+        other => other.clone(),
+    });
+    accepted(e).then(|| with(e, effects.collect())).flatten()
+}
+
+/// Its clocks go on as if nobody had asked.
 pub fn is_deaf_to_wishes(e: &Edge) -> Option<Broken> {
-    let began =
-        Operation { id: OpId(u64::MAX), goal: Goal::Stop, cause: Cause::IdleStop, started: e.now, until: e.now };
-    and(e, Effect::Began(began))
+    let is_at_rest = e.before.operation().is_none() && e.after.operation().is_none();
+    is_at_rest.then(|| Broken { now: e.now, effects: e.effects.to_vec(), after: e.before.clone() })
 }
 
 pub fn sends_again(e: &Edge) -> Option<Broken> {

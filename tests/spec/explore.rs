@@ -123,6 +123,7 @@ pub const WORLDS: &[World] = {
         World { name: "use", policy: || sample::alone(quiet()), topics: &[Use, Commands] },
         World { name: "policies", policy: bare_eager, topics: &[Obstacles] },
         World { name: "policies and slots", policy: || sample::alone(eager()), topics: &[Slots, Use] },
+        World { name: "policies and commands", policy: bare_eager, topics: &[Commands, Silence] },
         World { name: "policies and use", policy: bare_eager, topics: &[Use] },
         World { name: "policies and runs", policy: bare_eager, topics: &[Passage, Runs] },
         World { name: "policies and holds", policy: bare_eager, topics: &[Holds] },

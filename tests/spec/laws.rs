@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wechsler::machine::{
     Answer, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, OpId, Operation, Outcome, Place,
-    Refusal, Seen, Server, Use, Verb, View, WakeCheck,
+    PowerChoice, Refusal, Region, Seen, Server, Use, Verb, View, WakeCheck,
 };
 
 use super::{
@@ -97,7 +97,13 @@ pub const LAWS: &[Law] = &[
     law("a conflict moves only by resolve or a stop", is_left_in_conflict, conflict_waits, broken::settles_conflicts),
     law("a policy never stops a backend in use", policy_stops, policy_spares_users, broken::stops_users),
     law(
-        "whoever asks for what is on, or cancels something, is taken for its user: it has not been idle before",
+        "what is said to be so already is so, and nothing that was ordered is about to change it",
+        is_already_so,
+        already_so_is_true,
+        broken::agrees_too_soon,
+    ),
+    law(
+        "whoever asks for what is on, or calls something off, is taken for its user: it has not been idle before",
         is_asked_for,
         wishes_are_use,
         broken::is_deaf_to_wishes,
@@ -225,20 +231,26 @@ fn is_cancel(e: &Edge) -> bool {
     matches!(e.event, Event::Commanded { command: Command::Cancel, .. })
 }
 
-/// Somebody was told that what they want to use is as they want it, or that nothing is done about it any more.
+/// Somebody asked for what is on and has an answer, or called off what was under way.
 fn is_asked_for(e: &Edge) -> bool {
     let is_of_use = |goal| matches!(goal, Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(..));
-    let is_wish = |op: &Operation| !op.cause.is_policy() && is_of_use(op.goal);
-    let wished: Vec<OpId> =
-        e.before.operation().into_iter().chain(begun(e)).filter(|op| is_wish(op)).map(|op| op.id).collect();
-    let is_done =
-        e.effects.iter().any(|f| matches!(f, Effect::Ended { op, end: End::Done { .. } } if wished.contains(op)));
-    let is_so = matches!(
-        e.event,
-        Event::Commanded { command: Command::Start(..) | Command::Switch(..) | Command::Wake(_), .. }
-    ) && answers(e).any(|answer| *answer == Answer::AlreadySo);
-    let is_cancelled = is_cancel(e) && answers(e).any(|answer| matches!(answer, Answer::Done { .. }));
-    is_done || is_so || is_cancelled
+    let is_wish = |op: &&Operation| !op.cause.is_policy() && is_of_use(op.goal);
+    let wishes: Vec<OpId> = e.before.operation().into_iter().chain(begun(e)).filter(is_wish).map(|op| op.id).collect();
+    let has_ended = e.effects.iter().any(|f| matches!(f, Effect::Ended { op, .. } if wishes.contains(op)));
+    let is_taken = match e.event {
+        Event::Commanded { command: Command::Start(..) | Command::Switch(..) | Command::Wake(_), .. } => {
+            is_already_so(e)
+        }
+        Event::Commanded { command: Command::Shutdown(PowerChoice::KeepOn, _) | Command::Cancel, .. } => {
+            answers(e).any(|answer| !matches!(answer, Answer::Refused(_)))
+        }
+        _ => false,
+    };
+    has_ended || is_taken
+}
+
+fn is_already_so(e: &Edge) -> bool {
+    answers(e).any(|answer| *answer == Answer::AlreadySo)
 }
 
 fn goes_offline(e: &Edge) -> bool {
@@ -497,8 +509,13 @@ fn cancel_orders_nothing(e: &Edge) -> Verdict {
     let had = e.before.operation().is_some() && e.before.place().kind != Kind::PoweringOff;
     ensure(cancelled == had, || "a cancel must end what is under way".into())?;
     // What is due by itself is no matter of the cancel, unless it was that which was cancelled.
-    let is_other =
-        |now: &Operation| now.cause.is_policy() && e.before.operation().is_some_and(|op| op.cause != now.cause);
+    let is_other = |now: &Operation| {
+        let of_cancelled = |was: &Operation| {
+            let restores_it = matches!(was.goal, Goal::Restore(..)) && matches!(now.goal, Goal::Restore(..));
+            was.cause == now.cause || restores_it
+        };
+        now.cause.is_policy() && e.before.operation().is_some_and(|was| !of_cancelled(was))
+    };
     ensure(begun(e).all(is_other), || "a cancel began something".into())?;
     ensure(begun(e).next().is_some() || orders(e).next().is_none(), || "a cancel ordered something".into())
 }
@@ -539,6 +556,25 @@ fn policy_spares_users(e: &Edge) -> Verdict {
         ensure(!by_policy || !busy, || "stopped although a slot was busy".into())?;
     }
     Ok(())
+}
+
+fn already_so_is_true(e: &Edge) -> Verdict {
+    if !is_already_so(e) {
+        return Ok(());
+    }
+    let Event::Commanded { command, .. } = e.event else { return Err("nobody asked".into()) };
+    let of_units = |verb| !matches!(verb, Verb::SaveSlots(_) | Verb::RestoreSlots(_));
+    let is_off = e.after.place().kind.region() == Region::Off;
+    let changes = e.is().order.is_some_and(|(_, verb)| of_units(verb)) || e.is().doubt.is_some();
+    let is_wake = matches!(command, Command::Wake(_));
+    ensure(is_off || is_wake || !changes, || "something is under way".into())?;
+    ensure(e.after.operation().is_none_or(|op| op.cause.is_policy()), || "an operation is under way".into())?;
+    let is_so = match command {
+        Command::Start(..) | Command::Switch(..) => e.after.place().kind == Kind::Running,
+        Command::Wake(_) => matches!(e.after.look().server, Server::On { .. }),
+        _ => is_off || e.after.look().backends.iter().all(|backend| backend.seen.is_stopped()),
+    };
+    ensure(is_so, || format!("said to be so in {:?}", e.after.place()))
 }
 
 fn wishes_are_use(e: &Edge) -> Verdict {
@@ -634,7 +670,7 @@ fn holds_are_kept(e: &Edge) -> Verdict {
     let held = |what| view.holds.iter().any(|h| h.what == what);
     let accepted = answers(e).any(|a| matches!(a, Answer::Accepted { joined: false, .. }));
     let broken = match command {
-        Command::Shutdown(wechsler::machine::PowerChoice::PowerOff, _) => held(Held::Awake),
+        Command::Shutdown(PowerChoice::PowerOff, _) => held(Held::Awake),
         Command::Wake(_) => held(Held::Off) && view.is_off,
         _ => false,
     };

@@ -56,3 +56,50 @@ fn where_nothing_can_be_woken_a_start_is_refused_unless_somebody_pressed_the_but
         assert_eq!(refusal(&line.told(Command::Start(Some(LLAMA), PLAIN))), why, "{server:?}");
     }
 }
+
+#[test]
+fn what_an_order_under_way_is_about_to_change_is_not_so_already() {
+    // A stop that was called off in the moment in which its order was under way.
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+    let (stop, _) = order(&line.told(Command::Stop(Options { no_drain: true, ..PLAIN })));
+    line.told(Command::Cancel);
+    let effects = line.told(Command::Start(Some(VLLM), PLAIN));
+    assert!(matches!(answer(&effects), Answer::Accepted { joined: false, .. }), "{effects:?}");
+    line.after(1).ends(stop, fine());
+    let effects = line.after(1).sees(Seen::Stopped, Seen::Stopped);
+    assert_eq!(order(&effects).1, Verb::StartUnit(VLLM));
+
+    // ... and a start.
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (start, _) = order(&line.told(Command::Start(Some(VLLM), PLAIN)));
+    line.told(Command::Cancel);
+    let effects = line.told(Command::Stop(PLAIN));
+    assert!(matches!(answer(&effects), Answer::Accepted { joined: false, .. }), "{effects:?}");
+    line.after(1).ends(start, fine());
+    assert_eq!(order(&line.after(1).sees(Seen::Stopped, Seen::Loading)).1, Verb::StopUnit(VLLM));
+}
+
+#[test]
+fn what_is_yet_to_be_restored_by_itself_does_not_run_already_for_whoever_asks_for_it() {
+    for command in [Command::Start(Some(LLAMA), PLAIN), Command::Start(None, PLAIN), Command::Switch(LLAMA, PLAIN)] {
+        let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+        let untold = |look: &mut Look| {
+            let llama = &mut look.backends[0];
+            (llama.use_at, llama.use_, llama.restorable) = (Instant::START, Use::Unknown, true);
+        };
+        line.after(1).sees_with(Seen::Running, Seen::Stopped, untold);
+        assert_eq!(line.kind(), Kind::Starting);
+        let effects = line.told(command.clone());
+        assert!(matches!(answer(&effects), Answer::Accepted { .. }), "{command:?}: {effects:?}");
+        let (restore, what) = order(&fresh(line.after(1)));
+        assert_eq!(what, Verb::RestoreSlots(LLAMA), "{command:?}");
+        let effects = line.after(1).ends(restore, fine());
+        assert!(matches!(effects[..], [Effect::Ended { end: End::Done { .. }, .. }]), "{command:?}: {effects:?}");
+    }
+}
+
+#[test]
+fn a_start_of_whatever_is_refused_where_two_are_up() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Running);
+    assert_eq!(refusal(&line.told(Command::Start(None, PLAIN))), Some(Refusal::SwitchNeeded));
+}

@@ -71,7 +71,8 @@ fn whoever_asks_for_what_runs_already_is_its_user_and_whoever_stops_what_is_stop
         let in_how_long = if is_use { IDLE_STOP.1 } else { Duration::from_secs(100) };
         assert_eq!(next(&line), Some((Cause::IdleStop, in_how_long)), "{command:?}");
     }
-    for (command, is_use) in [(Command::Wake(PLAIN), true), (Command::Stop(PLAIN), false)] {
+    let keep_on = Command::Shutdown(PowerChoice::KeepOn, PLAIN);
+    for (command, is_use) in [(Command::Wake(PLAIN), true), (keep_on, true), (Command::Stop(PLAIN), false)] {
         let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
         line.after(500).told(command.clone());
         let in_how_long = if is_use { IDLE_POWER_OFF.1 } else { Duration::from_secs(100) };
@@ -80,8 +81,8 @@ fn whoever_asks_for_what_runs_already_is_its_user_and_whoever_stops_what_is_stop
 }
 
 #[test]
-fn an_idle_power_off_that_was_cancelled_or_called_off_by_a_wake_comes_when_it_was_idle_as_long_again() {
-    for command in [Command::Cancel, Command::Wake(PLAIN)] {
+fn an_idle_power_off_that_was_called_off_comes_when_it_was_idle_as_long_again() {
+    for command in [Command::Cancel, Command::Wake(PLAIN), Command::Shutdown(PowerChoice::KeepOn, PLAIN)] {
         let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
         line.now = line.machine.deadline().expect("the idle power-off");
         let old_words = |look: &mut Look| look.people_at = Instant::START;
@@ -90,6 +91,40 @@ fn an_idle_power_off_that_was_cancelled_or_called_off_by_a_wake_comes_when_it_wa
         assert_eq!((line.kind(), line.machine.operation(), next(&line)), (Kind::Idle, None, Some(IDLE_POWER_OFF)));
         comes_in_time(line, IDLE_POWER_OFF, Seen::Stopped);
     }
+}
+
+#[test]
+fn whoever_did_not_get_what_they_asked_for_in_an_idle_stop_may_try_again() {
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    assert_eq!(began(&line.tick()), [Cause::IdleStop]);
+    let (restore, what) = order(&line.told(Command::RestoreSlots(Selection::Named(1), PLAIN)));
+    assert_eq!(what, Verb::RestoreSlots(LLAMA));
+    let effects = line.after(1).ends(restore, failed("restore_failed"));
+    assert_eq!((failure(&effects), line.machine.operation()), (Some(Failure::RestoreFailed), None));
+    comes_in_time(line, IDLE_STOP, Seen::Running);
+}
+
+#[test]
+fn a_restore_by_itself_that_was_cancelled_before_it_was_sent_is_not_begun_again_in_the_same_run() {
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+    let (save, _) = order(&line.after(5).told(Command::SaveSlots(Selection::Named(1), PLAIN)));
+    line.told(Command::Cancel);
+    assert_eq!(orders(&fresh(line.after(1))), []);
+    let effects = line.ends(save, failed("save_failed"));
+    assert_eq!(began(&effects), [Cause::AutoRestore]);
+    let (restore, _) = order(&effects);
+    assert_eq!(began(&line.told(Command::Cancel)), []);
+    line.ends(restore, failed("restore_not_sent"));
+    assert_eq!(began(&fresh(line.after(1))), []);
+    // Another run may be restored into.
+    line.after(1).sees(Seen::Stopped, Seen::Stopped);
+    let effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| {
+        let llama = &mut look.backends[0];
+        (llama.unused, llama.restorable, llama.holds_tokens) = (true, true, false);
+        llama.invocation = Some(Invocation(9));
+    });
+    assert_eq!(began(&effects), [Cause::AutoRestore]);
 }
 
 #[test]
