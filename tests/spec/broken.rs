@@ -2,8 +2,8 @@
 //! not catch its own is worth nothing.
 
 use wechsler::machine::{
-    Answer, BackendId, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Machine, OpId, Operation,
-    Outcome, Policy, Refusal, Seen, Server, Use, Verb, VerbId,
+    Answer, BackendId, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Machine, OpId, Outcome, Policy,
+    Refusal, Seen, Server, Use, Verb, VerbId,
 };
 
 use super::explore::Edge;
