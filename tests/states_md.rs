@@ -69,7 +69,7 @@ fn look_at_the_machine(world: &World) -> Seen {
 fn class(act: &str) -> &'static str {
     if ["sees", "cannot", "hears", "another session"].iter().any(|by| act.starts_with(by)) {
         "look"
-    } else if matches!(act, "deadline" | "long after") {
+    } else if matches!(act, "deadline" | "later deadline" | "long after") {
         "deadline"
     } else if ["order", "older", "lost answer", "save finds", "restore is", "restore kills"]
         .iter()

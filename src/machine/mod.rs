@@ -142,7 +142,7 @@ impl Machine {
     }
 
     /// All that is waited for.
-    fn deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
+    pub fn deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
         let core: &Core = &self.chart;
         let leaf = *self.chart.state();
         let work = core.work.as_ref();

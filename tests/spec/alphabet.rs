@@ -89,6 +89,11 @@ pub fn alphabet(machine: &Machine, view: &View, topics: &[Topic]) -> Vec<Letter>
     letters.push(("tick early", soon, Event::Tick));
     if let Some(deadline) = machine.deadline() {
         letters.push(("deadline", deadline, Event::Tick));
+        // Nobody was awake when the first was due.
+        let mut later: Vec<Instant> = machine.deadlines().filter(|at| *at > deadline).collect();
+        later.sort_unstable();
+        later.dedup();
+        letters.extend(later.into_iter().map(|at| ("later deadline", at, Event::Tick)));
         letters.push(("long after", now + Duration::from_hours(24), Event::Tick));
     }
     let mut add = |name, event| letters.push((name, soon, event));
