@@ -9,20 +9,11 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader},
-    ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
-use serde_json::json;
-use spec::{
-    explore::{Set, explore, of_each_world},
-    matrix::Cell,
-};
-use wechsler::{
-    driver::replay::{Told, Why, replay},
-    machine::Machine,
-};
+use wechsler::driver::replay::{Told, Why, replay};
 
 fn journals() -> Vec<PathBuf> {
     let folder = std::env::var_os("JOURNALS")
@@ -68,44 +59,6 @@ fn the_journals_in_the_folder_walk_through_every_leaf() {
         .expect("replayed");
     }
     assert_eq!(leaves, wechsler::machine::Kind::ALL.into_iter().collect());
-}
-
-/// With `SEEDS=FOLDER` each of these journals is kept there, as what fuzzing can begin with.
-#[test]
-fn every_kind_of_step_that_is_explored_is_done_again_by_a_machine_that_was_written_down() {
-    let seeds = std::env::var_os("SEEDS").map(PathBuf::from);
-    let kinds = of_each_world(|world| {
-        let mut kinds = Set::default();
-        explore(world, |edge| {
-            if kinds.insert((edge.act, Cell::of(edge))) {
-                let whole = |step: u64, machine: &Machine| {
-                    json!({
-                        "line": "resume", "format": 1, "version": "", "started": "",
-                        "step": step, "machine": machine,
-                    })
-                };
-                let (now, place) = (edge.now, edge.after.place());
-                let step = json!({
-                    "line": "step", "step": 2, "at": now,
-                    "event": edge.event, "effects": edge.effects, "place": place,
-                });
-                let journal = format!("{}\n{step}\n", whole(1, edge.before));
-                if let Some(folder) = &seeds {
-                    let name = format!("steps.{}.{}", world.name.replace(' ', "-"), kinds.len());
-                    fs::write(folder.join(name), &journal).expect("written");
-                }
-                let journal = format!("{journal}{}\n", whole(2, edge.after));
-                let summary = replay(journal.as_bytes(), |_| {});
-                let summary = summary.unwrap_or_else(|error| panic!("{}: {}: {error}", world.name, edge.act));
-                assert_eq!((summary.steps, summary.gaps), (1, 0), "{}: {}", world.name, edge.act);
-            }
-            ControlFlow::Continue(())
-        });
-        kinds
-    });
-    let (told, kinds) = (kinds.iter().map(Set::len).sum::<usize>(), kinds.into_iter().flatten().collect::<Set<_>>());
-    println!("{} kinds, {told} journals", kinds.len());
-    assert!(kinds.len() > 1000, "{}", kinds.len());
 }
 
 #[test]

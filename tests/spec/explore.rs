@@ -275,16 +275,3 @@ pub fn way_to(world: &World, wanted: &Machine) -> Vec<(&'static str, Instant)> {
     way.reverse();
     way
 }
-
-/// Every state of `world`, each as it was first met.
-pub fn states(world: &World) -> Vec<Machine> {
-    let mut states = vec![Machine::new((world.policy)(), vec![])];
-    let mut known = Set::from_iter([states[0].key()]);
-    explore(world, |e| {
-        if known.insert(e.keys()[1]) {
-            states.push(e.after.clone());
-        }
-        ControlFlow::Continue(())
-    });
-    states
-}

@@ -1,54 +1,62 @@
 //! What [`wechsler::machine::Machine::key`] takes for one state behaves as one: whatever happens, two machines with the
 //! same key do the same and have the same key again.
 
-mod spec;
-
-use std::{collections::HashMap, ops::ControlFlow};
-
-use spec::{
-    alphabet::{Letter, alphabet},
-    explore::{Edge, World, explore, of_each_world},
-    matrix::Cell,
-};
 use wechsler::machine::{Event, Instant, Machine, key::ORDER_OF_MOMENTS};
+
+use crate::{
+    EXPLORED,
+    spec::{
+        alphabet::{Letter, alphabet},
+        explore::{Edge, World},
+        matrix::Cell,
+    },
+};
 
 /// Of the edges that lead to a state that is known, one in so many is looked at.
 const ONE_IN: usize = 211;
 
+/// Machines that came there in different ways and have the same key.
+#[derive(Default)]
+pub struct Twins {
+    edges: usize,
+    pairs: Vec<(Machine, Machine)>,
+}
+
+/// What became of them.
+pub struct Compared {
+    pairs: usize,
+    letters: usize,
+    different: Vec<String>,
+}
+
+impl Twins {
+    /// Another way to a state that was met as `first`.
+    pub fn add(&mut self, first: &Machine, e: &Edge) {
+        self.edges += 1;
+        let [from, to] = e.keys();
+        if self.edges.is_multiple_of(ONE_IN) && from != to {
+            self.pairs.push((first.clone(), e.after.clone()));
+        }
+    }
+
+    /// Lets everything happen to them.
+    pub fn compare(self, world: &World) -> Compared {
+        let mut different = vec![];
+        let letters = self.pairs.iter().map(|(first, twin)| compare(world, first, twin, &mut different)).sum();
+        Compared { pairs: self.pairs.len(), letters, different }
+    }
+}
+
 #[test]
 fn machines_with_the_same_key_do_the_same_whatever_happens() {
-    let compared = of_each_world(|world| {
-        let (twins, mut different) = (twins(world), vec![]);
-        let letters: usize = twins.iter().map(|(first, twin)| compare(world, first, twin, &mut different)).sum();
-        (twins.len(), letters, different)
-    });
     let (mut pairs, mut letters, mut different) = (0, 0, vec![]);
-    for (of_world, of_pairs, found) in compared {
+    for Compared { pairs: of_world, letters: of_pairs, different: found } in EXPLORED.iter().map(|world| &world.twins) {
         (pairs, letters) = (pairs + of_world, letters + of_pairs);
         different.extend(found);
     }
     println!("{pairs} pairs, {letters} letters");
     assert!(pairs > 1000 && letters > pairs, "{pairs} pairs, {letters} letters");
-    assert!(different.is_empty(), "{} differ:\n{}", different.len(), different[..different.len().min(9)].join("\n"));
-}
-
-/// Machines that came there in different ways and have the same key.
-fn twins(world: &World) -> Vec<(Machine, Machine)> {
-    let mut known: HashMap<u64, Machine> = HashMap::new();
-    let (mut twins, mut edges) = (vec![], 0);
-    explore(world, |e: &Edge| {
-        edges += 1;
-        let [from, to] = e.keys();
-        match known.get(&to) {
-            Some(first) if edges % ONE_IN == 0 && from != to => {
-                twins.push((first.clone(), e.after.clone()));
-            }
-            Some(_) => {}
-            None => drop(known.insert(to, e.after.clone())),
-        }
-        ControlFlow::Continue(())
-    });
-    twins
+    assert!(different.is_empty(), "{} differ: {:#?}", different.len(), &different[..different.len().min(9)]);
 }
 
 /// Lets the same happen to both. How far two waits lie apart does not count, so that a new one may end sooner or later

@@ -3,56 +3,53 @@
 //! In a kind world orders succeed, units do what they were told, nobody interferes, holds are released, and a conflict is
 //! resolved by a person, who switches on what cannot be woken, too.
 
-mod spec;
-
 use std::{
     collections::{HashMap, HashSet},
-    sync::LazyLock,
     time::Duration,
 };
 
-use spec::{
-    explore::{of_each_world, states},
-    sample,
-};
 use wechsler::machine::{
     Answer, BackendId, Command, Effect, End, Event, Goal, Instant, Invocation, Kind, Machine, Options, Outcome, Place,
     Policy, PowerChoice, Refusal, RequestId, Seen, Selection, Server, Verb, View,
+};
+
+use crate::{
+    EXPLORED,
+    spec::{explore::World, sample},
 };
 
 /// An order's answer, and a look, take so long.
 const TRIP: Duration = Duration::from_secs(2);
 
 /// What was tried in a world, or what is wrong with it.
-struct Tried {
+pub struct Tried {
     reached: Result<(), String>,
     /// How many operations were asked for.
     asked: Result<usize, String>,
 }
 
-/// Each world is explored once for both tests.
-static TRIED: LazyLock<Vec<Tried>> = LazyLock::new(|| {
-    of_each_world(|world| {
-        let (policy, states) = ((world.policy)(), states(world));
-        let named = |why| format!("{}: {why}", world.name);
-        Tried {
-            reached: reach_all(&policy, &states).map_err(named),
-            asked: ask_for_all(&policy, &states).map_err(named),
-        }
-    })
-});
+/// Goes for every goal from each of `states`, and asks for what leaves a backend running.
+pub fn try_all(world: &World, states: &[Machine]) -> Tried {
+    let policy = (world.policy)();
+    let named = |why| format!("{}: {why}", world.name);
+    Tried { reached: reach_all(&policy, states).map_err(named), asked: ask_for_all(&policy, states).map_err(named) }
+}
+
+fn tried() -> impl Iterator<Item = &'static Tried> {
+    EXPLORED.iter().map(|world| &world.goals)
+}
 
 #[test]
 fn from_every_state_every_goal_is_reached_in_a_kind_world_within_a_bound_of_the_policy() {
-    let traps: Vec<&String> = TRIED.iter().filter_map(|world| world.reached.as_ref().err()).collect();
+    let traps: Vec<&String> = tried().filter_map(|world| world.reached.as_ref().err()).collect();
     assert!(traps.is_empty(), "{traps:#?}");
 }
 
 #[test]
 fn whatever_runs_is_restarted_saved_and_restored_when_that_is_asked_for_in_a_kind_world() {
-    let wrong: Vec<&String> = TRIED.iter().filter_map(|world| world.asked.as_ref().err()).collect();
+    let wrong: Vec<&String> = tried().filter_map(|world| world.asked.as_ref().err()).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    let asked: usize = TRIED.iter().filter_map(|world| world.asked.as_ref().ok()).sum();
+    let asked: usize = tried().filter_map(|world| world.asked.as_ref().ok()).sum();
     println!("{asked} operations");
     assert!(asked > 500, "{asked}");
 }
