@@ -6,6 +6,7 @@ use super::{
     Answer, BackendId, Cause, Command, Effect, End, Goal, Held, Hold, HoldSpec, Options, PowerChoice, Refusal,
     RequestId, RestorePolicy, Seen, Selection, Server, WakeCheck,
     core::{Core, MOST_HOLDS, Step},
+    observed::restores_by_itself,
     rules::State,
 };
 
@@ -86,12 +87,9 @@ pub(super) fn anywhere(core: &mut Core, request: RequestId, command: &Command, s
         Command::Cancel => return cancel(core, request, step),
         Command::Hold(spec) => return hold(core, request, spec, step),
         Command::Release(id) => {
-            let before = core.holds.len();
-            core.holds.retain(|h| h.id != *id);
-            if core.holds.len() == before {
+            if !core.end_holds(|hold| hold.id == *id, step) {
                 return answer(step, request, Answer::Refused(Refusal::NoSuchHold));
             }
-            step.emit(Effect::HoldsChanged);
             return answer(step, request, Answer::Done { hold: None });
         }
         Command::Start(backend, options) => start(core, *backend, *options),
@@ -139,7 +137,7 @@ pub(super) fn anywhere(core: &mut Core, request: RequestId, command: &Command, s
     };
     let wants_it_on = match command {
         Command::Start(..) | Command::Switch(..) | Command::Wake(_) => matches!(verdict, AlreadySo),
-        // A stop by itself says nothing of the server, and ends as one.
+        // It is pursued as a stop, which by itself says nothing of the server.
         Command::Shutdown(PowerChoice::KeepOn, _) => !matches!(verdict, Refuse(_)),
         _ => false,
     };
@@ -160,13 +158,12 @@ fn start(core: &Core, backend: Option<BackendId>, options: Options) -> Verdict {
             _ => core.up().next().unwrap_or(core.policy.default_backend),
         }
     };
-    if under_way.is_none() {
-        if runs_alone(core, wanted) {
-            return AlreadySo;
-        }
-        if core.up().any(|b| b != wanted) {
-            return Refuse(Refusal::SwitchNeeded);
-        }
+    if runs_alone(core, wanted) {
+        return AlreadySo;
+    }
+    let is_left_alone = core.work.as_ref().is_none_or(|w| w.op.cause.is_policy());
+    if is_left_alone && core.up().any(|b| b != wanted) {
+        return Refuse(Refusal::SwitchNeeded);
     }
     let goal = match under_way {
         Some(goal @ Goal::Restart(b)) if b == wanted => goal,
@@ -201,9 +198,10 @@ fn runs_alone(core: &Core, backend: BackendId) -> bool {
     core.work.is_none() && serves(core, backend) && core.up().all(|b| b == backend)
 }
 
-/// It is healthy, goes on being so as far as we know, and whatever is put back into it by itself has been.
+/// It is healthy, goes on being so as far as we know, and nothing is about to be put back into it by itself.
 fn serves(core: &Core, backend: BackendId) -> bool {
-    let awaits_restore = core.policy.backend(backend).restore == RestorePolicy::Auto && core.awaits_word(backend);
+    let is_auto = core.policy.backend(backend).restore == RestorePolicy::Auto;
+    let awaits_restore = is_auto && core.awaits_word(backend) || restores_by_itself(core, backend);
     core.seen(backend) == Seen::Running && core.units_are_settled() && !awaits_restore
 }
 

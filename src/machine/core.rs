@@ -47,10 +47,10 @@ pub(super) struct Core {
     pub(super) backends: Vec<Memory>,
     /// Since when more than one backend has been up.
     pub(super) crowded_since: Option<Instant>,
-    /// Since when the server has been on with no backend: what `idle.power_off_after` counts from.
+    /// Since when the server has been on with no backend, and with nobody else on it: what `idle.power_off_after` counts from.
     pub(super) vacant_since: Option<Instant>,
-    /// When somebody last asked for what is on, or got what they asked for, or called off what would have changed it: they
-    /// may be about to use it.
+    /// When somebody last asked for what is on, was told what became of that, cancelled something or held it: they may be
+    /// about to use it.
     #[serde(default)]
     pub(super) wanted_at: Instant,
     pub(super) work: Option<Work>,
@@ -258,7 +258,7 @@ impl Core {
 
     /// No order is under way or in doubt, and the look was asked after the last one ended.
     pub(super) fn is_settled(&self) -> bool {
-        self.order.is_none() && self.doubt.is_none() && self.look.at >= self.order_ended
+        self.order.is_none() && self.units_are_settled()
     }
 
     /// What is seen of the units is not about to change by an order that was given already.
@@ -309,7 +309,7 @@ impl Core {
             && self.may_be_restored(id)
     }
 
-    /// A restore was never ordered for this run, or called off. One without a name is never sure of that.
+    /// A restore was neither ordered for this run nor called off. One without a name is never sure of that.
     pub(super) fn may_be_restored(&self, id: BackendId) -> bool {
         let memory = self.memory(id);
         !memory.restored && !memory.declined && self.run_is_named(id)
@@ -441,7 +441,8 @@ impl Core {
         } else {
             lasting.filter(|since| self.is_unanswered() && *since + self.policy.conflict_after <= now)
         };
-        let vacant = self.is_on() && self.policy.ids().all(|id| self.seen(id).is_stopped());
+        let is_used = look.foreign_gpu || look.people == Some(true);
+        let vacant = self.is_on() && !is_used && self.policy.ids().all(|id| self.seen(id).is_stopped());
         self.vacant_since = if vacant { self.vacant_since.or(Some(now)) } else { None };
         if let Some(doubt) = self.doubt {
             let settled = match look.server {
@@ -518,11 +519,20 @@ impl Core {
     // ---- holds --------------------------------------------------------------------------------------------------
 
     pub(super) fn expire_holds(&mut self, step: &mut Step) {
-        let (now, before) = (self.now, self.holds.len());
-        self.holds.retain(|h| h.until.is_none_or(|until| until > now));
-        if self.holds.len() != before {
-            step.emit(Effect::HoldsChanged);
+        let now = self.now;
+        self.end_holds(|hold| hold.until.is_some_and(|until| until <= now), step);
+    }
+
+    /// Ends the holds that are `over`; false where there are none. Who held something used it until now.
+    pub(super) fn end_holds(&mut self, over: impl Fn(&Hold) -> bool, step: &mut Step) -> bool {
+        let before = self.holds.len();
+        self.holds.retain(|hold| !over(hold));
+        if self.holds.len() == before {
+            return false;
         }
+        self.wanted_at = self.now;
+        step.emit(Effect::HoldsChanged);
+        true
     }
 
     pub(super) fn is_held(&self, what: super::Held) -> bool {

@@ -111,15 +111,7 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
     match leaf {
         State::Running { backend } => {
             let look = core.look.backend(backend);
-            let policy = core.policy.backend(backend);
-            let restores = policy.slots
-                && policy.restore == RestorePolicy::Auto
-                && look.restorable
-                && look.unused
-                && !look.sleeping
-                && look.seen == Seen::Running
-                && core.may_be_restored(backend);
-            if restores {
+            if restores_by_itself(core, backend) {
                 return Some((Goal::Restore(backend, Selection::All), Cause::AutoRestore, core.now));
             }
             if look.use_ != Use::Idle || look.seen != Seen::Running {
@@ -145,6 +137,18 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
         }
         _ => None,
     }
+}
+
+/// What was saved of `backend` belongs into the run that is seen.
+pub(super) fn restores_by_itself(core: &Core, backend: BackendId) -> bool {
+    let (look, policy) = (core.look.backend(backend), core.policy.backend(backend));
+    policy.slots
+        && policy.restore == RestorePolicy::Auto
+        && look.restorable
+        && look.unused
+        && !look.sleeping
+        && look.seen == Seen::Running
+        && core.may_be_restored(backend)
 }
 
 /// When what `backend` holds is to be saved while it goes on running; `since` is the end of its last use.

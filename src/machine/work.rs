@@ -198,12 +198,13 @@ impl Core {
             let in_vain = |warnings: &[Warning]| by_tokens && warnings.iter().any(|w| w.code == "slot_busy");
             *backoff = match &end {
                 End::Done { warnings } if !in_vain(warnings) => None,
+                End::Replaced { .. } => *backoff,
+                // What waits until nobody uses it waits anew.
                 End::Cancelled if work.op.cause != Cause::Checkpoint => *backoff,
                 End::Failed { .. } | End::Done { .. } | End::Cancelled => {
                     let wait = backoff.map_or(self.policy.policy_backoff, |b| (b.wait * 2).min(LONGEST_BACKOFF));
                     Some(Backoff { until: self.now + wait, wait })
                 }
-                End::Replaced { .. } => *backoff,
             };
         }
         // Also who did not get it is there, and may try again.

@@ -2,8 +2,8 @@
 //! not catch its own is worth nothing.
 
 use wechsler::machine::{
-    Answer, BackendId, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Machine, OpId, Outcome, Policy,
-    Refusal, Seen, Server, Use, Verb, VerbId,
+    Answer, BackendId, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Machine, OpId,
+    Operation, Outcome, Policy, Refusal, Seen, Server, Use, Verb, VerbId,
 };
 
 use super::explore::Edge;
@@ -213,13 +213,16 @@ pub fn stops_users(e: &Edge) -> Option<Broken> {
 }
 
 pub fn agrees_too_soon(e: &Edge) -> Option<Broken> {
-    let effects = e.effects.iter().map(|f| match f {
-        Effect::Answer { request, answer: Answer::Accepted { .. } } => {
-            Effect::Answer { request: *request, answer: Answer::AlreadySo }
-        }
-        other => other.clone(),
-    });
-    accepted(e).then(|| with(e, effects.collect())).flatten()
+    let Event::Commanded { request, command: Command::Start(..) } = e.event else { return None };
+    let is_at_rest = e.before.operation().is_none();
+    let effects = vec![Effect::Answer { request: *request, answer: Answer::AlreadySo }];
+    (is_at_rest && accepted(e)).then(|| Broken { now: e.now, effects, after: e.before.clone() })
+}
+
+/// It begins as soon as nothing is in its way.
+pub fn waits_at_the_door(e: &Edge) -> Option<Broken> {
+    let (goal, cause) = (Goal::Off, Cause::IdlePowerOff);
+    and(e, Effect::Began(Operation { id: OpId(u64::MAX), goal, cause, started: e.now, until: e.now }))
 }
 
 /// Its clocks go on as if nobody had asked.

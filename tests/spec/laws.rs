@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use wechsler::machine::{
-    Answer, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, OpId, Operation, Outcome, Place,
-    PowerChoice, Refusal, Region, Seen, Server, Use, Verb, View, WakeCheck,
+    Answer, BackendId, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, OpId, Operation,
+    Outcome, Place, PowerChoice, Refusal, Region, Seen, Server, Use, Verb, View, WakeCheck,
 };
 
 use super::{
@@ -83,7 +83,7 @@ pub const LAWS: &[Law] = &[
     ),
     law("a stop is taken in every state but while powering off", is_stop, stop_is_taken, broken::is_too_busy_to_stop),
     law(
-        "a cancel ends the operation and orders nothing",
+        "a cancel ends the operation, orders nothing and lets nothing of the kind begin again",
         is_cancel,
         cancel_orders_nothing,
         broken::cancels_by_stopping,
@@ -107,6 +107,12 @@ pub const LAWS: &[Law] = &[
         is_asked_for,
         wishes_are_use,
         broken::is_deaf_to_wishes,
+    ),
+    law(
+        "what was held, logged in to or used by others has been idle since the end of that, and not before",
+        is_given_back,
+        given_back_is_not_idle,
+        broken::waits_at_the_door,
     ),
     law("a lost answer is never believed", is_lost, unknown_not_believed, broken::sends_again),
     law(
@@ -251,6 +257,14 @@ fn is_asked_for(e: &Edge) -> bool {
 
 fn is_already_so(e: &Edge) -> bool {
     answers(e).any(|answer| *answer == Answer::AlreadySo)
+}
+
+/// Somebody was there besides the backends, and is no more.
+fn is_given_back(e: &Edge) -> bool {
+    let is_there = |view: &View| view.look.foreign_gpu || view.look.people == Some(true);
+    let has_left = |held: &Held| !e.is().holds.iter().any(|hold| hold.what == *held);
+    let was_held = e.was().holds.iter().map(|hold| &hold.what).any(has_left);
+    was_held || (is_there(e.was()) && !is_there(e.is()))
 }
 
 fn goes_offline(e: &Edge) -> bool {
@@ -563,30 +577,47 @@ fn already_so_is_true(e: &Edge) -> Verdict {
         return Ok(());
     }
     let Event::Commanded { command, .. } = e.event else { return Err("nobody asked".into()) };
-    let of_units = |verb| !matches!(verb, Verb::SaveSlots(_) | Verb::RestoreSlots(_));
     let is_off = e.after.place().kind.region() == Region::Off;
-    let changes = e.is().order.is_some_and(|(_, verb)| of_units(verb)) || e.is().doubt.is_some();
-    let is_wake = matches!(command, Command::Wake(_));
-    ensure(is_off || is_wake || !changes, || "something is under way".into())?;
-    ensure(e.after.operation().is_none_or(|op| op.cause.is_policy()), || "an operation is under way".into())?;
-    let is_so = match command {
-        Command::Start(..) | Command::Switch(..) => e.after.place().kind == Kind::Running,
-        Command::Wake(_) => matches!(e.after.look().server, Server::On { .. }),
-        _ => is_off || e.after.look().backends.iter().all(|backend| backend.seen.is_stopped()),
+    let order = e.is().order.map(|(_, verb)| verb);
+    let of_units = !matches!(order, None | Some(Verb::SaveSlots(_) | Verb::RestoreSlots(_)));
+    let changes = match command {
+        Command::Wake(_) => order == Some(Verb::PowerOff),
+        _ => of_units || e.is().doubt.is_some(),
     };
-    ensure(is_so, || format!("said to be so in {:?}", e.after.place()))
+    ensure(is_off || !changes, || "something is under way".into())?;
+    // A checkpoint may begin in that moment.
+    let goes_on = |op: &Operation| matches!(op.goal, Goal::Save(..)) && begun(e).any(|begun| begun.id == op.id);
+    ensure(e.after.operation().is_none_or(goes_on), || "an operation is under way".into())?;
+    let (place, look) = (e.after.place(), e.after.look());
+    let runs = |b: BackendId| {
+        let is_alone = e.after.policy().ids().all(|id| (id == b) == look.backend(id).seen.is_up());
+        place == Place { kind: Kind::Running, backend: Some(b) } && look.backend(b).seen == Seen::Running && is_alone
+    };
+    let is_so = match command {
+        Command::Start(Some(b), _) | Command::Switch(b, _) => runs(*b),
+        Command::Start(None, _) => e.after.policy().ids().any(runs),
+        Command::Wake(_) => matches!(look.server, Server::On { .. }),
+        _ => is_off || look.backends.iter().all(|backend| backend.seen.is_stopped()),
+    };
+    ensure(is_so, || format!("said to be so in {place:?}"))
 }
 
 fn wishes_are_use(e: &Edge) -> Verdict {
-    if !is_asked_for(e) {
-        return Ok(());
-    }
+    if is_asked_for(e) { is_not_idle_yet(e) } else { Ok(()) }
+}
+
+/// Nothing is stopped or powered off for having been idle until now.
+fn is_not_idle_yet(e: &Edge) -> Verdict {
     let policy = e.after.policy();
     let is_idle_rule = |cause| matches!(cause, Cause::IdleStop | Cause::IdlePowerOff);
     ensure(begun(e).all(|op| !is_idle_rule(op.cause)), || "taken for idle at once".into())?;
     let Some(next) = e.is().next_action.filter(|next| is_idle_rule(next.cause)) else { return Ok(()) };
     let after = if next.cause == Cause::IdleStop { policy.idle_stop_after } else { policy.idle_power_off_after };
     ensure(after.is_some_and(|after| next.at >= e.now + after), || format!("taken for idle too early: {next:?}"))
+}
+
+fn given_back_is_not_idle(e: &Edge) -> Verdict {
+    if is_given_back(e) { is_not_idle_yet(e) } else { Ok(()) }
 }
 
 fn unknown_not_believed(e: &Edge) -> Verdict {

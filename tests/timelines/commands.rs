@@ -80,6 +80,26 @@ fn what_an_order_under_way_is_about_to_change_is_not_so_already() {
 }
 
 #[test]
+fn what_was_seen_before_an_order_ended_is_not_so_already() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+    let (stop, _) = order(&line.told(Command::Stop(Options { no_drain: true, ..PLAIN })));
+    line.told(Command::Cancel);
+    line.after(1).ends(stop, fine());
+    let effects = line.told(Command::Start(Some(VLLM), PLAIN));
+    assert!(matches!(answer(&effects), Answer::Accepted { joined: false, .. }), "{effects:?}");
+    assert_eq!(order(&line.after(1).sees(Seen::Stopped, Seen::Stopped)).1, Verb::StartUnit(VLLM));
+}
+
+#[test]
+fn a_start_takes_no_other_backends_place_also_while_a_policy_is_busy_with_that() {
+    let mut line = Line::on(sample::eager(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the checkpoint");
+    line.sees(Seen::Running, Seen::Stopped);
+    assert_eq!(line.machine.operation().map(|op| op.cause), Some(Cause::Checkpoint));
+    assert_eq!(refusal(&line.told(Command::Start(Some(VLLM), PLAIN))), Some(Refusal::SwitchNeeded));
+}
+
+#[test]
 fn what_is_yet_to_be_restored_by_itself_does_not_run_already_for_whoever_asks_for_it() {
     for command in [Command::Start(Some(LLAMA), PLAIN), Command::Start(None, PLAIN), Command::Switch(LLAMA, PLAIN)] {
         let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);

@@ -51,7 +51,7 @@ fn whoever_asks_for_a_backend_while_it_is_saved_for_an_idle_stop_has_it_from_whe
     line.tick();
     let (save, _) = order(&line.drains());
     line.told(Command::Start(Some(LLAMA), PLAIN));
-    line.after(100).ends(save, fine());
+    line.after(50).ends(save, fine());
     line.sees(Seen::Running, Seen::Stopped);
     assert_eq!((line.kind(), line.machine.operation(), next(&line)), (Kind::Running, None, Some(IDLE_STOP)));
     comes_in_time(line, IDLE_STOP, Seen::Running);
@@ -105,26 +105,59 @@ fn whoever_did_not_get_what_they_asked_for_in_an_idle_stop_may_try_again() {
     comes_in_time(line, IDLE_STOP, Seen::Running);
 }
 
-#[test]
-fn a_restore_by_itself_that_was_cancelled_before_it_was_sent_is_not_begun_again_in_the_same_run() {
-    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
-    let (save, _) = order(&line.after(5).told(Command::SaveSlots(Selection::Named(1), PLAIN)));
-    line.told(Command::Cancel);
-    assert_eq!(orders(&fresh(line.after(1))), []);
-    let effects = line.ends(save, failed("save_failed"));
-    assert_eq!(began(&effects), [Cause::AutoRestore]);
-    let (restore, _) = order(&effects);
-    assert_eq!(began(&line.told(Command::Cancel)), []);
-    line.ends(restore, failed("restore_not_sent"));
-    assert_eq!(began(&fresh(line.after(1))), []);
-    // Another run may be restored into.
-    line.after(1).sees(Seen::Stopped, Seen::Stopped);
-    let effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| {
+/// A run of llama.cpp that may be restored into, called so.
+fn fresh_run(line: &mut Line, run: u128) -> Vec<Effect> {
+    line.sees_with(Seen::Running, Seen::Stopped, |look| {
         let llama = &mut look.backends[0];
         (llama.unused, llama.restorable, llama.holds_tokens) = (true, true, false);
-        llama.invocation = Some(Invocation(9));
-    });
-    assert_eq!(began(&effects), [Cause::AutoRestore]);
+        llama.invocation = Some(Invocation(run));
+    })
+}
+
+#[test]
+fn a_restore_by_itself_that_was_cancelled_before_it_was_sent_is_not_begun_again_in_the_same_run() {
+    let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+    let (start, _) = order(&line.told(Command::Start(Some(LLAMA), PLAIN)));
+    line.told(Command::Cancel);
+    assert_eq!(began(&fresh_run(line.after(1), 8)), []);
+    // The end of the order wants another look before anything is sent.
+    let effects = line.after(1).ends(start, fine());
+    assert_eq!((began(&effects), orders(&effects)), (vec![Cause::AutoRestore], vec![]));
+    assert_eq!(began(&line.told(Command::Cancel)), []);
+    assert_eq!(began(&fresh_run(line.after(1), 8)), []);
+    assert_eq!(line.machine.view().backend(LLAMA).restored, None, "nothing was sent");
+    // Another run may be restored into.
+    line.after(1).sees(Seen::Stopped, Seen::Stopped);
+    assert_eq!(began(&fresh_run(line.after(1), 9)), [Cause::AutoRestore]);
+}
+
+#[test]
+fn a_server_that_was_held_logged_in_to_or_used_by_others_is_idle_from_the_end_of_that() {
+    let changes: [fn(&mut Look); 2] = [|look| look.people = Some(true), |look| look.foreign_gpu = true];
+    for change in changes {
+        let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+        line.after(1).sees_with(Seen::Stopped, Seen::Stopped, change);
+        line.after(3600).sees_with(Seen::Stopped, Seen::Stopped, change);
+        assert_eq!(line.after(1).sees(Seen::Stopped, Seen::Stopped), []);
+        comes_in_time(line, IDLE_POWER_OFF, Seen::Stopped);
+    }
+    let hold = |what, lasts| Command::Hold(HoldSpec { what, lasts, reason: String::new(), by: String::new() });
+    for (what, llama, idle) in
+        [(Held::Awake, Seen::Stopped, IDLE_POWER_OFF), (Held::Backend(LLAMA), Seen::Running, IDLE_STOP)]
+    {
+        for lasts in [None, Some(Duration::from_hours(1))] {
+            let mut line = Line::on(without_checkpoints(), llama, Seen::Stopped);
+            line.told(hold(what, lasts));
+            assert_eq!(line.after(3599).sees(llama, Seen::Stopped), []);
+            line.after(1);
+            let effects = match (lasts, line.machine.view().holds.first().map(|hold| hold.id)) {
+                (None, Some(id)) => line.told(Command::Release(id)),
+                _ => line.tick(),
+            };
+            assert_eq!(began(&effects), []);
+            comes_in_time(line, idle, llama);
+        }
+    }
 }
 
 #[test]
