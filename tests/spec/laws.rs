@@ -560,7 +560,10 @@ fn policy_spares_users(e: &Edge) -> Verdict {
         // What cannot be told counts as use, and so does what somebody has just started.
         let known = was.backends[place].run.is_some() && was.backends[place].run == run.run;
         let has_served = run.ready.is_some() || (known && was.backends[place].ready.is_some());
-        let is_new = look.seen != Seen::Running && !has_served;
+        // A crash in its save is nobody's start.
+        let is_saved = e.before.place() == (Place { kind: Kind::Saving, backend: Some(b) });
+        let has_crashed = look.seen == Seen::CrashLoop && known && is_saved;
+        let is_new = look.seen != Seen::Running && !has_served && !has_crashed;
         let spared = look.use_ == Use::Busy || (!own && (look.use_ != Use::Idle || is_new));
         // A stop that was lost is repeated.
         let repeated = e.before.place() == (Place { kind: Kind::Stopping, backend: Some(b) }) && known;
