@@ -127,10 +127,9 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
             [stop, save].into_iter().flatten().min_by_key(|(.., at)| *at)
         }
         State::Idle => {
+            // Whose login or GPU process keeps it from being vacant has no such time.
             let at = core.idle_power_off_at()?;
             let blocked = core.is_held(Held::Awake)
-                || core.look.foreign_gpu
-                || core.look.people == Some(true)
                 || (core.policy.wake_check != WakeCheck::Off && core.look.wake_armed == Some(false))
                 || !core.policy.can_wake;
             (!blocked).then_some((Goal::Off, Cause::IdlePowerOff, after(core.backoff, at)))

@@ -48,15 +48,20 @@ impl Drop for Server {
     }
 }
 
+type Answer = Arc<dyn Fn(&Question) -> Reply + Send + Sync>;
+
 impl Server {
     pub(crate) async fn start(answer: impl Fn(&Question) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serving(Arc::new(answer)).await
+    }
+
+    // Apart, so that it is compiled once and not for each answer.
+    async fn serving(answer: Answer) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("its address"));
-        let answer = Arc::new(answer);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let answer = Arc::clone(&answer);
-                tokio::spawn(async move { serve(stream, &*answer).await });
+                tokio::spawn(serve(stream, Arc::clone(&answer)));
             }
         });
         Self { url, task }
@@ -94,7 +99,7 @@ pub(crate) fn probe(
     Probe::new(&backend, kind, timeout).expect("a good configuration")
 }
 
-async fn serve(mut stream: TcpStream, answer: &(dyn Fn(&Question) -> Reply + Send + Sync)) {
+async fn serve(mut stream: TcpStream, answer: Answer) {
     let Some(question) = read(&mut stream).await else {
         return;
     };

@@ -105,15 +105,6 @@ fn whoever_did_not_get_what_they_asked_for_in_an_idle_stop_may_try_again() {
     comes_in_time(line, IDLE_STOP, Seen::Running);
 }
 
-/// A run of llama.cpp that may be restored into, called so.
-fn fresh_run(line: &mut Line, run: u128) -> Vec<Effect> {
-    line.sees_with(Seen::Running, Seen::Stopped, |look| {
-        let llama = &mut look.backends[0];
-        (llama.unused, llama.restorable, llama.holds_tokens) = (true, true, false);
-        llama.invocation = Some(Invocation(run));
-    })
-}
-
 #[test]
 fn a_restore_by_itself_that_was_cancelled_before_it_was_sent_is_not_begun_again_in_the_same_run() {
     let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);

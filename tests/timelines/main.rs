@@ -99,9 +99,15 @@ impl Line {
 
 /// llama.cpp runs, tells that it was not used yet, and what was saved of it may be put back.
 fn fresh(line: &mut Line) -> Vec<Effect> {
+    fresh_run(line, 1)
+}
+
+/// ... and its invocation.
+fn fresh_run(line: &mut Line, run: u128) -> Vec<Effect> {
     line.sees_with(Seen::Running, Seen::Stopped, |look| {
         let llama = &mut look.backends[0];
         (llama.unused, llama.restorable, llama.holds_tokens) = (true, true, false);
+        llama.invocation = Some(Invocation(run));
     })
 }
 
