@@ -8,6 +8,7 @@ use super::{
     core::{Core, MOST_HOLDS, Step},
     observed::restores_by_itself,
     rules::State,
+    work::Work,
 };
 
 /// What a command comes to.
@@ -73,6 +74,8 @@ fn wake_again(core: &mut Core, request: RequestId, goal: Goal, options: Options,
 pub(super) fn while_off(core: &mut Core, request: RequestId, command: &Command, step: &mut Step) -> Outcome<State> {
     let idle = core.work.is_none();
     match command {
+        // Packets cannot be called back: it is waited for, and shut down.
+        Command::Shutdown(PowerChoice::PowerOff, _) if core.may_be_coming_up() => Super,
         Command::Stop(_) | Command::Shutdown(..) if idle => answer(step, request, Answer::AlreadySo),
         Command::SaveSlots(..) | Command::RestoreSlots(..) => {
             answer(step, request, Answer::Refused(Refusal::NotRunning))
@@ -161,8 +164,11 @@ fn start(core: &Core, backend: Option<BackendId>, options: Options) -> Verdict {
     if runs_alone(core, wanted) {
         return AlreadySo;
     }
-    let is_left_alone = core.work.as_ref().is_none_or(|w| w.op.cause.is_policy());
-    if is_left_alone && core.up().any(|b| b != wanted) {
+    // Only who gives up on leaving or running another may also take its place.
+    let is_to_go = |w: &Work| {
+        !w.op.cause.is_policy() && matches!(w.op.goal, Goal::Stop | Goal::Off | Goal::Run(_) | Goal::Restart(_))
+    };
+    if !core.work.as_ref().is_some_and(is_to_go) && core.up().any(|b| b != wanted) {
         return Refuse(Refusal::SwitchNeeded);
     }
     let goal = match under_way {

@@ -49,6 +49,12 @@ pub(super) struct Core {
     pub(super) crowded_since: Option<Instant>,
     /// Since when the server has been on with no backend, and with nobody else on it: what `idle.power_off_after` counts from.
     pub(super) vacant_since: Option<Instant>,
+    /// Somebody was logged in when that could last be told, in this boot.
+    #[serde(default)]
+    pub(super) people: bool,
+    /// The server was woken, and has until then to come up.
+    #[serde(default)]
+    pub(super) coming_until: Option<Instant>,
     /// When somebody last asked for what is on, was told what became of that, cancelled something or held it: they may be
     /// about to use it.
     #[serde(default)]
@@ -189,6 +195,8 @@ impl Core {
             silence: None,
             crowded_since: None,
             vacant_since: None,
+            people: false,
+            coming_until: None,
             wanted_at: Instant::START,
             work: None,
             order: None,
@@ -218,6 +226,11 @@ impl Core {
             // A server never seen up needs no patience: there is nothing that could have flapped.
             s.misses >= self.policy.misses && (self.boot.is_none() || self.now.since(s.since) >= self.policy.silence)
         })
+    }
+
+    /// It is off, but shows life, or was woken a moment ago.
+    pub(super) fn may_be_coming_up(&self) -> bool {
+        matches!(self.look.server, Server::Booting(_)) || self.coming_until.is_some_and(|until| until > self.now)
     }
 
     /// Nothing has answered just now, which proves nothing yet.
@@ -355,7 +368,11 @@ impl Core {
             }
             Server::On { boot, .. } => {
                 self.silence = None;
+                self.coming_until = None;
                 if self.boot.replace(boot).is_some_and(|before| before != boot) {
+                    self.people = false;
+                    // Whoever booted it may be about to use it.
+                    self.vacant_since = None;
                     self.backends.iter_mut().for_each(Memory::forget_run);
                     self.crowded_since = None;
                 }
@@ -430,6 +447,7 @@ impl Core {
         if self.is_off() {
             // Nobody saw how long it was used meanwhile: should the same run come back (a suspended server resumes), its
             // idle time begins anew.
+            self.people = false;
             self.backends.iter_mut().for_each(|memory| memory.last_use = None);
         }
         self.looked = now;
@@ -441,7 +459,9 @@ impl Core {
         } else {
             lasting.filter(|since| self.is_unanswered() && *since + self.policy.conflict_after <= now)
         };
-        let is_used = look.foreign_gpu || look.people == Some(true);
+        // Who cannot be seen for a moment is still there.
+        self.people = look.people.unwrap_or(self.people);
+        let is_used = look.foreign_gpu || self.people;
         let vacant = self.is_on() && !is_used && self.policy.ids().all(|id| self.seen(id).is_stopped());
         self.vacant_since = if vacant { self.vacant_since.or(Some(now)) } else { None };
         if let Some(doubt) = self.doubt {

@@ -49,6 +49,14 @@ impl Hasher for Mix {
         self.write_u64(u64::from(n));
     }
 
+    fn write_u32(&mut self, n: u32) {
+        self.write_u64(u64::from(n));
+    }
+
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64);
+    }
+
     fn write_isize(&mut self, n: isize) {
         #[expect(clippy::cast_sign_loss, reason = "only its bits count")]
         self.write_u64(n as u64);
@@ -80,6 +88,8 @@ impl Machine {
             backends,
             crowded_since: _,
             vacant_since: _,
+            people,
+            coming_until,
             wanted_at: _,
             work,
             order,
@@ -141,6 +151,8 @@ impl Machine {
         tell!("silence", (core.is_off(), silence.map(|s| s.misses)));
         when!("silence has lasted", silence.map(|s| s.since + policy.silence));
         when!("crowd has lasted", core.conflict_at());
+        tell!("people", people);
+        when!("has come up", coming_until.filter(|_| core.is_off()));
         if core.is_on() {
             tell!("others", (look.foreign_gpu, look.gpu_late, look.people, look.wake_armed));
         }

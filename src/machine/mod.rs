@@ -148,6 +148,7 @@ impl Machine {
         let work = core.work.as_ref();
         let [one, other] = leaf.deadlines();
         let crowd = (leaf != State::Conflict).then(|| core.conflict_at()).flatten();
+        let coming = core.coming_until.filter(|_| leaf == State::Offline);
         [
             one,
             other,
@@ -157,6 +158,7 @@ impl Machine {
             work.and_then(|w| w.quiet_until),
             core.order.map(|o| o.until),
             crowd,
+            coming,
             core.silence_proves_at(),
             observed::next_policy(core, leaf).map(|(_, _, at)| at),
         ]
@@ -202,6 +204,7 @@ impl Machine {
             look: core.look.clone(),
             boot: core.boot,
             is_off: core.is_off(),
+            coming_until: core.coming_until,
             backends: core.backends.iter().map(core::Memory::view).collect(),
             holds: core.holds.clone(),
             last_look: core.work.as_ref().and_then(|w| w.last_look).map(|l| l.since),

@@ -109,6 +109,8 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
     // What is overdue is due now, however long it has been so.
     let after = |backoff: Option<Backoff>, at: Instant| backoff.map_or(at, |b| at.max(b.until)).max(core.now);
     match leaf {
+        // Two are a conflict, or about to be one.
+        State::Running { backend } if core.up().any(|up| up != backend) => None,
         State::Running { backend } => {
             let look = core.look.backend(backend);
             if restores_by_itself(core, backend) {

@@ -156,7 +156,10 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
             // It may be coming up: it is off for certain only when its time to do so is over.
             Goal::Off if until > core.now => return STAY,
             Goal::Off => {
-                core.done(step);
+                match core.look.server {
+                    server @ Server::Booting(_) => core.fail(boot_failure(server, Failure::PowerOffTimeout), step),
+                    _ => core.done(step),
+                }
                 return Ended;
             }
             Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(..) => {}
@@ -187,6 +190,12 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
         return fail(core, Failure::PowerOffTimeout, step);
     }
     match goal {
+        Goal::Off if core.may_be_coming_up() => {
+            let until = core.coming_until.filter(|until| *until > core.now);
+            let until = until.unwrap_or(core.now + core.policy.boot_timeout);
+            core.coming_until = Some(until);
+            Leaf(Some(State::Waking { order: None, until, resend: until }))
+        }
         Goal::Off | Goal::Stop => {
             core.done(step);
             Ended
@@ -216,6 +225,7 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
             // The first round always goes out: what refuses a connection may be somebody else at its address.
             let order = core.policy.can_wake.then(|| core.order(Verb::Wake));
             let resend = (core.now + core.policy.wake_resend).min(until);
+            core.coming_until = Some(until);
             Leaf(Some(State::Waking { order, until, resend }))
         }
     }

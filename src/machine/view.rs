@@ -30,6 +30,8 @@ pub struct View {
     pub boot: Option<BootId>,
     /// Nothing that is up has answered for long enough.
     pub is_off: bool,
+    /// The server was woken, and has until then to come up.
+    pub coming_until: Option<Instant>,
     /// What is remembered of each backend, in configuration order.
     pub backends: Vec<BackendView>,
     /// The holds in force.

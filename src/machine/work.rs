@@ -180,6 +180,8 @@ impl Core {
                 Goal::Run(b) | Goal::Restart(b) => on + leave + run(b),
                 Goal::Stop => leave,
                 Goal::Awake => on,
+                // What may be coming up is waited for.
+                Goal::Off if self.is_off() => on + leave,
                 Goal::Off => leave + p.power_off_timeout,
                 Goal::Save(b, _) => p.backend(b).drain_timeout + p.backend(b).save_timeout,
                 Goal::Restore(b, _) => p.backend(b).restore_timeout + leave + run(b),
@@ -190,14 +192,11 @@ impl Core {
         let Some(work) = self.work.take() else { return };
         // A restore by itself is tried once in a run, whatever comes of it: it needs no pause, and causes none.
         if work.op.cause.is_policy() && work.op.cause != Cause::AutoRestore {
+            let in_vain = matches!(&end, End::Done { warnings } if self.left_something_out(work.op.goal, warnings));
             let backoff =
                 if work.op.cause == Cause::Checkpoint { &mut self.checkpoint_backoff } else { &mut self.backoff };
-            // A checkpoint that came between requests comes again, but not at once; where it waits for quiet, it does so anyway.
-            let by_tokens = matches!(work.op.goal, Goal::Save(b, Selection::Checkpoint)
-                if self.policy.backend(b).checkpoint_tokens.is_some());
-            let in_vain = |warnings: &[Warning]| by_tokens && warnings.iter().any(|w| w.code == "slot_busy");
             *backoff = match &end {
-                End::Done { warnings } if !in_vain(warnings) => None,
+                End::Done { .. } if !in_vain => None,
                 End::Replaced { .. } => *backoff,
                 // What waits until nobody uses it waits anew.
                 End::Cancelled if work.op.cause != Cause::Checkpoint => *backoff,
@@ -212,6 +211,15 @@ impl Core {
             self.wanted_at = self.now;
         }
         step.emit(Effect::Ended { op: work.op.id, end });
+    }
+
+    /// A checkpoint that left something out comes again, but not at once. Where it waits for quiet and came between requests,
+    /// it waits anew anyway.
+    fn left_something_out(&self, goal: Goal, warnings: &[Warning]) -> bool {
+        let Goal::Save(backend, Selection::Checkpoint) = goal else { return false };
+        let by_tokens = self.policy.backend(backend).checkpoint_tokens.is_some();
+        let is_busy = warnings.iter().any(|w| w.code == "slot_busy");
+        !self.memory(backend).on_record && (by_tokens || !is_busy)
     }
 
     pub(super) fn done(&mut self, step: &mut Step) {
@@ -296,6 +304,10 @@ impl Core {
             };
             self.doubt = Some(Doubt { verb, session, boot: self.boot, backend });
         }
+        let used = matches!(outcome, Outcome::Succeeded(warnings) if warnings.iter().any(|w| w.code == "slot_busy"));
+        if let (true, Verb::SaveSlots(backend)) = (used, order.what) {
+            self.memory_mut(backend).last_use = Some(self.now);
+        }
         // What was left out, whyever, is not on record.
         let all = matches!(outcome, Outcome::Succeeded(warnings) if warnings.iter().all(|w| w.code == "saved_already"));
         if let (true, Verb::SaveSlots(backend), false) = (all, order.what, order.named) {
@@ -327,7 +339,6 @@ impl Core {
         };
         // A power-off cuts off its own answer: that is no warning.
         let warnings = if unknown && order.what == Verb::PowerOff { Vec::new() } else { warnings };
-        let used = warnings.iter().any(|w| w.code == "slot_busy");
         // A person is told that it is saved, or that it is not; a checkpoint comes again.
         let left_out = used && !work.op.cause.is_policy();
         let once_more = left_out && work.quiet_until.is_some_and(|until| until > self.now);

@@ -36,6 +36,8 @@ pub enum Topic {
     Use,
     /// Saving and restoring, and all that goes wrong with it.
     Slots,
+    /// What is saved of a backend that goes on running, by tokens or under a name of its own.
+    Copies,
     /// Runs whose use nobody has told yet.
     Word,
     /// Orders that fail, answers that are lost, late or doubled, sessions that change.
@@ -48,11 +50,13 @@ pub enum Topic {
     Oddities,
     /// One command of every kind.
     Commands,
+    /// What happens when something is overdue: it was there before the tick.
+    Late,
 }
 
 impl Topic {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Silence,
         Self::Doors,
         Self::Boots,
@@ -63,12 +67,14 @@ impl Topic {
         Self::Third,
         Self::Use,
         Self::Slots,
+        Self::Copies,
         Self::Word,
         Self::Losses,
         Self::Holds,
         Self::Obstacles,
         Self::Oddities,
         Self::Commands,
+        Self::Late,
     ];
 }
 
@@ -85,7 +91,7 @@ pub fn alphabet(machine: &Machine, view: &View, topics: &[Topic]) -> Vec<Letter>
         soon = now + deadline.since(now) / 2;
     }
     let has = |topic| topics.contains(&topic);
-    let mut letters: Vec<Letter> = Vec::with_capacity(80);
+    let mut letters: Vec<Letter> = Vec::with_capacity(160);
     letters.push(("tick early", soon, Event::Tick));
     if let Some(deadline) = machine.deadline() {
         letters.push(("deadline", deadline, Event::Tick));
@@ -96,13 +102,16 @@ pub fn alphabet(machine: &Machine, view: &View, topics: &[Topic]) -> Vec<Letter>
         letters.extend(later.into_iter().map(|at| ("later deadline", at, Event::Tick)));
         letters.push(("long after", now + Duration::from_hours(24), Event::Tick));
     }
-    let mut add = |name, event| letters.push((name, soon, event));
-    for (name, look) in looks(view, soon, topics) {
-        add(name, Event::Looked(look));
-    }
-    answers(view, topics, &mut add);
-    for (name, command) in commands(view, has) {
-        add(name, Event::Commanded { request: REQUEST, command });
+    let overdue = machine.deadline().filter(|_| has(Topic::Late));
+    for at in [Some(soon), overdue].into_iter().flatten() {
+        let mut add = |name, event| letters.push((name, at, event));
+        for (name, look) in looks(view, at, topics) {
+            add(name, Event::Looked(look));
+        }
+        answers(view, topics, &mut add);
+        for (name, command) in commands(view, has) {
+            add(name, Event::Commanded { request: REQUEST, command });
+        }
     }
     letters
 }
@@ -125,6 +134,7 @@ fn answers(view: &View, topics: &[Topic], add: &mut impl FnMut(&'static str, Eve
             match what {
                 Verb::SaveSlots(_) => {
                     ends("save finds a slot busy", Outcome::Succeeded(vec![Warning::new("slot_busy", "")]));
+                    ends("save leaves a slot out", Outcome::Succeeded(vec![Warning::new("disk_full", "")]));
                 }
                 Verb::RestoreSlots(_) => {
                     ends("restore is rejected", fails("restore_rejected"));
@@ -216,6 +226,10 @@ fn commands(view: &View, has: impl Fn(Topic) -> bool) -> Vec<(&'static str, Comm
         commands.push(("slots save", Command::SaveSlots(Selection::All, plain)));
         commands.push(("slots restore", Command::RestoreSlots(Selection::All, plain)));
         commands.push(("slots restore --replace", Command::RestoreSlots(Selection::All, replace)));
+    }
+    if has(Topic::Copies) {
+        commands.push(("slots save --name", Command::SaveSlots(Selection::Named(1), plain)));
+        commands.push(("slots restore --name", Command::RestoreSlots(Selection::Named(1), plain)));
     }
     if has(Topic::Holds) {
         let hold = |what, lasts| Command::Hold(HoldSpec { what, lasts, reason: String::new(), by: String::new() });
@@ -411,6 +425,9 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         ));
         looks.push(("sees llama-cpp used, slots saved", eye.with(&[Running], |l| l.backends[0].restorable = true)));
         looks.push(("sees llama-cpp asleep", eye.with(&[Running], |l| l.backends[0].sleeping = true)));
+    }
+    if has(Topic::Copies) {
+        looks.push(("sees llama-cpp hold many tokens", eye.with(&[Running], |l| l.backends[0].tokens = 1000)));
     }
     if has(Topic::Word) {
         looks.push((

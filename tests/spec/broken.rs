@@ -1,9 +1,9 @@
-//! Machines that break a law, one for each: what they would have done instead on an edge of the true one. A law that does
-//! not catch its own is worth nothing.
+//! Machines that break a law, one for each of its demands: what they would have done instead on an edge of the true one. A
+//! law that does not catch its own is worth nothing.
 
 use wechsler::machine::{
-    Answer, BackendId, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, Machine, OpId,
-    Operation, Outcome, Policy, Refusal, Seen, Server, Use, Verb, VerbId,
+    Answer, BackendId, Cause, Command, Effect, End, Event, Failure, Goal, Instant, Kind, Machine, OpId, Operation,
+    Outcome, Policy, Refusal, RequestId, Seen, Server, Use, Verb, VerbId,
 };
 
 use super::explore::Edge;
@@ -53,6 +53,11 @@ fn and_ends(e: &Edge, end: End) -> Option<Broken> {
     and(e, Effect::Ended { op, end })
 }
 
+/// ... and one operation more.
+fn begins(e: &Edge, goal: Goal, cause: Cause) -> Option<Broken> {
+    and(e, Effect::Began(Operation { id: OpId(u64::MAX), goal, cause, started: e.now, until: e.now }))
+}
+
 /// Nothing was done until `now`.
 fn slept(e: &Edge, now: Instant) -> Option<Broken> {
     Some(Broken { now, effects: vec![], after: e.before.clone() })
@@ -81,8 +86,20 @@ pub fn drops_answers(e: &Edge) -> Option<Broken> {
     without(e, |f| matches!(f, Effect::Answer { .. }))
 }
 
+pub fn answers_twice(e: &Edge) -> Option<Broken> {
+    and(e, e.effects.iter().find(|f| matches!(f, Effect::Answer { .. }))?.clone())
+}
+
 pub fn forgets_ends(e: &Edge) -> Option<Broken> {
     without(e, |f| matches!(f, Effect::Ended { .. }))
+}
+
+pub fn ends_twice(e: &Edge) -> Option<Broken> {
+    and(e, e.effects.iter().find(|f| matches!(f, Effect::Ended { .. }))?.clone())
+}
+
+pub fn begins_beside(e: &Edge) -> Option<Broken> {
+    and(e, Effect::Began(Operation { id: OpId(u64::MAX), ..e.after.operation()?.clone() }))
 }
 
 pub fn outsleeps_bounds(e: &Edge) -> Option<Broken> {
@@ -104,6 +121,22 @@ pub fn orders_for_nobody(e: &Edge) -> Option<Broken> {
 
 pub fn cannot_sit_still(e: &Edge) -> Option<Broken> {
     and_orders(e, Verb::StopUnit(up(e)?))
+}
+
+pub fn starts_anyway(e: &Edge) -> Option<Broken> {
+    and_orders(e, Verb::StartUnit(wants(e).or_else(|| e.after.policy().ids().next())?))
+}
+
+pub fn kills_anyway(e: &Edge) -> Option<Broken> {
+    and_orders(e, Verb::KillUnit(e.after.policy().ids().next()?))
+}
+
+pub fn powers_off_anyway(e: &Edge) -> Option<Broken> {
+    and_orders(e, Verb::PowerOff)
+}
+
+pub fn wakes_anyway(e: &Edge) -> Option<Broken> {
+    and_orders(e, Verb::Wake)
 }
 
 /// It starts what is wanted as soon as somebody says so.
@@ -189,6 +222,11 @@ pub fn cancels_by_stopping(e: &Edge) -> Option<Broken> {
     and_orders(e, Verb::StopUnit(up(e)?))
 }
 
+/// What was cancelled.
+pub fn begins_again(e: &Edge) -> Option<Broken> {
+    and(e, Effect::Began(Operation { id: OpId(u64::MAX), ..e.before.operation()?.clone() }))
+}
+
 /// Its patience is none.
 pub fn believes_silence(e: &Edge) -> Option<Broken> {
     let silent = matches!(e.event, Event::Looked(look) if look.server == Server::Silent);
@@ -212,17 +250,29 @@ pub fn stops_users(e: &Edge) -> Option<Broken> {
     by_policy.then(|| and_orders(e, Verb::StopUnit(used))).flatten()
 }
 
-pub fn agrees_too_soon(e: &Edge) -> Option<Broken> {
-    let Event::Commanded { request, command: Command::Start(..) } = e.event else { return None };
-    let is_at_rest = e.before.operation().is_none();
+pub fn stops_by_policy(e: &Edge) -> Option<Broken> {
+    let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
+    by_policy.then(|| and_orders(e, Verb::StopUnit(up(e)?))).flatten()
+}
+
+pub fn begins_idle_stops(e: &Edge) -> Option<Broken> {
+    begins(e, Goal::Stop, Cause::IdleStop)
+}
+
+pub fn answers_nobody(e: &Edge) -> Option<Broken> {
+    let is_asked = matches!(e.event, Event::Commanded { .. });
+    (!is_asked).then(|| and(e, Effect::Answer { request: RequestId(0), answer: Answer::AlreadySo })).flatten()
+}
+
+pub fn agrees_with_everybody(e: &Edge) -> Option<Broken> {
+    let Event::Commanded { request, .. } = e.event else { return None };
     let effects = vec![Effect::Answer { request: *request, answer: Answer::AlreadySo }];
-    (is_at_rest && accepted(e)).then(|| Broken { now: e.now, effects, after: e.before.clone() })
+    Some(Broken { now: e.now, effects, after: e.before.clone() })
 }
 
 /// It begins as soon as nothing is in its way.
 pub fn waits_at_the_door(e: &Edge) -> Option<Broken> {
-    let (goal, cause) = (Goal::Off, Cause::IdlePowerOff);
-    and(e, Effect::Began(Operation { id: OpId(u64::MAX), goal, cause, started: e.now, until: e.now }))
+    begins(e, Goal::Off, Cause::IdlePowerOff)
 }
 
 /// Its clocks go on as if nobody had asked.
@@ -231,8 +281,27 @@ pub fn is_deaf_to_wishes(e: &Edge) -> Option<Broken> {
     is_at_rest.then(|| Broken { now: e.now, effects: e.effects.to_vec(), after: e.before.clone() })
 }
 
+/// ... since before what ended.
+pub fn is_deaf_to_ends(e: &Edge) -> Option<Broken> {
+    let has_ended = e.effects.iter().any(|f| matches!(f, Effect::Ended { .. }));
+    has_ended.then(|| counts_from_before(e)).flatten()
+}
+
+/// It did the same, a moment too late.
+pub fn counts_from_before(e: &Edge) -> Option<Broken> {
+    let now = e.now + std::time::Duration::from_secs(1);
+    Some(Broken { now, effects: e.effects.to_vec(), after: e.after.clone() })
+}
+
 pub fn sends_again(e: &Edge) -> Option<Broken> {
     and_orders(e, e.before.order()?.1)
+}
+
+pub fn believes_what_was_lost(e: &Edge) -> Option<Broken> {
+    let Event::Finished { verb, outcome: Outcome::Unknown(_) } = *e.event else { return None };
+    let mut after = e.before.clone();
+    let effects = after.step(e.now, &Event::Finished { verb, outcome: Outcome::Succeeded(vec![]) });
+    Some(Broken { now: e.now, effects, after })
 }
 
 pub fn clings(e: &Edge) -> Option<Broken> {
@@ -250,18 +319,12 @@ pub fn blames_the_next(e: &Edge) -> Option<Broken> {
     and_ends(e, failed(Failure::StartFailed))
 }
 
-pub fn ignores_holds(e: &Edge) -> Option<Broken> {
-    let held = e.after.holds().iter().any(|h| h.what == Held::Awake);
-    held.then(|| and_orders(e, Verb::PowerOff)).flatten()
-}
-
-pub fn kills_first(e: &Edge) -> Option<Broken> {
-    let place = e.before.place();
-    let stopping = place.backend.filter(|_| place.kind == Kind::Stopping)?;
-    and_orders(e, Verb::KillUnit(stopping))
-}
-
-pub fn goes_on_in_doubt(e: &Edge) -> Option<Broken> {
-    let b = e.after.policy().ids().next()?;
-    e.after.doubt().and_then(|_| and_orders(e, Verb::StartUnit(b)))
+pub fn takes_everything(e: &Edge) -> Option<Broken> {
+    let effects = e.effects.iter().cloned().map(|f| match f {
+        Effect::Answer { request, answer: Answer::Refused(_) } => {
+            Effect::Answer { request, answer: Answer::Accepted { op: OpId(0), joined: false } }
+        }
+        other => other,
+    });
+    with(e, effects.collect())
 }

@@ -14,7 +14,9 @@ use std::{
     time::Duration,
 };
 
-use wechsler::machine::{Effect, Event, Instant, Kind, Machine, OnStartTimeout, Policy, View, WakeCheck, key::Mix};
+use wechsler::machine::{
+    Effect, Event, Instant, Kind, Machine, OnStartTimeout, Policy, RestorePolicy, View, WakeCheck, key::Mix,
+};
 
 use super::{
     alphabet::{Topic, alphabet},
@@ -107,8 +109,8 @@ pub struct World {
 /// Beyond that, storms and fuzzing mix everything that two backends meet.
 pub const WORLDS: &[World] = {
     use Topic::{
-        Boots, Both, Commands, Crowds, Doors, Holds, Losses, Obstacles, Oddities, Passage, Runs, Silence, Slots, Third,
-        Use, Word,
+        Boots, Both, Commands, Copies, Crowds, Doors, Holds, Late, Losses, Obstacles, Oddities, Passage, Runs, Silence,
+        Slots, Third, Use, Word,
     };
     &[
         World { name: "doors", policy: bare, topics: &[Silence, Doors] },
@@ -117,20 +119,27 @@ pub const WORLDS: &[World] = {
         World { name: "losses", policy: bare, topics: &[Passage, Losses] },
         World { name: "losses in silence", policy: bare, topics: &[Silence, Losses] },
         World { name: "holds", policy: bare, topics: &[Silence, Holds] },
-        World { name: "obstacles", policy: bare, topics: &[Obstacles, Silence] },
+        World { name: "obstacles", policy: bare, topics: &[Obstacles, Silence, Late] },
         World { name: "obstacles for two", policy: pair, topics: &[Obstacles] },
         World { name: "oddities", policy: bare, topics: &[Oddities, Silence] },
         World { name: "use", policy: || sample::alone(quiet()), topics: &[Use, Commands] },
-        World { name: "policies", policy: bare_eager, topics: &[Obstacles] },
+        World { name: "policies", policy: bare_eager, topics: &[Obstacles, Late] },
         World { name: "policies and slots", policy: || sample::alone(eager()), topics: &[Slots, Use] },
-        World { name: "policies and commands", policy: bare_eager, topics: &[Commands, Silence] },
-        World { name: "policies and use", policy: bare_eager, topics: &[Use] },
+        World { name: "policies and commands", policy: bare_eager, topics: &[Commands, Silence, Late] },
+        World { name: "policies and use", policy: bare_eager, topics: &[Use, Late] },
         World { name: "policies and runs", policy: bare_eager, topics: &[Passage, Runs] },
         World { name: "policies and holds", policy: bare_eager, topics: &[Holds] },
+        World { name: "policies and losses", policy: bare_eager, topics: &[Passage, Losses] },
+        World { name: "policies and boots", policy: bare_eager, topics: &[Boots, Silence] },
+        World { name: "policies and doors", policy: bare_eager, topics: &[Doors, Silence] },
+        World { name: "policies and oddities", policy: bare_eager, topics: &[Oddities] },
+        World { name: "policies and crowds", policy: eager_pair, topics: &[Crowds] },
+        World { name: "policies by tokens", policy: by_tokens, topics: &[Slots, Copies] },
         World { name: "two backends", policy: pair, topics: &[Passage] },
         World { name: "two and holds", policy: pair, topics: &[Both, Holds] },
         World { name: "slots of fresh runs", policy: || sample::alone(quiet()), topics: &[Word, Passage] },
         World { name: "policies and fresh runs", policy: || sample::alone(eager()), topics: &[Word] },
+        World { name: "slots and boots", policy: || sample::alone(eager()), topics: &[Word, Boots] },
         World { name: "slots and doors", policy: || sample::alone(quiet()), topics: &[Slots, Silence, Doors] },
         World { name: "slots and losses", policy: || sample::alone(quiet()), topics: &[Slots, Losses, Silence] },
         World { name: "slots and commands", policy: || sample::alone(quiet()), topics: &[Slots, Commands] },
@@ -141,7 +150,7 @@ pub const WORLDS: &[World] = {
         World { name: "two and oddities", policy: pair, topics: &[Oddities] },
         World { name: "crowds", policy: pair, topics: &[Crowds] },
         World { name: "three backends", policy: || sample::slotless(sample::three(quiet())), topics: &[Third] },
-        World { name: "policies and two", policy: || sample::slotless(eager()), topics: &[Both] },
+        World { name: "policies and two", policy: eager_pair, topics: &[Both, Late] },
         World { name: "a slow start is stopped", policy: impatient, topics: &[Passage] },
         World { name: "no power-off unarmed", policy: || checking(WakeCheck::Require), topics: &[Obstacles] },
         World { name: "power-off unchecked", policy: || checking(WakeCheck::Off), topics: &[Obstacles] },
@@ -183,6 +192,19 @@ fn bare_eager() -> Policy {
 /// Two backends without slots.
 fn pair() -> Policy {
     sample::slotless(quiet())
+}
+
+/// ... when everything happens by itself.
+fn eager_pair() -> Policy {
+    sample::slotless(eager())
+}
+
+/// One backend that is saved when it holds much, and into which nothing is restored by itself.
+fn by_tokens() -> Policy {
+    let mut policy = sample::alone(eager());
+    let llama = &mut policy.backends[0];
+    (llama.checkpoint_quiet, llama.checkpoint_tokens, llama.restore) = (None, Some(500), RestorePolicy::Never);
+    policy
 }
 
 /// One backend without slots, which is stopped when it has not come up in time.

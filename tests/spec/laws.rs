@@ -23,128 +23,268 @@ pub struct Law {
     pub premise: fn(&Edge) -> bool,
     /// What must be so.
     pub holds: fn(&Edge) -> Verdict,
-    /// What a machine that breaks it would have done instead; `None` where it does as the true one.
-    pub broken: fn(&Edge) -> Option<Broken>,
+    /// What it says of a machine that breaks it: one for each of its demands.
+    pub broken: &'static [(&'static str, Breaks)],
 }
+
+/// What a machine that breaks a law would have done instead; `None` where it does as the true one.
+pub type Breaks = fn(&Edge) -> Option<Broken>;
 
 const fn law(
     name: &'static str,
     premise: fn(&Edge) -> bool,
     holds: fn(&Edge) -> Verdict,
-    broken: fn(&Edge) -> Option<Broken>,
+    broken: &'static [(&'static str, Breaks)],
 ) -> Law {
     Law { name, premise, holds, broken }
 }
 
-/// All laws, in the order of `states.md`: name, premise, what checks it, and the machine it catches.
+/// All laws, in the order of `states.md`: name, premise, what checks it, and the machines it catches.
 pub const LAWS: &[Law] = &[
-    law("every command is answered exactly once, at once", is_command, answered_once, broken::drops_answers),
-    law("every operation has one beginning and one end", touches_operation, ops_accounted, broken::forgets_ends),
-    law("an operation under way will have ended in time", has_operation, op_bounded, broken::outsleeps_bounds),
-    law("one order at a time", has_orders, one_order, broken::orders_twice),
-    law("every order names the operation that wants it", has_orders, orders_have_causes, broken::orders_for_nobody),
-    law("with no operation wanted, the daemon only looks", is_left_alone, only_looks, broken::cannot_sit_still),
+    law(
+        "every command is answered exactly once, at once",
+        is_command,
+        answered_once,
+        &[("answered", broken::drops_answers), ("answered", broken::answers_twice)],
+    ),
+    law(
+        "every operation has one beginning and one end",
+        touches_operation,
+        ops_accounted,
+        &[
+            ("begins beside", broken::begins_beside),
+            ("ends, but is not under way", broken::ends_twice),
+            ("open by its words", broken::forgets_ends),
+        ],
+    ),
+    law(
+        "an operation under way will have ended in time",
+        has_operation,
+        op_bounded,
+        &[("outlives its bound", broken::outsleeps_bounds)],
+    ),
+    law(
+        "one order at a time",
+        has_orders,
+        one_order,
+        &[("orders in one step", broken::orders_twice), ("was under way", broken::cannot_sit_still)],
+    ),
+    law(
+        "every order names the operation that wants it",
+        has_orders,
+        orders_have_causes,
+        &[("which is not under way", broken::orders_for_nobody)],
+    ),
+    law(
+        "with no operation wanted, the daemon only looks",
+        is_left_alone,
+        only_looks,
+        &[("out of nothing", broken::cannot_sit_still)],
+    ),
     law(
         "nothing is started unless every other backend is proven stopped, by fresh evidence of this boot",
         starts,
         start_is_safe,
-        broken::starts_beside,
+        &[
+            ("does not answer", broken::starts_anyway),
+            ("old evidence", broken::starts_anyway),
+            ("while the other is", broken::starts_beside),
+        ],
     ),
-    law("nothing is started into memory that somebody else holds", starts, start_has_room, broken::squeezes_in),
+    law(
+        "nothing is started into memory that somebody else holds",
+        starts,
+        start_has_room,
+        &[("beside a foreign process", broken::squeezes_in)],
+    ),
     law(
         "before a stop, the slots are saved or it is recorded why not",
         stops_what_may_hold,
         saved_before_stop,
-        broken::stops_unsaved,
+        &[("without an ended save", broken::stops_unsaved)],
     ),
-    law("a failed save never blocks the way", save_failed, failed_save_goes_on, broken::despairs_of_saves),
-    law("a failed restore never blocks the way", restore_failed, failed_restore_goes_on, broken::despairs_of_restores),
-    law("no slots are restored twice into one run", restores, restored_once, broken::restores_again),
+    law(
+        "a failed save never blocks the way",
+        save_failed,
+        failed_save_goes_on,
+        &[("a failed save ended it", broken::despairs_of_saves)],
+    ),
+    law(
+        "a failed restore never blocks the way",
+        restore_failed,
+        failed_restore_goes_on,
+        &[("a failed restore ended it", broken::despairs_of_restores)],
+    ),
+    law(
+        "no slots are restored twice into one run",
+        restores,
+        restored_once,
+        &[("twice into one run", broken::restores_again)],
+    ),
     law(
         "power goes off only when every backend is proven stopped and nothing blocks",
         powers_off,
         power_off_is_safe,
-        broken::pulls_the_plug,
+        &[
+            ("under a backend", broken::pulls_the_plug),
+            ("under somebody", broken::powers_off_anyway),
+            ("without knowing who is there", broken::powers_off_anyway),
+            ("unarmed", broken::powers_off_anyway),
+        ],
     ),
     law(
         "wake packets are sent only inside an operation that wants the server on",
         wakes,
         wake_is_wanted,
-        broken::wakes_what_sleeps,
+        &[("packets for", broken::wakes_what_sleeps)],
     ),
-    law("an answer to an older order changes nothing", is_stale, stale_is_inert, broken::believes_old_answers),
-    law("an early tick changes nothing", is_early_tick, early_tick_is_inert, broken::acts_on_every_tick),
-    law("every deadline lies in the future", has_deadline, deadline_ahead, broken::sleeps_through),
+    law(
+        "an answer to an older order changes nothing",
+        is_stale,
+        stale_is_inert,
+        &[("an old answer moved it", broken::believes_old_answers)],
+    ),
+    law(
+        "an early tick changes nothing",
+        is_early_tick,
+        early_tick_is_inert,
+        &[("an early tick moved it", broken::acts_on_every_tick)],
+    ),
+    law(
+        "every deadline lies in the future",
+        has_deadline,
+        deadline_ahead,
+        &[("a deadline in the past", broken::sleeps_through)],
+    ),
     law(
         "an event that changes nothing says why, one of a closed list of reasons",
         |_| true,
         nothing_falls_through,
-        broken::swallows,
+        &[("nothing came of it", broken::swallows), ("and it moved", broken::cannot_sit_still)],
     ),
-    law("a stop is taken in every state but while powering off", is_stop, stop_is_taken, broken::is_too_busy_to_stop),
+    law(
+        "a stop is taken in every state but while powering off",
+        is_stop,
+        stop_is_taken,
+        &[("refused: ", broken::is_too_busy_to_stop)],
+    ),
     law(
         "a cancel ends the operation, orders nothing and lets nothing of the kind begin again",
         is_cancel,
         cancel_orders_nothing,
-        broken::cancels_by_stopping,
+        &[
+            ("must end what is under way", broken::forgets_ends),
+            ("a cancel began something", broken::begins_again),
+            ("a cancel ordered something", broken::cancels_by_stopping),
+        ],
     ),
     law(
         "silence proves nothing until there is enough of it",
         goes_offline,
         silence_needs_patience,
-        broken::believes_silence,
+        &[("offline without proof", broken::believes_silence)],
     ),
-    law("a conflict moves only by resolve or a stop", is_left_in_conflict, conflict_waits, broken::settles_conflicts),
-    law("a policy never stops a backend in use", policy_stops, policy_spares_users, broken::stops_users),
+    law(
+        "a conflict moves only by resolve or a stop",
+        is_left_in_conflict,
+        conflict_waits,
+        &[("the conflict was settled", broken::settles_conflicts)],
+    ),
+    law(
+        "what was done by itself does not begin again in the moment in which it ended",
+        policy_ends,
+        policy_pauses,
+        &[("begins again by itself", broken::begins_again)],
+    ),
+    law(
+        "a policy never stops a backend in use, and begins with none while another is up",
+        |e| policy_stops(e) || begun(e).any(|op| op.cause == Cause::IdleStop),
+        policy_spares_users,
+        &[
+            ("beside another", broken::begins_idle_stops),
+            ("stopped in use", broken::stops_users),
+            ("stopped what is new", broken::stops_by_policy),
+            ("a slot was busy", broken::stops_by_policy),
+        ],
+    ),
     law(
         "what is said to be so already is so, and nothing that was ordered is about to change it",
         is_already_so,
         already_so_is_true,
-        broken::agrees_too_soon,
+        &[
+            ("nobody asked", broken::answers_nobody),
+            ("an order is under way", broken::agrees_with_everybody),
+            ("an operation is under way", broken::agrees_with_everybody),
+            ("said to be so in", broken::agrees_with_everybody),
+        ],
     ),
     law(
         "whoever asks for what is on, or calls something off, is taken for its user: it has not been idle before",
         is_asked_for,
         wishes_are_use,
-        broken::is_deaf_to_wishes,
+        &[
+            ("idle at once", broken::waits_at_the_door),
+            ("idle too early", broken::is_deaf_to_wishes),
+            ("idle too early", broken::is_deaf_to_ends),
+        ],
     ),
     law(
         "what was held, logged in to or used by others has been idle since the end of that, and not before",
         is_given_back,
         given_back_is_not_idle,
-        broken::waits_at_the_door,
+        &[("idle at once", broken::waits_at_the_door), ("idle too early", broken::counts_from_before)],
     ),
-    law("a lost answer is never believed", is_lost, unknown_not_believed, broken::sends_again),
+    law(
+        "a lost answer is never believed",
+        is_lost,
+        unknown_not_believed,
+        &[("after a lost answer", broken::sends_again), ("is not in doubt", broken::believes_what_was_lost)],
+    ),
     law(
         "no failure is terminal: a failed operation leaves none behind",
         has_failed,
         failure_is_not_terminal,
-        broken::clings,
+        &[("a failed operation goes on", broken::clings)],
     ),
     law(
         "nothing is started and no power goes off before it was asked anew who else is there, or the answer is overdue",
         |e| starts(e) || powers_off(e),
         last_look_is_taken,
-        broken::trusts_old_words,
+        &[("by a word of", broken::trusts_old_words)],
     ),
     law(
         "an order of an operation that was replaced decides nothing for the one in its place",
         is_of_replaced,
         replaced_decides_nothing,
-        broken::blames_the_next,
+        &[("by an order that is not its own", broken::blames_the_next)],
     ),
     law(
         "a held server is not powered off, a held GPU not started on, a held-off server not woken, a held backend not stopped",
         is_under_hold,
         holds_are_kept,
-        broken::ignores_holds,
+        &[
+            ("PowerOff against a hold", broken::powers_off_anyway),
+            ("StartUnit(BackendId(0)) against a hold", broken::starts_anyway),
+            ("Wake against a hold", broken::wakes_anyway),
+            ("StopUnit(BackendId(0)) against a hold", broken::cannot_sit_still),
+            ("taken against a hold", broken::takes_everything),
+        ],
     ),
-    law("a kill comes once, and only after a stop has outlasted its time", kills, kill_is_last, broken::kills_first),
+    law(
+        "a kill comes once, and only after a stop has outlasted its time",
+        kills,
+        kill_is_last,
+        &[
+            ("killed without a stop", broken::kills_anyway),
+            ("too soon after the stop", broken::kills_anyway),
+            ("not on its way down", broken::kills_anyway),
+        ],
+    ),
     law(
         "while nobody knows what became of an order, nothing is started, stopped, saved, restored or powered off",
         is_in_doubt,
         doubt_waits,
-        broken::goes_on_in_doubt,
+        &[("an answer is in doubt", broken::starts_anyway)],
     ),
 ];
 
@@ -284,6 +424,15 @@ fn policy_stops(e: &Edge) -> bool {
     by_policy && orders(e).any(|v| matches!(v, Verb::StopUnit(_)))
 }
 
+/// Not because somebody wanted something else. A restore has a law of its own: another run has another.
+fn policy_ends(e: &Edge) -> bool {
+    let pauses = |was: &&Operation| was.cause.is_policy() && was.cause != Cause::AutoRestore;
+    let Some(was) = e.before.operation().filter(pauses) else { return false };
+    let is_its =
+        |f: &Effect| matches!(f, Effect::Ended { op, end } if *op == was.id && !matches!(end, End::Replaced { .. }));
+    e.effects.iter().any(is_its)
+}
+
 fn is_lost(e: &Edge) -> bool {
     let Event::Finished { verb, outcome: Outcome::Unknown(_) } = e.event else {
         return false;
@@ -327,7 +476,7 @@ fn may_hold(e: &Edge, b: wechsler::machine::BackendId) -> bool {
 fn answered_once(e: &Edge) -> Verdict {
     let expected = usize::from(matches!(e.event, Event::Commanded { .. }));
     let n = answers(e).count();
-    ensure(n == expected, || format!("{n} answers"))
+    ensure(n == expected, || format!("answered {n} times"))
 }
 
 fn ops_accounted(e: &Edge) -> Verdict {
@@ -359,12 +508,11 @@ fn op_bounded(e: &Edge) -> Verdict {
 fn one_order(e: &Edge) -> Verdict {
     let mutating = orders(e).filter(|v| *v != Verb::Wake).count();
     ensure(mutating <= 1, || format!("{mutating} orders in one step"))?;
-    let still = match (e.before.order(), e.event) {
-        (Some((verb, _)), Event::Finished { verb: done, .. }) => verb != *done,
+    let still = e.before.order().is_some_and(|(verb, _)| {
+        let is_done = matches!(e.event, Event::Finished { verb: done, .. } if *done == verb);
         // An overdue order counts as lost at its deadline.
-        (Some(_), _) => e.due().is_none_or(|d| d > e.now),
-        (None, _) => false,
-    };
+        !is_done && nothing_is_due(e)
+    });
     ensure(!(still && mutating > 0), || "ordered while another order was under way".into())
 }
 
@@ -479,7 +627,7 @@ fn stale_is_inert(e: &Edge) -> Verdict {
     }
     let mut untold = e.before.clone();
     let _ = untold.step(e.now, &Event::Tick);
-    ensure(e.effects.is_empty() && untold.key() == e.keys()[1], || "it moved".into())
+    ensure(e.effects.is_empty() && untold.key() == e.keys()[1], || "an old answer moved it".into())
 }
 
 /// All that shows of what is known and under way is the same. What follows from the time alone may differ.
@@ -491,7 +639,9 @@ fn early_tick_is_inert(e: &Edge) -> Verdict {
     let under_way = |v: &View| (v.place, v.since, v.order, v.order_op, v.doubt, v.save_ended, v.boot, v.last_look);
     let knows_the_same =
         (&was.operation, &was.look, &was.backends, &was.holds) == (&is.operation, &is.look, &is.backends, &is.holds);
-    ensure(e.effects.is_empty() && under_way(was) == under_way(is) && knows_the_same, || "it moved".into())
+    ensure(e.effects.is_empty() && under_way(was) == under_way(is) && knows_the_same, || {
+        "an early tick moved it".into()
+    })
 }
 
 fn deadline_ahead(e: &Edge) -> Verdict {
@@ -500,7 +650,8 @@ fn deadline_ahead(e: &Edge) -> Verdict {
 
 fn nothing_falls_through(e: &Edge) -> Verdict {
     let moved = e.before.place() != e.after.place() || !e.effects.is_empty();
-    ensure(moved != e.after.ignored().is_some(), || format!("moved: {moved}, ignored: {:?}", e.after.ignored()))
+    ensure(moved || e.after.ignored().is_some(), || "nothing came of it, and nothing says why".into())?;
+    ensure(!moved || e.after.ignored().is_none(), || format!("{:?}, and it moved", e.after.ignored()))
 }
 
 fn stop_is_taken(e: &Edge) -> Verdict {
@@ -521,17 +672,20 @@ fn cancel_orders_nothing(e: &Edge) -> Verdict {
     };
     let cancelled = ended(e).any(|end| *end == End::Cancelled);
     let had = e.before.operation().is_some() && e.before.place().kind != Kind::PoweringOff;
-    ensure(cancelled == had, || "a cancel must end what is under way".into())?;
+    let has_ended = ended(e).next().is_some();
+    ensure(if had { has_ended } else { !cancelled }, || "a cancel must end what is under way".into())?;
     // What is due by itself is no matter of the cancel, unless it was that which was cancelled.
     let is_other = |now: &Operation| {
         let of_cancelled = |was: &Operation| {
             let restores_it = matches!(was.goal, Goal::Restore(..)) && matches!(now.goal, Goal::Restore(..));
             was.cause == now.cause || restores_it
         };
-        now.cause.is_policy() && e.before.operation().is_some_and(|was| !of_cancelled(was))
+        now.cause.is_policy() && e.before.operation().is_none_or(|was| !of_cancelled(was))
     };
     ensure(begun(e).all(is_other), || "a cancel began something".into())?;
-    ensure(begun(e).next().is_some() || orders(e).next().is_none(), || "a cancel ordered something".into())
+    // One that comes too late holds up nothing that is due.
+    let goes_on = !had || begun(e).next().is_some();
+    ensure(goes_on || orders(e).next().is_none(), || "a cancel ordered something".into())
 }
 
 fn silence_needs_patience(e: &Edge) -> Verdict {
@@ -546,10 +700,18 @@ fn conflict_waits(e: &Edge) -> Verdict {
     // When it is over by itself, a policy may go on.
     let is_over = e.after.place().kind != Kind::Conflict;
     let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
-    ensure(!is_left_in_conflict(e) || !has_orders(e) || (is_over && by_policy), || "it moved".into())
+    ensure(!is_left_in_conflict(e) || !has_orders(e) || (is_over && by_policy), || "the conflict was settled".into())
+}
+
+fn policy_pauses(e: &Edge) -> Verdict {
+    let Some(was) = e.before.operation().filter(|_| policy_ends(e)) else { return Ok(()) };
+    let again = begun(e).any(|op| (op.goal, op.cause) == (was.goal, was.cause));
+    ensure(!again, || format!("{:?} begins again by itself", was.goal))
 }
 
 fn policy_spares_users(e: &Edge) -> Verdict {
+    let is_alone = e.after.look().backends.iter().filter(|backend| backend.seen.is_up()).count() <= 1;
+    ensure(is_alone || begun(e).all(|op| op.cause != Cause::IdleStop), || "an idle stop beside another".into())?;
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
         let (view, was) = (e.is(), e.was());
@@ -564,10 +726,12 @@ fn policy_spares_users(e: &Edge) -> Verdict {
         let is_saved = e.before.place() == (Place { kind: Kind::Saving, backend: Some(b) });
         let has_crashed = look.seen == Seen::CrashLoop && known && is_saved;
         let is_new = look.seen != Seen::Running && !has_served && !has_crashed;
-        let spared = look.use_ == Use::Busy || (!own && (look.use_ != Use::Idle || is_new));
-        // A stop that was lost is repeated.
-        let repeated = e.before.place() == (Place { kind: Kind::Stopping, backend: Some(b) }) && known;
-        ensure(!by_policy || !spared || repeated, || "stopped in use".into())?;
+        let is_used = look.use_ == Use::Busy || (!own && look.use_ != Use::Idle);
+        // A stop that was lost is repeated; where it had no name nothing says that it is another's now.
+        let is_same = known || was.backends[place].run.is_none();
+        let repeated = e.before.place() == (Place { kind: Kind::Stopping, backend: Some(b) }) && is_same;
+        ensure(!by_policy || !is_used || repeated, || "stopped in use".into())?;
+        ensure(!by_policy || own || !is_new || repeated, || "stopped what is new".into())?;
         let busy = matches!(e.event, Event::Finished { outcome: Outcome::Succeeded(w), .. }
             if w.iter().any(|w| w.code == "slot_busy"));
         ensure(!by_policy || !busy, || "stopped although a slot was busy".into())?;
@@ -579,27 +743,41 @@ fn already_so_is_true(e: &Edge) -> Verdict {
     if !is_already_so(e) {
         return Ok(());
     }
-    let Event::Commanded { command, .. } = e.event else { return Err("nobody asked".into()) };
+    ensure(is_command(e), || "nobody asked".into())?;
+    let Event::Commanded { command, .. } = e.event else { return Ok(()) };
     let is_off = e.after.place().kind.region() == Region::Off;
     let order = e.is().order.map(|(_, verb)| verb);
     let of_units = !matches!(order, None | Some(Verb::SaveSlots(_) | Verb::RestoreSlots(_)));
     let changes = match command {
         Command::Wake(_) => order == Some(Verb::PowerOff),
+        Command::Stop(_) if order == Some(Verb::PowerOff) => false,
         _ => of_units || e.is().doubt.is_some(),
     };
-    ensure(is_off || !changes, || "something is under way".into())?;
-    // A checkpoint may begin in that moment.
-    let goes_on = |op: &Operation| matches!(op.goal, Goal::Save(..)) && begun(e).any(|begun| begun.id == op.id);
-    ensure(e.after.operation().is_none_or(goes_on), || "an operation is under way".into())?;
+    ensure(is_off || !changes, || "an order is under way".into())?;
+    // A checkpoint may begin in that moment, and what is stopped may be powered off.
+    let fits = |op: &Operation| match op.goal {
+        Goal::Save(..) => true,
+        Goal::Off => matches!(command, Command::Stop(_)) && op.cause.is_policy(),
+        _ => false,
+    };
+    let begins = |op: &Operation| fits(op) && begun(e).any(|begun| begun.id == op.id);
+    ensure(e.after.operation().is_none_or(begins), || "an operation is under way".into())?;
     let (place, look) = (e.after.place(), e.after.look());
     let runs = |b: BackendId| {
         let is_alone = e.after.policy().ids().all(|id| (id == b) == look.backend(id).seen.is_up());
-        place == Place { kind: Kind::Running, backend: Some(b) } && look.backend(b).seen == Seen::Running && is_alone
+        // What is only saved goes on running.
+        let is_saved = e.after.operation().is_some_and(|op| matches!(op.goal, Goal::Save(..)));
+        let is_there = place.kind == Kind::Running || (place.kind == Kind::Saving && is_saved);
+        is_there && place.backend == Some(b) && look.backend(b).seen == Seen::Running && is_alone
     };
     let is_so = match command {
         Command::Start(Some(b), _) | Command::Switch(b, _) => runs(*b),
         Command::Start(None, _) => e.after.policy().ids().any(runs),
         Command::Wake(_) => matches!(look.server, Server::On { .. }),
+        Command::Shutdown(PowerChoice::PowerOff, _) => {
+            let shows_life = matches!(look.server, Server::Booting(_));
+            is_off && !shows_life && e.is().coming_until.is_none_or(|until| until <= e.now)
+        }
         _ => is_off || look.backends.iter().all(|backend| backend.seen.is_stopped()),
     };
     ensure(is_so, || format!("said to be so in {place:?}"))
@@ -632,8 +810,8 @@ fn unknown_not_believed(e: &Edge) -> Verdict {
 
 fn failure_is_not_terminal(e: &Edge) -> Verdict {
     let failed = ended(e).any(|end| matches!(end, End::Failed { failure, .. } if *failure != Failure::Conflict));
-    let policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
-    ensure(!failed || policy || e.after.operation().is_none(), || "a failed operation goes on".into())
+    let is_another = |op: &Operation| begun(e).any(|begun| begun.id == op.id);
+    ensure(!failed || e.after.operation().is_none_or(is_another), || "a failed operation goes on".into())
 }
 
 fn last_look_is_taken(e: &Edge) -> Verdict {
@@ -718,7 +896,9 @@ fn kill_is_last(e: &Edge) -> Verdict {
         let was = e.before.place();
         ensure(was.kind == Kind::Stopping && was.backend == Some(b), || "killed without a stop".into())?;
         let took = e.now.since(e.was().since);
-        ensure(took >= e.after.policy().backend(b).stop_timeout, || format!("killed {took:?} after the stop"))?;
+        ensure(took >= e.after.policy().backend(b).stop_timeout, || {
+            format!("killed {took:?}, too soon after the stop")
+        })?;
         ensure(e.after.look().backend(b).seen == Seen::Lingering, || "killed what is not on its way down".into())?;
     }
     Ok(())

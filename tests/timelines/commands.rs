@@ -123,3 +123,19 @@ fn a_start_of_whatever_is_refused_where_two_are_up() {
     let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Running);
     assert_eq!(refusal(&line.told(Command::Start(None, PLAIN))), Some(Refusal::SwitchNeeded));
 }
+
+#[test]
+fn a_start_takes_no_other_backends_place_also_with_replace_unless_that_one_is_about_to_go() {
+    let copy = Command::SaveSlots(Selection::All, PLAIN);
+    for (under_way, refused) in [
+        (copy, Some(Refusal::SwitchNeeded)),
+        (Command::Restart(None, PLAIN), None),
+        (Command::Stop(PLAIN), None),
+        (Command::Shutdown(PowerChoice::PowerOff, PLAIN), None),
+    ] {
+        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+        line.told(under_way.clone());
+        let effects = line.told(Command::Start(Some(VLLM), REPLACE));
+        assert_eq!(refusal(&effects), refused, "{under_way:?}");
+    }
+}

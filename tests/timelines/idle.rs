@@ -163,3 +163,47 @@ fn a_checkpoint_that_was_cancelled_comes_again_but_not_at_once() {
     let backoff = line.machine.policy().policy_backoff;
     assert_eq!(next(&line), Some((Cause::Checkpoint, backoff)));
 }
+
+#[test]
+fn a_checkpoint_that_left_something_out_comes_again_but_not_at_once() {
+    let outcome = |code| Outcome::Succeeded(vec![Warning::new("saved_already", ""), Warning::new(code, "")]);
+    let backoff = sample::eager().policy_backoff;
+    let quiet = sample::eager().backends[0].checkpoint_quiet.expect("checkpoints");
+    // One that found a request waits for quiet as after any other.
+    for (code, pause) in [("disk_full", backoff), ("checkpoint_unknown_size", backoff), ("slot_busy", quiet)] {
+        let mut line = Line::on(sample::eager(), Seen::Running, Seen::Stopped);
+        line.now = line.machine.deadline().expect("the checkpoint");
+        let (save, _) = order(&line.sees(Seen::Running, Seen::Stopped));
+        assert_eq!(began(&line.ends(save, outcome(code))), [], "{code}");
+        assert_eq!(next(&line), Some((Cause::Checkpoint, pause)), "{code}");
+    }
+}
+
+#[test]
+fn nothing_is_stopped_for_being_idle_while_another_is_up() {
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    assert_eq!(began(&line.sees(Seen::Running, Seen::Running)), []);
+    assert_eq!(next(&line), None);
+    assert_eq!(began(&line.after(1).sees(Seen::Running, Seen::Stopped)), [Cause::IdleStop]);
+}
+
+#[test]
+fn a_server_that_was_booted_is_idle_from_then_on() {
+    let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+    let another = |look: &mut Look| look.server = Server::On { boot: BootId(2), session: 2 };
+    line.now = line.machine.deadline().expect("the idle power-off");
+    assert_eq!(line.sees_with(Seen::Stopped, Seen::Stopped, another), []);
+    assert_eq!(next(&line), Some(IDLE_POWER_OFF));
+}
+
+#[test]
+fn who_cannot_be_seen_for_a_moment_is_still_there() {
+    let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+    line.after(1).sees_with(Seen::Stopped, Seen::Stopped, |look| look.people = Some(true));
+    line.after(1).sees_with(Seen::Stopped, Seen::Stopped, |look| look.people = None);
+    silence(line.after(1));
+    line.after(3600).sees_with(Seen::Stopped, Seen::Stopped, |look| look.people = None);
+    assert_eq!(line.after(1).sees(Seen::Stopped, Seen::Stopped), []);
+    comes_in_time(line, IDLE_POWER_OFF, Seen::Stopped);
+}

@@ -139,3 +139,57 @@ fn a_server_that_still_refuses_while_it_goes_down_is_not_off_yet_whoever_still_w
     silence(line.after(1));
     assert_eq!(line.kind(), Kind::Offline);
 }
+
+fn wakes(line: &mut Line) -> bool {
+    matches!(orders(&line.told(Command::Wake(PLAIN)))[..], [(_, Verb::Wake)])
+}
+
+#[test]
+fn what_was_woken_and_called_off_may_still_come_up_and_is_powered_off_when_it_does() {
+    let off = || {
+        let mut line = Line::new(sample::quiet());
+        (0..5).for_each(|_| drop(silence(line.after(10))));
+        assert_eq!(line.kind(), Kind::Offline);
+        line
+    };
+    let shutdown = || Command::Shutdown(PowerChoice::PowerOff, PLAIN);
+    let is_so = |effects: &[Effect]| matches!(effects, [Effect::Answer { answer: Answer::AlreadySo, .. }]);
+    assert!(is_so(&off().told(shutdown())), "nobody has woken it");
+    let wait = sample::quiet().boot_timeout;
+
+    let mut line = off();
+    assert!(wakes(&mut line));
+    line.told(Command::Cancel);
+    assert_eq!(line.kind(), Kind::Offline);
+    let effects = line.after(1).told(shutdown());
+    assert!(matches!(effects[..], [Effect::Began(_), Effect::Answer { .. }]), "{effects:?}");
+    line.after(20).sees(Seen::Stopped, Seen::Stopped);
+    assert_eq!(line.machine.order().map(|(_, what)| what), Some(Verb::PowerOff));
+
+    // ... or it does not come up, and that is the end of it.
+    let mut line = off();
+    assert!(wakes(&mut line));
+    line.told(Command::Cancel);
+    line.after(1).told(shutdown());
+    assert_eq!(silence(line.after(wait.as_secs() - 2)), []);
+    let effects = silence(line.after(1));
+    assert!(matches!(effects[..], [Effect::Ended { end: End::Done { .. }, .. }]), "{effects:?}");
+    assert!(is_so(&line.told(shutdown())));
+}
+
+#[test]
+fn what_shows_life_is_not_off_and_one_that_never_comes_up_is_said_to_be_where_it_is() {
+    for (phase, fails) in [(BootPhase::Booting, Failure::PowerOffTimeout), (BootPhase::Preboot, Failure::Preboot)] {
+        let mut line = Line::new(sample::quiet());
+        let mut life = |line: &mut Line| {
+            let look = sample::off(line.now, Server::Booting(phase));
+            line.looked(look)
+        };
+        (0..5).for_each(|_| drop(life(line.after(10))));
+        let effects = line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN));
+        assert!(matches!(effects[..], [Effect::Began(_), Effect::Answer { .. }]), "{effects:?}");
+        let wait = line.machine.policy().boot_timeout.as_secs();
+        assert_eq!(life(line.after(wait - 1)), []);
+        assert_eq!(failure(&life(line.after(1))), Some(fails));
+    }
+}
