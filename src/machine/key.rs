@@ -175,10 +175,11 @@ impl Machine {
                 .as_ref()
                 .is_some_and(|w| w.op.cause.is_policy() && memory.last_use.is_some_and(|at| at > w.op.started));
             tell!("backend", (look.seen, in_use));
-            // One that has not served yet is used first when it does.
-            when!("idle for long enough", core.idle_stop_at(id).filter(|_| memory.ready));
+            // One that has not served yet is used first when it does; without a name that is not known of it.
+            let has_served = memory.ready || look.seen == Seen::Running;
+            when!("idle for long enough", core.idle_stop_at(id).filter(|_| has_served));
             let quiet_at = policy.backend(id).checkpoint_quiet.and_then(|quiet| memory.last_use.map(|at| at + quiet));
-            when!("quiet for long enough", quiet_at.filter(|_| memory.ready));
+            when!("quiet for long enough", quiet_at.filter(|_| has_served));
             when!("its use is told", memory.untold_until.filter(|_| core.awaits_word(id)));
             backend_distinctions(core, id, leaf, &mut |name, value| tell(name, value));
         }
@@ -212,6 +213,9 @@ impl Machine {
                 warnings: _,
             } = w;
             tell!("goal", (op.goal, op.cause.is_policy()));
+            if matches!(op.goal, Goal::Run(_) | Goal::Restart(_)) {
+                tell!("no restore", no_restore);
+            }
             when!("bound of the operation", Some(op.until));
             when!("last look", last_look.map(|l| l.until));
             when!("last look at a late GPU", last_look.map(|l| l.since + GPU_LATE));
@@ -227,7 +231,6 @@ impl Machine {
                     tell!("launch", (launched, launch.map(|(run, _)| is_known(run)), again));
                     let restart = matches!(op.goal, Goal::Restart(_));
                     tell!("rid of", rid_of.map(is_known).filter(|known| *known || restart));
-                    tell!("no restore", no_restore);
                 }
                 Goal::Save(..) | Goal::Restore(..) => tell!("slots done", slots_done),
                 Goal::Stop | Goal::Off | Goal::Awake => {}

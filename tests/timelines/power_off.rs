@@ -181,15 +181,15 @@ fn what_was_woken_and_called_off_may_still_come_up_and_is_powered_off_when_it_do
 fn what_shows_life_is_not_off_and_one_that_never_comes_up_is_said_to_be_where_it_is() {
     for (phase, fails) in [(BootPhase::Booting, Failure::PowerOffTimeout), (BootPhase::Preboot, Failure::Preboot)] {
         let mut line = Line::new(sample::quiet());
-        let mut life = |line: &mut Line| {
+        let shows = |line: &mut Line| {
             let look = sample::off(line.now, Server::Booting(phase));
             line.looked(look)
         };
-        (0..5).for_each(|_| drop(life(line.after(10))));
+        (0..5).for_each(|_| drop(shows(line.after(10))));
         let effects = line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN));
         assert!(matches!(effects[..], [Effect::Began(_), Effect::Answer { .. }]), "{effects:?}");
         let wait = line.machine.policy().boot_timeout.as_secs();
-        assert_eq!(life(line.after(wait - 1)), []);
-        assert_eq!(failure(&life(line.after(1))), Some(fails));
+        assert_eq!(shows(line.after(wait - 1)), []);
+        assert_eq!(failure(&shows(line.after(1))), Some(fails));
     }
 }
