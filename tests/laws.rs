@@ -76,7 +76,10 @@ fn go_through(world: &World, committed: &Committed, enough: &AtomicBool) -> Expl
         }
         at_large.retain(|((law, (says, broken)), caught)| {
             let is_caught = caught.load(Ordering::Relaxed)
-                || broken(e).is_some_and(|step| (law.holds)(&step.edge(e)).is_err_and(|why| why.contains(says)));
+                || broken(e).is_some_and(|step| {
+                    let edge = step.edge(e);
+                    (law.premise)(&edge) && (law.holds)(&edge).is_err_and(|why| why.contains(says))
+                });
             caught.fetch_or(is_caught, Ordering::Relaxed);
             !is_caught
         });

@@ -25,6 +25,11 @@ fn journals() -> Vec<PathBuf> {
     files
 }
 
+/// It is the journal of a fault that has been mended since.
+fn is_mended(journal: &Path) -> bool {
+    journal.to_str().is_some_and(|path| path.ends_with(".mended.jsonl"))
+}
+
 fn wechsler(words: &[&str], file: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_wechsler")).args(words).arg(file).output().expect("it runs")
 }
@@ -38,7 +43,8 @@ fn demo() -> String {
 fn every_journal_in_the_folder_replays_and_keeps_every_law() {
     let mut steps = 0;
     for path in journals() {
-        let summary = journals::check(&*fs::read(&path).expect("a journal"));
+        let journal = fs::read(&path).expect("a journal");
+        let summary = journals::check(&*journal, is_mended(&path));
         let summary = summary.unwrap_or_else(|why| panic!("{}: {why}", path.display()));
         println!("{}: {} steps", path.display(), summary.steps);
         steps += summary.steps;
@@ -50,7 +56,7 @@ fn every_journal_in_the_folder_replays_and_keeps_every_law() {
 #[test]
 fn the_journals_in_the_folder_walk_through_every_leaf() {
     let mut leaves = BTreeSet::new();
-    for path in journals() {
+    for path in journals().into_iter().filter(|path| !is_mended(path)) {
         replay(&*fs::read(&path).expect("a journal"), |told| {
             if let Told::Step(step) = told {
                 leaves.insert(step.after.place().kind);
@@ -72,7 +78,7 @@ fn what_the_daemons_of_the_demo_do_is_done_again() {
     let told = BufReader::new(demo.stdout.take().expect("its output"));
     let stays = told.lines().any(|line| line.expect("a line").contains("until you press Ctrl-C"));
     let folder = fs::read_dir(&place).expect("the place").flatten().next().expect("the demo's folder").path();
-    let summary = journals::check(&*fs::read(folder.join("state/steps.jsonl")).expect("a journal"));
+    let summary = journals::check(&*fs::read(folder.join("state/steps.jsonl")).expect("a journal"), false);
     let sent = Command::new("sh").args(["-c", &format!("kill -INT {}", demo.id())]).status();
     assert!(stays && sent.expect("a shell").success() && demo.wait().is_ok());
     let summary = summary.unwrap_or_else(|why| panic!("{why}"));
@@ -89,6 +95,9 @@ fn a_step_that_came_out_otherwise_is_named_by_its_line() {
     let error = replay(wrong.as_bytes(), |_| {}).expect_err("it differs");
     assert!(matches!(error.why, Why::Differs(_)), "{error}");
     assert_eq!(error.line, at as u64);
+    // Once the machine is mended it does otherwise, and that is held against the laws to the end.
+    let whole = journals::check(told.as_bytes(), false).expect("as it was");
+    assert_eq!(journals::check(wrong.as_bytes(), true), Ok(whole));
 }
 
 #[test]

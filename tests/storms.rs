@@ -219,6 +219,10 @@ struct Storm {
     deeds: usize,
     /// Backends that hold a conversation which nobody has tried to save since.
     unsaved: BTreeSet<BackendId>,
+    /// Since when somebody waits for an answer of a backend, is logged in, or works on the GPU.
+    busy: BTreeMap<BackendId, Instant>,
+    login: Option<Instant>,
+    foreign: Option<Instant>,
     steps: usize,
     /// What happened where.
     met: Met,
@@ -248,6 +252,9 @@ impl Storm {
             stranger: false,
             deeds: 0,
             unsaved: BTreeSet::new(),
+            busy: BTreeMap::new(),
+            login: None,
+            foreign: None,
             steps: 0,
             met: Met::default(),
         }
@@ -333,12 +340,22 @@ impl Storm {
                     self.unsaved.insert(*id);
                 }
             }
-            Act::Busy(id, requests) => self.sim.busy(*id, *requests),
+            Act::Busy(id, requests) => {
+                self.sim.busy(*id, *requests);
+                let backend = self.sim.backend(*id);
+                if backend.in_flight == 0 {
+                    self.busy.remove(id);
+                } else if backend.phase == Phase::Ready {
+                    self.busy.entry(*id).or_insert(self.now);
+                }
+            }
             Act::Login(here) => {
+                self.login = here.then_some(self.login.unwrap_or(self.now));
                 self.sim.logins.clear();
                 self.sim.logins.extend(here.then(|| "ada on pts/0".to_owned()));
             }
             Act::Foreign(here) => {
+                self.foreign = here.then_some(self.foreign.unwrap_or(self.now));
                 self.sim.foreign = here.then(|| GpuProcess {
                     pid: 77,
                     name: "blender".into(),
@@ -481,6 +498,7 @@ impl Storm {
         // What has gone by itself, or by somebody else's hand, nobody can save any more.
         let sim = &self.sim;
         self.unsaved.retain(|id| sim.backend(*id).slots.iter().flatten().any(|tokens| *tokens > 0));
+        self.busy.retain(|id, _| sim.backend(*id).in_flight > 0);
         let before = self.machine.clone();
         self.steps += 1;
         let effects = self.machine.step(self.now, &event);
@@ -579,6 +597,21 @@ impl Storm {
         }
     }
 
+    /// Nobody needs the server any more. The next daemon is told to leave it alone.
+    fn falls_asleep(&mut self) -> Result<(), String> {
+        // Longer than the longest pause after what failed.
+        self.pass(Duration::from_hours(3))?;
+        if self.sim.power != Power::Off {
+            return Err(format!("three hours later nobody has slept: {:#?}", self.machine.view()));
+        }
+        self.policy = sim::policy();
+        self.machine = Machine::new(self.policy.clone(), vec![]);
+        (self.view, self.deadline) = (self.machine.view(), self.machine.deadline());
+        self.answers.clear();
+        self.open.clear();
+        self.pass(Duration::from_mins(5))
+    }
+
     /// Whether the deed in this place, a kill, came once, and after a stop that had all the time it was given.
     fn is_killed_in_time(&self, id: BackendId, place: usize) -> Result<(), String> {
         let (at, _) = self.sim.deeds[place];
@@ -614,11 +647,39 @@ impl Storm {
                 }
                 _ => {}
             }
+            if self.view.operation.as_ref().is_some_and(|op| op.cause.is_policy()) {
+                self.spares(*deed)?;
+            }
         }
+        // A stop that was lost is repeated.
+        let done = &self.sim.deeds[self.deeds..];
+        self.busy.retain(|id, _| !done.iter().any(|(_, deed)| *deed == Deed::Stopped(*id)));
         self.deeds = self.sim.deeds.len();
         Ok(())
     }
+
+    /// What is done by itself is done to nobody who has been there for longer than it takes to look.
+    fn spares(&self, deed: Deed) -> Result<(), String> {
+        let of = |since: Option<Instant>, who: &str| match since {
+            Some(since) if self.now.since(since) > A_LOOK => {
+                Err(format!("{deed:?} by itself under {who}, there since {since}"))
+            }
+            _ => Ok(()),
+        };
+        match deed {
+            Deed::Stopped(id) => of(self.busy.get(&id).copied(), "whoever waits for its answer"),
+            Deed::PoweredOff => {
+                of(self.login, "a login")?;
+                // A tool that hangs is never a block.
+                of(self.foreign.filter(|_| !self.sim.faults.gpu_hangs), "a job on the GPU")
+            }
+            _ => Ok(()),
+        }
+    }
 }
+
+/// Longer than it takes until a look has told of somebody.
+const A_LOOK: Duration = Duration::from_secs(15);
 
 /// What happened, and in which leaf.
 type Met = Set<(Kind, &'static str)>;
@@ -649,6 +710,19 @@ struct Scene {
     blind: u64,
     /// Others switch the server on and off and move its units.
     strangers: bool,
+    /// What is idle is stopped and powered off, and what is quiet is saved.
+    policies: bool,
+}
+
+/// What is not used for a moment is saved, stopped and powered off.
+fn eager() -> Policy {
+    let mut policy = Policy {
+        idle_stop_after: Some(Duration::from_secs(40)),
+        idle_power_off_after: Some(Duration::from_secs(30)),
+        ..sim::policy()
+    };
+    policy.backends[0].checkpoint_quiet = Some(Duration::from_secs(20));
+    policy
 }
 
 /// Tokens of a conversation like no other.
@@ -656,7 +730,7 @@ const SAID: u64 = 4242;
 
 /// The storm, then calm; then everything works.
 fn weather(acts: &[(u64, Act)], scene: Scene) -> Result<Met, String> {
-    let policy = sim::policy();
+    let policy = if scene.policies { eager() } else { sim::policy() };
     let mut sim = if matches!(scene.start, Start::Off | Start::Booting) { Sim::new(&policy) } else { Sim::on(&policy) };
     sim.times.boot = Duration::from_secs(scene.boot);
     sim.times.load[usize::from(LLAMA.0)] = Duration::from_secs(scene.load);
@@ -693,11 +767,10 @@ fn weather(acts: &[(u64, Act)], scene: Scene) -> Result<Met, String> {
     }
     storm.calms.clear();
     storm.sim.heal();
-    storm.sim.logins.clear();
-    storm.sim.foreign = None;
-    for id in [LLAMA, VLLM] {
-        storm.sim.busy(id, 0);
-    }
+    storm.act(&Act::Login(false))?;
+    storm.act(&Act::Foreign(false))?;
+    storm.act(&Act::Busy(LLAMA, 0))?;
+    storm.act(&Act::Busy(VLLM, 0))?;
     // Longer than any operation may take; and however that ends, not much is tried on the way.
     let before = storm.sim.deeds.len();
     storm.pass(Duration::from_mins(40))?;
@@ -709,6 +782,9 @@ fn weather(acts: &[(u64, Act)], scene: Scene) -> Result<Met, String> {
         let options = Options { replace: true, no_drain: true };
         storm.command(Command::Stop(options))?;
         storm.pass(Duration::from_mins(10))?;
+    }
+    if scene.policies {
+        storm.falls_asleep()?;
     }
     // What is said now is there again after the switches to the other and back.
     storm.switch_to(LLAMA)?;
@@ -736,9 +812,19 @@ fn scene() -> impl Strategy<Value = Scene> {
     ];
     let blind = prop_oneof![3 => Just(0), 1 => 1..30_u64];
     let times = (2..60_u64, 1..10_u64, 1..10_u64, 1..60_u64, 1..40_u64);
-    (start, times, blind, any::<bool>()).prop_map(|(start, (boot, load, stop, power_off, late), blind, strangers)| {
-        Scene { start, boot, load, stop, power_off, late, blind, strangers }
-    })
+    (start, times, blind, any::<bool>(), any::<bool>()).prop_map(
+        |(start, (boot, load, stop, power_off, late), blind, strangers, policies)| Scene {
+            start,
+            boot,
+            load,
+            stop,
+            power_off,
+            late,
+            blind,
+            strangers,
+            policies,
+        },
+    )
 }
 
 fn storm() -> impl Strategy<Value = (Vec<(u64, Act)>, Scene)> {
@@ -793,7 +879,17 @@ fn smallest(mut tree: impl ValueTree<Value = (Vec<(u64, Act)>, Scene)>, why: &st
 #[test]
 fn storms_that_once_went_wrong_go_right() {
     let plain = Options::default();
-    let scene = |start| Scene { start, boot: 40, load: 8, stop: 2, power_off: 12, late: 9, blind: 0, strangers: true };
+    let scene = |start| Scene {
+        start,
+        boot: 40,
+        load: 8,
+        stop: 2,
+        power_off: 12,
+        late: 9,
+        blind: 0,
+        strangers: true,
+        policies: false,
+    };
     let talked_while_it_is_stopped = [
         (5, Act::Wait),
         (41, Act::Command(Command::Start(Some(LLAMA), plain))),

@@ -121,7 +121,7 @@ impl History {
             Goal::Run(id) => Some(boot? + down(Some(index(id))) + up(id)),
             Goal::Restart(id) => Some(boot? + down(None) + up(id)),
             Goal::Awake => boot,
-            Goal::Off => Some(down(None) + self.power_off.median()?),
+            Goal::Off => Some(boot? + down(None) + self.power_off.median()?),
             Goal::Stop => {
                 let any = view.look.backends.iter().any(|b| b.seen.is_up());
                 let took = down(None);

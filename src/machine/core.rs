@@ -52,7 +52,7 @@ pub(super) struct Core {
     /// Somebody was logged in when that could last be told, in this boot.
     #[serde(default)]
     pub(super) people: bool,
-    /// The server was woken, and has until then to come up.
+    /// The server was sent packets, or somebody waits for what shows life: it has until then to come up.
     #[serde(default)]
     pub(super) coming_until: Option<Instant>,
     /// When somebody last asked for what is on, was told what became of that, cancelled something or held it: they may be
@@ -377,7 +377,7 @@ impl Core {
                     self.crowded_since = None;
                 }
             }
-            Server::Uncontrolled => self.silence = None,
+            Server::Uncontrolled => (self.silence, self.coming_until) = (None, None),
         }
         for id in self.policy.ids() {
             let (before, after) = (self.look.backend(id).clone(), look.backend(id));

@@ -149,7 +149,7 @@ codes! {
         InUse = "in_use", "The backend is still in use, or was just started, or does not tell; a policy does not interrupt it.", "nothing to do: it is tried again later";
         Blocked = "blocked", "Somebody uses the server; it is not powered off.", "see `blockers` in `wechsler status`";
         WakeUnarmed = "wake_unarmed", "The server's network card is not armed for Wake-on-LAN; it is not powered off.", "arm it (`ethtool -s NIC wol g`), or set `wake_check` to `warn`";
-        PowerOffTimeout = "power_off_timeout", "The server still answers long after it was told to power off.", "look at its console; something holds its shutdown";
+        PowerOffTimeout = "power_off_timeout", "The server still answers long after it was to be off.", "look at its console; something may hold its shutdown";
         ControlUnreachable = "control_unreachable", "The server does not answer over SSH any more.", "check the server and its network";
         WrongHostKey = "wrong_host_key", "The server's SSH host key is not a pinned one.", "if it was reinstalled on purpose, pin the new key; otherwise find out who answers";
         Preboot = "preboot", "The server waits in its initramfs for a passphrase.", "unlock its disk";

@@ -152,7 +152,7 @@ impl Machine {
         when!("silence has lasted", silence.map(|s| s.since + policy.silence));
         when!("crowd has lasted", core.conflict_at());
         tell!("people", people);
-        when!("has come up", coming_until.filter(|_| core.is_off()));
+        when!("has time to come up", *coming_until);
         if core.is_on() {
             tell!("others", (look.foreign_gpu, look.gpu_late, look.people, look.wake_armed));
         }

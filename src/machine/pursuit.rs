@@ -41,7 +41,7 @@ pub(super) const STAY: Pursued = Leaf(None);
 fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
     let Some(work) = &core.work else { return Ended };
     let goal = work.op.goal;
-    let cause = work.op.cause;
+    let (cause, started) = (work.op.cause, work.op.started);
 
     // Deadlines of leaves that wait for something other than their order.
     match leaf {
@@ -81,7 +81,8 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
         Server::NotLooked => return STAY,
         Server::Silent | Server::Booting(_) => {
             if let Some(work) = &mut core.work {
-                work.unread_until = None;
+                // Whoever was asked may be somebody else when it answers again.
+                (work.unread_until, work.last_look) = (None, None);
             }
             return without_server(core, leaf, goal, step);
         }
@@ -135,6 +136,10 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
                 Ended
             }
         }
+        // Somebody was there since, or has booted it.
+        Goal::Off if cause.is_policy() && core.vacant_since.is_some_and(|since| since > started) => {
+            fail(core, Failure::InUse, step)
+        }
         Goal::Off => match leave_all(core, leaf, None, step) {
             Some(pursued) => pursued,
             None => power_off(core, cause, step),
@@ -153,15 +158,8 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
                 core.done(step);
                 return Ended;
             }
-            // It may be coming up: it is off for certain only when its time to do so is over.
-            Goal::Off if until > core.now => return STAY,
-            Goal::Off => {
-                match core.look.server {
-                    server @ Server::Booting(_) => core.fail(boot_failure(server, Failure::PowerOffTimeout), step),
-                    _ => core.done(step),
-                }
-                return Ended;
-            }
+            // No packet is sent any more.
+            Goal::Off => return Leaf(core.is_off().then_some(State::Offline)),
             Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(..) => {}
         }
         if until <= core.now {
@@ -190,12 +188,7 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
         return fail(core, Failure::PowerOffTimeout, step);
     }
     match goal {
-        Goal::Off if core.may_be_coming_up() => {
-            let until = core.coming_until.filter(|until| *until > core.now);
-            let until = until.unwrap_or(core.now + core.policy.boot_timeout);
-            core.coming_until = Some(until);
-            Leaf(Some(State::Waking { order: None, until, resend: until }))
-        }
+        Goal::Off if core.work.as_ref().is_some_and(|work| !work.op.cause.is_policy()) => off_for_certain(core, step),
         Goal::Off | Goal::Stop => {
             core.done(step);
             Ended
@@ -225,10 +218,28 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
             // The first round always goes out: what refuses a connection may be somebody else at its address.
             let order = core.policy.can_wake.then(|| core.order(Verb::Wake));
             let resend = (core.now + core.policy.wake_resend).min(until);
-            core.coming_until = Some(until);
             Leaf(Some(State::Waking { order, until, resend }))
         }
     }
+}
+
+/// It is off for certain only when its time to come up is over.
+fn off_for_certain(core: &mut Core, step: &mut Step) -> Pursued {
+    let shows_life = matches!(core.look.server, Server::Booting(_));
+    let started = core.work.as_ref().map_or(core.now, |work| work.op.started);
+    match core.coming_until {
+        Some(until) if until > core.now => return STAY,
+        // It still answers after all that time.
+        Some(until) if until > started && shows_life => {
+            core.fail(boot_failure(core.look.server, Failure::PowerOffTimeout), step);
+        }
+        _ if shows_life => {
+            core.coming_until = Some(core.now + core.policy.boot_timeout);
+            return STAY;
+        }
+        _ => core.done(step),
+    }
+    Ended
 }
 
 fn boot_failure(server: Server, otherwise: Failure) -> Failure {

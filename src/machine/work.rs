@@ -108,7 +108,10 @@ impl Core {
         self.next_verb += 1;
         match (what, &self.work) {
             (_, None) => {}
-            (Verb::Wake, Some(work)) => self.waking = Some((verb, work.op.id)),
+            (Verb::Wake, Some(work)) => {
+                self.waking = Some((verb, work.op.id));
+                self.coming_until = Some(self.now + self.policy.boot_timeout);
+            }
             (_, Some(work)) => {
                 let named = matches!(work.op.goal, Goal::Save(_, Selection::Named(_)));
                 self.order = Some(Order { verb, what, op: work.op.id, until: self.now + self.within(what), named });
@@ -181,8 +184,7 @@ impl Core {
                 Goal::Stop => leave,
                 Goal::Awake => on,
                 // What may be coming up is waited for.
-                Goal::Off if self.is_off() => on + leave,
-                Goal::Off => leave + p.power_off_timeout,
+                Goal::Off => on + leave,
                 Goal::Save(b, _) => p.backend(b).drain_timeout + p.backend(b).save_timeout,
                 Goal::Restore(b, _) => p.backend(b).restore_timeout + leave + run(b),
             }

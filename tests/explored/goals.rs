@@ -258,7 +258,9 @@ fn booted(view: &View, now: Instant) -> wechsler::machine::Look {
 
 /// What is seen where everything does what it was told.
 fn kind_look(view: &View, now: Instant) -> wechsler::machine::Look {
-    let off = matches!(view.place.kind, Kind::PoweringOff | Kind::Offline);
+    // What was woken comes up.
+    let comes = view.coming_until.is_some_and(|until| until > now);
+    let off = view.place.kind == Kind::PoweringOff || (view.place.kind == Kind::Offline && !comes);
     if off {
         let mut look = wechsler::machine::Look::nothing(view.look.backends.len());
         (look.at, look.server) = (now, Server::Silent);

@@ -513,7 +513,7 @@ async fn kill_everywhere(workflow: Workflow) {
     world.talk().await;
     world.stage.kill_daemon().await;
     for journal in world.stage.journals() {
-        crate::journals::check(&journal[..]).unwrap_or_else(|why| panic!("{workflow:?}: {why}"));
+        crate::journals::check(&journal[..], false).unwrap_or_else(|why| panic!("{workflow:?}: {why}"));
     }
 }
 

@@ -357,7 +357,7 @@ async fn play(workflow: &Workflow, kill: Option<Kill>, dir: &Path) -> Undisturbe
     // What was written last is on its way to the disk.
     sleep(Duration::from_millis(1)).await;
     let journal = fs::read(dir.join("steps.jsonl")).expect("a journal");
-    crate::journals::check(&journal[..]).unwrap_or_else(|why| panic!("{why}"));
+    crate::journals::check(&journal[..], false).unwrap_or_else(|why| panic!("{why}"));
     let mut effects = vec![];
     let replayed = replay(&journal[..], |told| {
         if let Told::Step(step) = told {

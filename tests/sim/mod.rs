@@ -584,6 +584,9 @@ impl Sim {
             .enumerate()
             .filter_map(|(slot, tokens)| tokens.filter(|t| *t > 0 && !untouched).map(|t| (slot, t)))
             .collect();
+        // Requests take the first slots, and none is saved under them.
+        let in_flight = usize::try_from(self.backend(id).in_flight).unwrap_or(usize::MAX);
+        let (busy, full): (Vec<_>, Vec<_>) = full.into_iter().partition(|(slot, _)| *slot < in_flight);
         let takes = if full.is_empty() { Duration::ZERO } else { self.times.save };
         let backend = self.backend_mut(id);
         for (slot, tokens) in full {
@@ -597,7 +600,11 @@ impl Sim {
             };
             backend.saving.insert(0, (now + takes, saved));
         }
-        self.done(takes)
+        let mut answered = self.done(takes);
+        if !busy.is_empty() {
+            answered.outcome = Outcome::Succeeded(vec![Warning::new("slot_busy", "a request is in flight")]);
+        }
+        answered
     }
 
     fn restore(&mut self, id: BackendId) -> Answered {

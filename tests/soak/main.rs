@@ -195,7 +195,7 @@ fn replay(sofar: &[Sofar]) -> usize {
     let (mut wrong, mut steps) = (0, 0);
     for (world, one) in sofar.iter().enumerate() {
         for journal in &one.journals {
-            match journals::check(&journal[..]) {
+            match journals::check(&journal[..], false) {
                 Ok(summary) => steps += summary.steps,
                 Err(why) => {
                     println!("world {world}: VIOLATION: a journal: {why}");

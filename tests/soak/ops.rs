@@ -59,7 +59,8 @@ impl Ops {
                 self.ended.push(op.clone());
             }
             (None, true) if parse_rfc3339(&record.started).is_ok_and(|began| began < since) => {
-                let ended = Op { life, began: at, ended: Some(at), forgotten: false, record };
+                let ended =
+                    Op { life, began: at.saturating_sub(took(&record)), ended: Some(at), forgotten: false, record };
                 self.ended.push(ended.clone());
                 self.keep(ended);
             }
@@ -82,6 +83,13 @@ impl Ops {
             op.forgotten = true;
         }
     }
+}
+
+/// How long it was under way.
+fn took(record: &OperationRecord) -> Duration {
+    let moments = (parse_rfc3339(&record.started), record.ended.as_deref().map(parse_rfc3339));
+    let (Ok(started), Some(Ok(ended))) = moments else { return Duration::ZERO };
+    ended.duration_since(started).unwrap_or_default()
 }
 
 /// Shared with the task that listens.

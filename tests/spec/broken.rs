@@ -3,7 +3,7 @@
 
 use wechsler::machine::{
     Answer, BackendId, Cause, Command, Effect, End, Event, Failure, Goal, Instant, Kind, Machine, OpId, Operation,
-    Outcome, Policy, Refusal, RequestId, Seen, Server, Use, Verb, VerbId,
+    Options, Outcome, Policy, Refusal, RequestId, Seen, Server, Use, Verb, VerbId,
 };
 
 use super::explore::Edge;
@@ -104,6 +104,16 @@ pub fn begins_beside(e: &Edge) -> Option<Broken> {
 
 pub fn outsleeps_bounds(e: &Edge) -> Option<Broken> {
     slept(e, e.before.operation()?.until)
+}
+
+/// What it was told first, under the same name.
+pub fn begins_anew(e: &Edge) -> Option<Broken> {
+    let mut after = Machine::new(e.after.policy().clone(), vec![]);
+    let stop = Command::Stop(Options::default());
+    for event in [Event::Looked(e.after.look().clone()), Event::Commanded { request: RequestId(0), command: stop }] {
+        let _ = after.step(e.now, &event);
+    }
+    Some(Broken { now: e.now, effects: e.effects.to_vec(), after })
 }
 
 pub fn orders_twice(e: &Edge) -> Option<Broken> {

@@ -43,7 +43,7 @@ const fn law(
 pub const LAWS: &[Law] = &[
     law(
         "every command is answered exactly once, at once",
-        is_command,
+        |e| is_command(e) || answers(e).next().is_some(),
         answered_once,
         &[("answered", broken::drops_answers), ("answered", broken::answers_twice)],
     ),
@@ -58,10 +58,10 @@ pub const LAWS: &[Law] = &[
         ],
     ),
     law(
-        "an operation under way will have ended in time",
+        "an operation under way will have ended in time, which is set when it begins",
         has_operation,
         op_bounded,
-        &[("outlives its bound", broken::outsleeps_bounds)],
+        &[("outlives its bound", broken::outsleeps_bounds), ("was put off", broken::begins_anew)],
     ),
     law(
         "one order at a time",
@@ -197,11 +197,11 @@ pub const LAWS: &[Law] = &[
         &[("begins again by itself", broken::begins_again)],
     ),
     law(
-        "a policy never stops a backend in use, and begins with none while another is up",
-        |e| policy_stops(e) || begun(e).any(|op| op.cause == Cause::IdleStop),
+        "a policy never stops a backend in use, and begins nothing while two are up",
+        |e| policy_stops(e) || begun(e).any(|op| op.cause.is_policy()),
         policy_spares_users,
         &[
-            ("beside another", broken::begins_idle_stops),
+            ("while two are up", broken::begins_idle_stops),
             ("stopped in use", broken::stops_users),
             ("stopped what is new", broken::stops_by_policy),
             ("a slot was busy", broken::stops_by_policy),
@@ -299,7 +299,8 @@ fn has_operation(e: &Edge) -> bool {
 }
 
 fn touches_operation(e: &Edge) -> bool {
-    e.before.operation().is_some() || e.effects.iter().any(|f| matches!(f, Effect::Began(_) | Effect::Ended { .. }))
+    let says = |f: &Effect| matches!(f, Effect::Began(_) | Effect::Ended { .. });
+    e.before.operation().is_some() || e.after.operation().is_some() || e.effects.iter().any(says)
 }
 
 fn has_orders(e: &Edge) -> bool {
@@ -402,9 +403,12 @@ fn is_already_so(e: &Edge) -> bool {
 /// Somebody was there besides the backends, and is no more.
 fn is_given_back(e: &Edge) -> bool {
     let is_there = |view: &View| view.look.foreign_gpu || view.look.people == Some(true);
+    was_held(e) || (is_there(e.was()) && !is_there(e.is()))
+}
+
+fn was_held(e: &Edge) -> bool {
     let has_left = |held: &Held| !e.is().holds.iter().any(|hold| hold.what == *held);
-    let was_held = e.was().holds.iter().map(|hold| &hold.what).any(has_left);
-    was_held || (is_there(e.was()) && !is_there(e.is()))
+    e.was().holds.iter().map(|hold| &hold.what).any(has_left)
 }
 
 fn goes_offline(e: &Edge) -> bool {
@@ -499,10 +503,10 @@ fn ops_accounted(e: &Edge) -> Verdict {
 }
 
 fn op_bounded(e: &Edge) -> Verdict {
-    match e.after.operation() {
-        Some(op) => ensure(op.until > e.now, || format!("operation {} outlives its bound", op.id)),
-        None => Ok(()),
-    }
+    let Some(op) = e.after.operation() else { return Ok(()) };
+    let was = e.before.operation().filter(|was| was.id == op.id);
+    ensure(was.is_none_or(|was| was.until == op.until), || format!("operation {} was put off", op.id))?;
+    ensure(op.until > e.now, || format!("operation {} outlives its bound", op.id))
 }
 
 fn one_order(e: &Edge) -> Verdict {
@@ -672,7 +676,9 @@ fn cancel_orders_nothing(e: &Edge) -> Verdict {
     };
     let cancelled = ended(e).any(|end| *end == End::Cancelled);
     let had = e.before.operation().is_some() && e.before.place().kind != Kind::PoweringOff;
-    let has_ended = ended(e).next().is_some();
+    // What is overdue comes first.
+    let is_due = !nothing_is_due(e);
+    let has_ended = cancelled || (is_due && ended(e).next().is_some());
     ensure(if had { has_ended } else { !cancelled }, || "a cancel must end what is under way".into())?;
     // What is due by itself is no matter of the cancel, unless it was that which was cancelled.
     let is_other = |now: &Operation| {
@@ -680,11 +686,11 @@ fn cancel_orders_nothing(e: &Edge) -> Verdict {
             let restores_it = matches!(was.goal, Goal::Restore(..)) && matches!(now.goal, Goal::Restore(..));
             was.cause == now.cause || restores_it
         };
-        now.cause.is_policy() && e.before.operation().is_none_or(|was| !of_cancelled(was))
+        now.cause.is_policy() && e.before.operation().map_or(is_due, |was| !of_cancelled(was))
     };
     ensure(begun(e).all(is_other), || "a cancel began something".into())?;
     // One that comes too late holds up nothing that is due.
-    let goes_on = !had || begun(e).next().is_some();
+    let goes_on = (!had && is_due) || begun(e).next().is_some();
     ensure(goes_on || orders(e).next().is_none(), || "a cancel ordered something".into())
 }
 
@@ -711,7 +717,7 @@ fn policy_pauses(e: &Edge) -> Verdict {
 
 fn policy_spares_users(e: &Edge) -> Verdict {
     let is_alone = e.after.look().backends.iter().filter(|backend| backend.seen.is_up()).count() <= 1;
-    ensure(is_alone || begun(e).all(|op| op.cause != Cause::IdleStop), || "an idle stop beside another".into())?;
+    ensure(is_alone || !begun(e).any(|op| op.cause.is_policy()), || "it began while two are up".into())?;
     for verb in orders(e) {
         let Verb::StopUnit(b) = verb else { continue };
         let (view, was) = (e.is(), e.was());
@@ -750,7 +756,7 @@ fn already_so_is_true(e: &Edge) -> Verdict {
     let of_units = !matches!(order, None | Some(Verb::SaveSlots(_) | Verb::RestoreSlots(_)));
     let changes = match command {
         Command::Wake(_) => order == Some(Verb::PowerOff),
-        Command::Stop(_) if order == Some(Verb::PowerOff) => false,
+        Command::Stop(_) if order == Some(Verb::PowerOff) => begun(e).all(|op| op.goal != Goal::Off),
         _ => of_units || e.is().doubt.is_some(),
     };
     ensure(is_off || !changes, || "an order is under way".into())?;
@@ -784,21 +790,22 @@ fn already_so_is_true(e: &Edge) -> Verdict {
 }
 
 fn wishes_are_use(e: &Edge) -> Verdict {
-    if is_asked_for(e) { is_not_idle_yet(e) } else { Ok(()) }
+    if is_asked_for(e) { is_not_idle_yet(e, &[Cause::IdleStop, Cause::IdlePowerOff]) } else { Ok(()) }
 }
 
 /// Nothing is stopped or powered off for having been idle until now.
-fn is_not_idle_yet(e: &Edge) -> Verdict {
+fn is_not_idle_yet(e: &Edge, rules: &[Cause]) -> Verdict {
     let policy = e.after.policy();
-    let is_idle_rule = |cause| matches!(cause, Cause::IdleStop | Cause::IdlePowerOff);
-    ensure(begun(e).all(|op| !is_idle_rule(op.cause)), || "taken for idle at once".into())?;
-    let Some(next) = e.is().next_action.filter(|next| is_idle_rule(next.cause)) else { return Ok(()) };
+    ensure(begun(e).all(|op| !rules.contains(&op.cause)), || "taken for idle at once".into())?;
+    let Some(next) = e.is().next_action.filter(|next| rules.contains(&next.cause)) else { return Ok(()) };
     let after = if next.cause == Cause::IdleStop { policy.idle_stop_after } else { policy.idle_power_off_after };
     ensure(after.is_some_and(|after| next.at >= e.now + after), || format!("taken for idle too early: {next:?}"))
 }
 
 fn given_back_is_not_idle(e: &Edge) -> Verdict {
-    if is_given_back(e) { is_not_idle_yet(e) } else { Ok(()) }
+    // Who is logged in, or uses the GPU for something else, uses no backend.
+    let rules: &[Cause] = if was_held(e) { &[Cause::IdleStop, Cause::IdlePowerOff] } else { &[Cause::IdlePowerOff] };
+    if is_given_back(e) { is_not_idle_yet(e, rules) } else { Ok(()) }
 }
 
 fn unknown_not_believed(e: &Edge) -> Verdict {
