@@ -41,6 +41,11 @@ fn and(e: &Edge, effect: Effect) -> Option<Broken> {
     with(e, e.effects.iter().cloned().chain([effect]).collect())
 }
 
+/// ... and one of its effects once more.
+fn twice(e: &Edge, of: impl Fn(&Effect) -> bool) -> Option<Broken> {
+    and(e, e.effects.iter().find(|f| of(f))?.clone())
+}
+
 /// ... and an order more, for the operation under way.
 fn and_orders(e: &Edge, what: Verb) -> Option<Broken> {
     let op = e.after.operation().map_or(OpId(0), |o| o.id);
@@ -87,7 +92,7 @@ pub fn drops_answers(e: &Edge) -> Option<Broken> {
 }
 
 pub fn answers_twice(e: &Edge) -> Option<Broken> {
-    and(e, e.effects.iter().find(|f| matches!(f, Effect::Answer { .. }))?.clone())
+    twice(e, |f| matches!(f, Effect::Answer { .. }))
 }
 
 pub fn forgets_ends(e: &Edge) -> Option<Broken> {
@@ -95,7 +100,7 @@ pub fn forgets_ends(e: &Edge) -> Option<Broken> {
 }
 
 pub fn ends_twice(e: &Edge) -> Option<Broken> {
-    and(e, e.effects.iter().find(|f| matches!(f, Effect::Ended { .. }))?.clone())
+    twice(e, |f| matches!(f, Effect::Ended { .. }))
 }
 
 pub fn begins_beside(e: &Edge) -> Option<Broken> {
@@ -117,8 +122,7 @@ pub fn begins_anew(e: &Edge) -> Option<Broken> {
 }
 
 pub fn orders_twice(e: &Edge) -> Option<Broken> {
-    let order = e.effects.iter().find(|f| matches!(f, Effect::Do { what, .. } if *what != Verb::Wake))?;
-    and(e, order.clone())
+    twice(e, |f| matches!(f, Effect::Do { what, .. } if *what != Verb::Wake))
 }
 
 pub fn orders_for_nobody(e: &Edge) -> Option<Broken> {
@@ -228,10 +232,6 @@ pub fn is_too_busy_to_stop(e: &Edge) -> Option<Broken> {
     with(e, effects.collect())
 }
 
-pub fn cancels_by_stopping(e: &Edge) -> Option<Broken> {
-    and_orders(e, Verb::StopUnit(up(e)?))
-}
-
 /// What was cancelled.
 pub fn begins_again(e: &Edge) -> Option<Broken> {
     and(e, Effect::Began(Operation { id: OpId(u64::MAX), ..e.before.operation()?.clone() }))
@@ -250,19 +250,14 @@ pub fn believes_silence(e: &Edge) -> Option<Broken> {
     Some(Broken { now: e.now, effects, after: hasty })
 }
 
-pub fn settles_conflicts(e: &Edge) -> Option<Broken> {
-    and_orders(e, Verb::StopUnit(up(e)?))
-}
-
 pub fn stops_users(e: &Edge) -> Option<Broken> {
-    let used = up(e).filter(|b| e.after.look().backend(*b).use_ == Use::Unknown)?;
-    let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
-    by_policy.then(|| and_orders(e, Verb::StopUnit(used))).flatten()
+    up(e).filter(|b| e.after.look().backend(*b).use_ == Use::Unknown)?;
+    stops_by_policy(e)
 }
 
 pub fn stops_by_policy(e: &Edge) -> Option<Broken> {
     let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
-    by_policy.then(|| and_orders(e, Verb::StopUnit(up(e)?))).flatten()
+    by_policy.then(|| cannot_sit_still(e)).flatten()
 }
 
 pub fn begins_idle_stops(e: &Edge) -> Option<Broken> {

@@ -175,7 +175,7 @@ pub const LAWS: &[Law] = &[
         &[
             ("must end what is under way", broken::forgets_ends),
             ("a cancel began something", broken::begins_again),
-            ("a cancel ordered something", broken::cancels_by_stopping),
+            ("a cancel ordered something", broken::cannot_sit_still),
         ],
     ),
     law(
@@ -188,7 +188,7 @@ pub const LAWS: &[Law] = &[
         "a conflict moves only by resolve or a stop",
         is_left_in_conflict,
         conflict_waits,
-        &[("the conflict was settled", broken::settles_conflicts)],
+        &[("the conflict was settled", broken::cannot_sit_still)],
     ),
     law(
         "what was done by itself does not begin again in the moment in which it ended",
@@ -789,8 +789,11 @@ fn already_so_is_true(e: &Edge) -> Verdict {
     ensure(is_so, || format!("said to be so in {place:?}"))
 }
 
+/// What is done by itself for want of use.
+const IDLE_RULES: &[Cause] = &[Cause::IdleStop, Cause::IdlePowerOff];
+
 fn wishes_are_use(e: &Edge) -> Verdict {
-    if is_asked_for(e) { is_not_idle_yet(e, &[Cause::IdleStop, Cause::IdlePowerOff]) } else { Ok(()) }
+    if is_asked_for(e) { is_not_idle_yet(e, IDLE_RULES) } else { Ok(()) }
 }
 
 /// Nothing is stopped or powered off for having been idle until now.
@@ -804,7 +807,7 @@ fn is_not_idle_yet(e: &Edge, rules: &[Cause]) -> Verdict {
 
 fn given_back_is_not_idle(e: &Edge) -> Verdict {
     // Who is logged in, or uses the GPU for something else, uses no backend.
-    let rules: &[Cause] = if was_held(e) { &[Cause::IdleStop, Cause::IdlePowerOff] } else { &[Cause::IdlePowerOff] };
+    let rules: &[Cause] = if was_held(e) { IDLE_RULES } else { &[Cause::IdlePowerOff] };
     if is_given_back(e) { is_not_idle_yet(e, rules) } else { Ok(()) }
 }
 
