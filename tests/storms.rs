@@ -23,8 +23,9 @@ use spec::{
     rare::RARE,
 };
 use wechsler::machine::{
-    Answer, BackendId, Command, Effect, Event, Held, HoldId, HoldSpec, Ignored, Instant, Invocation, Kind, Machine,
-    OpId, Options, Outcome, Pace, Policy, PowerChoice, RequestId, Seen, Selection, Verb, VerbId, View, Warning,
+    Answer, BackendId, Command, Effect, End, Event, Held, HoldId, HoldSpec, Ignored, Instant, Invocation, Kind,
+    Machine, OpId, Operation, Options, Outcome, Pace, Policy, PowerChoice, RequestId, Seen, Selection, Server, Use,
+    Verb, VerbId, View, Warning,
     evidence::judge,
     reading::{Ask, GpuProcess, Reading},
 };
@@ -221,8 +222,18 @@ struct Storm {
     unsaved: BTreeSet<BackendId>,
     /// Since when somebody waits for an answer of a backend, is logged in, or works on the GPU.
     busy: BTreeMap<BackendId, Instant>,
+    /// Of those a look has told.
+    busy_told: BTreeSet<BackendId>,
     login: Option<Instant>,
     foreign: Option<Instant>,
+    /// A look has told of that, in this boot.
+    foreign_told: bool,
+    /// Since when nothing of it answers, and how many looks have found so.
+    silent: Option<(Instant, u32)>,
+    /// Operations that wait for no request.
+    hasty: BTreeSet<OpId>,
+    /// The operation whose save has failed, or was lost.
+    unsaved_by: Option<OpId>,
     steps: usize,
     /// What happened where.
     met: Met,
@@ -253,8 +264,13 @@ impl Storm {
             deeds: 0,
             unsaved: BTreeSet::new(),
             busy: BTreeMap::new(),
+            busy_told: BTreeSet::new(),
             login: None,
             foreign: None,
+            foreign_told: false,
+            silent: None,
+            hasty: BTreeSet::new(),
+            unsaved_by: None,
             steps: 0,
             met: Met::default(),
         }
@@ -466,6 +482,19 @@ impl Storm {
         let reading = self.sim.look(self.ask(), self.now);
         self.reading.absorb(reading);
         let look = judge(&self.reading, &self.policy, self.now);
+        let is_silent = matches!(look.server, Server::Silent | Server::Booting(_));
+        let (since, looks) = self.silent.unwrap_or((self.now, 0));
+        self.silent = is_silent.then_some((since, looks + 1));
+        let is_another_boot = look.boot().is_some_and(|boot| self.view.boot != Some(boot));
+        self.foreign_told = look.foreign_gpu.unwrap_or(self.foreign_told && !is_another_boot);
+        for id in self.policy.ids() {
+            match look.backend(id).use_ {
+                Use::Busy => _ = self.busy_told.insert(id),
+                Use::Idle => _ = self.busy_told.remove(&id),
+                Use::Unknown => {}
+            }
+        }
+        self.busy_told.retain(|id| self.busy.contains_key(id));
         self.step("a look", Event::Looked(look))?;
         let found_nobody = self.machine.ignored() == Some(Ignored::SilenceProvesNothing);
         let is_same = found_nobody || self.machine.ignored() == Some(Ignored::NothingNew);
@@ -518,16 +547,36 @@ impl Storm {
                 )
             })?;
         }
+        self.is_patient(&was)?;
+        if let (Event::Finished { verb, outcome: Outcome::Failed(_) | Outcome::Unknown(_) }, Some(op)) =
+            (&event, was.order_op)
+            && was.order.is_some_and(|(name, what)| name == *verb && matches!(what, Verb::SaveSlots(_)))
+        {
+            self.unsaved_by = Some(op);
+        }
         for effect in effects {
             match effect {
                 Effect::Do { verb, what, within, .. } => self.order(verb, what, within),
                 Effect::Began(op) => {
                     self.open.insert(op.id, op.until);
                 }
-                Effect::Ended { op, .. } => {
+                Effect::Ended { op, end } => {
                     self.open.remove(&op);
+                    if let (true, End::Done { warnings } | End::Failed { warnings, .. }) =
+                        (self.unsaved_by == Some(op), end)
+                        && warnings.is_empty()
+                    {
+                        return Err(format!("operation {op} does not tell why nothing was saved"));
+                    }
                 }
-                Effect::Answer { answer, .. } => self.answered = Some(answer),
+                Effect::Answer { answer, .. } => {
+                    if let (Answer::Accepted { op, .. }, Event::Commanded { command, .. }) = (&answer, &event)
+                        && options_of(command).is_some_and(|options| options.no_drain)
+                    {
+                        self.hasty.insert(*op);
+                    }
+                    self.answered = Some(answer);
+                }
                 Effect::HoldsChanged => {}
             }
         }
@@ -535,6 +584,20 @@ impl Storm {
             return Err(format!("operation {op} should have ended at {until}"));
         }
         self.truth()
+    }
+
+    /// A server that was seen up is off when nothing of it has answered often and long enough.
+    fn is_patient(&self, was: &View) -> Result<(), String> {
+        let is_off = |view: &View| view.place.kind == Kind::Offline;
+        if was.boot.is_none() || is_off(was) || !is_off(&self.view) {
+            return Ok(());
+        }
+        match self.silent {
+            Some((since, looks)) if looks >= self.policy.misses && self.now.since(since) >= self.policy.silence => {
+                Ok(())
+            }
+            silent => Err(format!("said to be off at {}, silent for {silent:?}", self.now)),
+        }
     }
 
     fn order(&mut self, verb: VerbId, what: Verb, within: Duration) {
@@ -609,6 +672,8 @@ impl Storm {
         (self.view, self.deadline) = (self.machine.view(), self.machine.deadline());
         self.answers.clear();
         self.open.clear();
+        self.hasty.clear();
+        self.unsaved_by = None;
         self.pass(Duration::from_mins(5))
     }
 
@@ -647,8 +712,10 @@ impl Storm {
                 }
                 _ => {}
             }
-            if self.view.operation.as_ref().is_some_and(|op| op.cause.is_policy()) {
-                self.spares(*deed)?;
+            match &self.view.operation {
+                Some(op) if op.cause.is_policy() => self.spares(*deed)?,
+                Some(op) if !self.hasty.contains(&op.id) => self.drains(*deed, op)?,
+                _ => {}
             }
         }
         // A stop that was lost is repeated.
@@ -656,6 +723,18 @@ impl Storm {
         self.busy.retain(|id, _| !done.iter().any(|(_, deed)| *deed == Deed::Stopped(*id)));
         self.deeds = self.sim.deeds.len();
         Ok(())
+    }
+
+    /// Who waits for an answer has it, or had the time for it, when somebody wants the backend stopped.
+    fn drains(&self, deed: Deed, op: &Operation) -> Result<(), String> {
+        let Deed::Stopped(id) = deed else { return Ok(()) };
+        let is_told = |since: &&Instant| self.busy_told.contains(&id) && self.now.since(**since) > A_LOOK;
+        let Some(since) = self.busy.get(&id).filter(is_told) else { return Ok(()) };
+        let (waited, spoilt) = (self.now.since(op.started), self.view.backend(id).spoilt.is_some());
+        if waited >= self.policy.backend(id).drain_timeout || spoilt {
+            return Ok(());
+        }
+        Err(format!("{id}, busy since {since}, was stopped {waited:?} after {:?} began", op.goal))
     }
 
     /// What is done by itself is done to nobody who has been there for longer than it takes to look.
@@ -670,11 +749,28 @@ impl Storm {
             Deed::Stopped(id) => of(self.busy.get(&id).copied(), "whoever waits for its answer"),
             Deed::PoweredOff => {
                 of(self.login, "a login")?;
-                // A tool that hangs is never a block.
-                of(self.foreign.filter(|_| !self.sim.faults.gpu_hangs), "a job on the GPU")
+                // A tool that hangs is never a block, but who was seen with it before is there.
+                let is_seen = !self.sim.faults.gpu_hangs || self.foreign_told;
+                of(self.foreign.filter(|_| is_seen), "a job on the GPU")
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// What a command that takes time says beside.
+const fn options_of(command: &Command) -> Option<Options> {
+    match command {
+        Command::Start(_, options)
+        | Command::Switch(_, options)
+        | Command::Stop(options)
+        | Command::Restart(_, options)
+        | Command::Wake(options)
+        | Command::Shutdown(_, options)
+        | Command::Resolve(_, options)
+        | Command::SaveSlots(_, options)
+        | Command::RestoreSlots(_, options) => Some(*options),
+        Command::Cancel | Command::Hold(_) | Command::Release(_) => None,
     }
 }
 
@@ -767,6 +863,7 @@ fn weather(acts: &[(u64, Act)], scene: Scene) -> Result<Met, String> {
     }
     storm.calms.clear();
     storm.sim.heal();
+    storm.stranger = false;
     storm.act(&Act::Login(false))?;
     storm.act(&Act::Foreign(false))?;
     storm.act(&Act::Busy(LLAMA, 0))?;
@@ -873,6 +970,32 @@ fn smallest(mut tree: impl ValueTree<Value = (Vec<(u64, Act)>, Scene)>, why: &st
         }
     }
     told
+}
+
+/// Whatever stays broken, what nobody has asked for is hardly tried: a pause between two tries grows to an hour.
+#[test]
+fn what_stays_broken_is_tried_once_an_hour_at_most() {
+    for (fault, runs) in Fault::ALL.iter().flat_map(|fault| [(*fault, true), (*fault, false)]) {
+        let policy = eager();
+        let mut sim = Sim::on(&policy);
+        if runs {
+            sim.start_by_hand(LLAMA);
+            sim.backend_mut(LLAMA).phase = Phase::Ready;
+            sim.converse(LLAMA, 300);
+        }
+        let mut storm = Storm::new(sim, policy);
+        storm.set(fault, true);
+        let passes = |storm: &mut Storm, hours| {
+            storm.pass(Duration::from_hours(hours)).unwrap_or_else(|why| panic!("{fault:?}: {why}"));
+            storm.sim.deeds.len()
+        };
+        let before = passes(&mut storm, 2);
+        let hours = 6;
+        let deeds = passes(&mut storm, hours) - before;
+        // Of an idle stop: a save, two stops, a kill.
+        let most = usize::try_from(hours).expect("few") * 4;
+        assert!(deeds <= most, "{fault:?}: {deeds} in {hours} hours: {:?}", &storm.sim.deeds[before..]);
+    }
 }
 
 /// Storms that once went wrong, as small as they could be made.

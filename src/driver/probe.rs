@@ -286,7 +286,7 @@ pub(super) fn looks_first(
     ];
     let powers_off = matches!(command, Command::Shutdown(PowerChoice::PowerOff, _));
     let starts = matches!(command, Command::Start(..) | Command::Switch(..) | Command::Restart(..));
-    let occupied = view.look.foreign_gpu;
+    let occupied = view.look.foreign_gpu == Some(true);
     let checks_wake = policy.wake_check != WakeCheck::Off;
     let answers = matches!(view.look.server, Server::On { .. });
     asked.into_iter().filter(move |(_, at)| answers && at.is_none_or(|at| at < since)).map(|(source, _)| source).filter(
@@ -635,7 +635,7 @@ mod tests {
         let mut on = view(Pace::Rest);
         on.look.server = Server::On { boot: BootId(1), session: 1 };
         let mut taken = on.clone();
-        taken.look.foreign_gpu = true;
+        taken.look.foreign_gpu = Some(true);
         let asked = |command: &Command, view: &View, reading: &Reading, policy: &Policy| {
             looks_first(command, at(1000), view, reading, policy).collect::<Vec<_>>()
         };

@@ -381,6 +381,11 @@ impl Source<'_> {
                 add("gpu_process", what, &["start", "power-off"]);
             }
         }
+        if self.view.foreign_untold {
+            let what = "nobody can tell whether who used the GPU besides the backends still does".to_owned();
+            // A person's command goes on.
+            add("unknown", what, &["power-off"]);
+        }
         all
     }
 

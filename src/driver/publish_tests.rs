@@ -494,6 +494,9 @@ async fn each_blocker_says_what_it_blocks() {
     assert_eq!(told(&scene), [&holds[..], &others[..]].concat());
     scene.view.look.backends[0].seen = Seen::Stopped;
     assert_eq!(told(&scene), [&holds[..], &others[1..]].concat(), "what does not run is not in use");
+    (scene.reading.gpu, scene.view.foreign_untold) = (dated(Gpu::Hangs), true);
+    let untold = ["unknown: nobody can tell whether who used the GPU besides the backends still does [power-off]"];
+    assert_eq!(told(&scene), [&holds[..], &others[1..2], &untold[..]].concat());
     scene.place(Kind::Offline, None);
     assert_eq!(told(&scene), holds, "the rest is of a server that is on");
 }

@@ -107,6 +107,8 @@ pub(super) fn anywhere(core: &mut Core, request: RequestId, command: &Command, s
             _ if backend.is_none() && core.look.server == Server::NotLooked => Refuse(Refusal::Unknown),
             None => Refuse(Refusal::NotRunning),
             Some(b) if core.up().any(|o| o != b) => Refuse(Refusal::SwitchNeeded),
+            // What boots with the server is no run to be rid of.
+            Some(b) if core.is_off() => guarded(core, Goal::Run(b), *options),
             Some(b) => guarded(core, Goal::Restart(b), *options),
         },
         // A stop is taken in every state, and takes the place of whatever is under way.
@@ -213,8 +215,7 @@ fn serves(core: &Core, backend: BackendId) -> bool {
 
 /// The server is on and every backend is proven stopped, or it is off.
 fn is_vacant(core: &Core) -> bool {
-    let is_stopped = || core.units_are_settled() && core.policy.ids().all(|b| core.seen(b).is_stopped());
-    core.is_off() || (core.is_on() && is_stopped())
+    core.is_off() || (core.nothing_runs() && core.units_are_settled())
 }
 
 /// What stands in the way of a goal in every state.
@@ -229,6 +230,7 @@ fn guarded(core: &Core, goal: Goal, options: Options) -> Verdict {
         return Refuse(Refusal::ControlUnreachable);
     }
     if off
+        && goal != Goal::Stop
         && matches!(core.look.server, Server::Booting(super::BootPhase::AuthRefused | super::BootPhase::WrongHostKey))
     {
         return Refuse(Refusal::ControlUnreachable);
@@ -252,7 +254,7 @@ fn guarded(core: &Core, goal: Goal, options: Options) -> Verdict {
         if core.is_on() && core.seen(wanted) == Seen::Missing {
             return Refuse(Refusal::UnitMissing);
         }
-        if core.is_on() && core.look.foreign_gpu && !core.seen(wanted).is_up() {
+        if core.is_on() && core.look.foreign_gpu == Some(true) && !core.seen(wanted).is_up() {
             return Refuse(Refusal::Occupied);
         }
     }
@@ -262,7 +264,7 @@ fn guarded(core: &Core, goal: Goal, options: Options) -> Verdict {
         if held {
             return Refuse(Refusal::Held);
         }
-        if core.look.foreign_gpu || core.look.people == Some(true) {
+        if core.look.foreign_gpu == Some(true) || core.look.people == Some(true) {
             return Refuse(Refusal::Blocked);
         }
         if core.policy.wake_check != WakeCheck::Off && core.look.wake_armed == Some(false) {
@@ -286,6 +288,9 @@ fn settle(core: &mut Core, request: RequestId, verdict: Verdict, step: &mut Step
         }
         if op.goal == goal && !op.cause.is_policy() {
             let op = op.id;
+            if options.no_drain {
+                work.hurry();
+            }
             return answer(step, request, Answer::Accepted { op, joined: true });
         }
         // A user's command replaces a policy's operation without asking.

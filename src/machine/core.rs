@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BackendId, BackendView, BootId, BootPhase, Effect, Failure, Hold, HoldId, Instant, Invocation, Look, OpId, Policy,
-    Seen, Server, Use, Verb, VerbId, ignored::Ignored, leaving::UNKNOWN_USE_GRACE, work::Work,
+    BackendId, BackendView, BootId, Doubt, Effect, Hold, HoldId, Instant, Invocation, Look, OpId, Policy, Seen, Server,
+    Use, Verb, VerbId, attention::Worry, ignored::Ignored, leaving::UNKNOWN_USE_GRACE, work::Work,
 };
 
 /// Holds in force at most: more are a program gone wild.
@@ -20,11 +20,13 @@ pub(super) struct Step {
     pub(super) now: Instant,
     pub(super) effects: Vec<Effect>,
     pub(super) ignored: Option<Ignored>,
+    /// Another boot has answered than before.
+    pub(super) has_rebooted: bool,
 }
 
 impl Step {
     pub(super) const fn at(now: Instant) -> Self {
-        Self { now, effects: Vec::new(), ignored: None }
+        Self { now, effects: Vec::new(), ignored: None, has_rebooted: false }
     }
 
     pub(super) fn emit(&mut self, effect: Effect) {
@@ -49,9 +51,15 @@ pub(super) struct Core {
     pub(super) crowded_since: Option<Instant>,
     /// Since when the server has been on with no backend, and with nobody else on it: what `idle.power_off_after` counts from.
     pub(super) vacant_since: Option<Instant>,
+    /// When that was seen last; for a while it is not over because something cannot be seen.
+    #[serde(default)]
+    pub(super) vacant_at: Option<Instant>,
     /// Somebody was logged in when that could last be told, in this boot.
     #[serde(default)]
     pub(super) people: bool,
+    /// Somebody else's process held GPU memory when that could last be told, in this boot.
+    #[serde(default)]
+    pub(super) foreign: bool,
     /// The server was sent packets, or somebody waits for what shows life: it has until then to come up.
     #[serde(default)]
     pub(super) coming_until: Option<Instant>,
@@ -100,31 +108,12 @@ pub(super) struct Order {
     pub(super) until: Instant,
     /// A save under a name of its own: a copy, which is not what is restored.
     pub(super) named: bool,
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Doubt {
-    /// Its answer may come late, and then clears it up.
-    pub(super) verb: VerbId,
+    /// The SSH session in which it was given; `None` where that was not known.
+    #[serde(default)]
     pub(super) session: Option<u64>,
-    pub(super) boot: Option<BootId>,
-    pub(super) backend: BackendId,
-}
-
-/// Something that needs a person, and since when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Worry {
-    pub(super) what: WorryKind,
-    pub(super) backend: Option<BackendId>,
-    pub(super) since: Instant,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum WorryKind {
-    Failure(Failure),
-    /// Gone by itself, and about to be started again.
-    Crashed,
-    WakeUnarmed,
+    /// The run that is saved; `None` where that has no name, or none is.
+    #[serde(default)]
+    pub(super) run: Option<Invocation>,
 }
 
 /// What is remembered of one backend: of its newest run, until another is seen, and when it was used last.
@@ -136,6 +125,9 @@ pub(super) struct Memory {
     pub(super) run: Option<Invocation>,
     /// Its mark when that was last told; kept while nobody can tell.
     pub(super) mark: Option<u64>,
+    /// Requests were in flight when that was last told; kept while nobody can tell.
+    #[serde(default)]
+    pub(super) busy: bool,
     /// Different answers in a row that said idle, with nothing used in between.
     pub(super) calm: u32,
     /// Looks in a row in which it did not answer although it was healthy before.
@@ -195,7 +187,9 @@ impl Core {
             silence: None,
             crowded_since: None,
             vacant_since: None,
+            vacant_at: None,
             people: false,
+            foreign: false,
             coming_until: None,
             wanted_at: Instant::START,
             work: None,
@@ -226,6 +220,11 @@ impl Core {
             // A server never seen up needs no patience: there is nothing that could have flapped.
             s.misses >= self.policy.misses && (self.boot.is_none() || self.now.since(s.since) >= self.policy.silence)
         })
+    }
+
+    /// It is on and every backend is proven stopped.
+    pub(super) fn nothing_runs(&self) -> bool {
+        self.is_on() && self.policy.ids().all(|id| self.seen(id).is_stopped())
     }
 
     /// It is off, but shows life, or was woken a moment ago.
@@ -263,6 +262,15 @@ impl Core {
     /// Backends that hold the GPU, or may at any moment.
     pub(super) fn up(&self) -> impl Iterator<Item = BackendId> + '_ {
         self.policy.ids().filter(|id| self.seen(*id).is_up())
+    }
+
+    /// More than one is up, as far as anybody can tell: one that was up and cannot be read may still be.
+    pub(super) fn may_be_crowded(&self) -> bool {
+        let may_be_up = |id: &BackendId| {
+            let seen = self.seen(*id);
+            seen.is_up() || (seen == Seen::Unknown && self.memory(*id).run.is_some())
+        };
+        !self.is_off() && self.policy.ids().filter(may_be_up).count() > 1
     }
 
     pub(super) fn first(&self, wanted: impl Fn(Seen) -> bool) -> Option<BackendId> {
@@ -370,11 +378,14 @@ impl Core {
                 self.silence = None;
                 self.coming_until = None;
                 if self.boot.replace(boot).is_some_and(|before| before != boot) {
-                    self.people = false;
+                    (self.people, self.foreign) = (false, false);
                     // Whoever booted it may be about to use it.
                     self.vacant_since = None;
                     self.backends.iter_mut().for_each(Memory::forget_run);
                     self.crowded_since = None;
+                    if let Some(work) = &mut self.work {
+                        work.begin_anew();
+                    }
                 }
             }
             Server::Uncontrolled => (self.silence, self.coming_until) = (None, None),
@@ -394,6 +405,7 @@ impl Core {
                 memory.run = after.invocation;
             }
             memory.mark = after.mark.or(memory.mark);
+            memory.busy = after.use_ == Use::Busy || (memory.busy && after.use_ == Use::Unknown);
             memory.untold_until.take_if(|_| after.seen != Seen::Running);
             match after.seen {
                 Seen::Running => {
@@ -452,18 +464,27 @@ impl Core {
         }
         self.looked = now;
         let crowd = self.up().count() > 1;
-        // One that has lasted is not over because nobody answers just now.
+        // One that has lasted is not over because nobody answers just now, or one cannot be read.
         let lasting = self.crowded_since.filter(|_| !silence_before);
+        let is_unclear = self.is_unanswered() || self.may_be_crowded();
         self.crowded_since = if crowd {
             lasting.or(Some(now))
         } else {
-            lasting.filter(|since| self.is_unanswered() && *since + self.policy.conflict_after <= now)
+            lasting.filter(|since| is_unclear && *since + self.policy.conflict_after <= now)
         };
         // Who cannot be seen for a moment is still there.
         self.people = look.people.unwrap_or(self.people);
-        let is_used = look.foreign_gpu || self.people;
-        let vacant = self.is_on() && !is_used && self.policy.ids().all(|id| self.seen(id).is_stopped());
-        self.vacant_since = if vacant { self.vacant_since.or(Some(now)) } else { None };
+        self.foreign = look.foreign_gpu.unwrap_or(self.foreign);
+        let is_used = self.foreign || self.people;
+        // Nor has anybody come because nothing answers for a moment, or something cannot be read.
+        let may_be_vacant = !is_used
+            && !self.is_off()
+            && self.policy.ids().all(|id| self.seen(id).is_stopped() || self.seen(id) == Seen::Unknown);
+        if self.nothing_runs() {
+            (self.vacant_since, self.vacant_at) = (self.vacant_since.or(Some(now)), Some(now));
+        }
+        let is_recent = self.vacant_at.is_some_and(|at| now.since(at) <= self.policy.silence);
+        self.vacant_since = self.vacant_since.filter(|_| may_be_vacant && is_recent);
         if let Some(doubt) = self.doubt {
             let settled = match look.server {
                 Server::On { boot, session } => {
@@ -479,61 +500,6 @@ impl Core {
         }
         self.worry();
         new || silence_before != self.is_off()
-    }
-
-    /// Keeps the list of what needs a person: new worries begin now, old ones keep their beginning, gone ones go. Those that
-    /// cannot be seen just now stay.
-    pub(super) fn worry(&mut self) {
-        let mut found: Vec<(WorryKind, Option<BackendId>)> = Vec::new();
-        match self.look.server {
-            Server::Booting(BootPhase::WrongHostKey) => {
-                found.push((WorryKind::Failure(Failure::WrongHostKey), None));
-            }
-            Server::Booting(BootPhase::Preboot) => {
-                found.push((WorryKind::Failure(Failure::Preboot), None));
-            }
-            Server::Booting(BootPhase::AuthRefused) => {
-                found.push((WorryKind::Failure(Failure::AuthRefused), None));
-            }
-            Server::Uncontrolled => {
-                found.push((WorryKind::Failure(Failure::ControlUnreachable), None));
-            }
-            Server::NotLooked | Server::Silent | Server::On { .. } | Server::Booting(BootPhase::Booting) => {}
-        }
-        for id in self.policy.ids() {
-            let failure = match self.seen(id) {
-                Seen::Missing => Failure::UnitMissing,
-                Seen::CrashLoop => {
-                    found.push((WorryKind::Crashed, Some(id)));
-                    continue;
-                }
-                Seen::Sick | Seen::Stranger => Failure::Unavailable,
-                _ => continue,
-            };
-            found.push((WorryKind::Failure(failure), Some(id)));
-        }
-        if self.conflict_at().is_some_and(|at| at <= self.now) {
-            found.push((WorryKind::Failure(Failure::Conflict), None));
-        }
-        if self.look.wake_armed == Some(false) && self.policy.wake_check != super::WakeCheck::Off {
-            found.push((WorryKind::WakeUnarmed, None));
-        }
-        let old = std::mem::take(&mut self.attention);
-        let is_unseen = |w: &&Worry| {
-            let unseen = match w.what {
-                WorryKind::WakeUnarmed => self.look.wake_armed.is_none(),
-                _ => w.backend.is_some_and(|id| self.seen(id) == Seen::Unknown),
-            };
-            unseen && !self.is_off()
-        };
-        found.extend(old.iter().filter(is_unseen).map(|w| (w.what, w.backend)));
-        self.attention = found
-            .into_iter()
-            .map(|(what, backend)| {
-                let since = old.iter().find(|w| w.what == what && w.backend == backend).map_or(self.now, |w| w.since);
-                Worry { what, backend, since }
-            })
-            .collect();
     }
 
     // ---- holds --------------------------------------------------------------------------------------------------
@@ -563,21 +529,5 @@ impl Core {
         let id = HoldId(self.next_hold);
         self.next_hold += 1;
         id
-    }
-}
-
-impl Look {
-    /// Says the same about the world, whenever it was asked.
-    pub(super) fn says_same_as(&self, other: &Self) -> bool {
-        self.server == other.server
-            && self.foreign_gpu == other.foreign_gpu
-            && self.gpu_late == other.gpu_late
-            && self.people == other.people
-            && self.wake_armed == other.wake_armed
-            && self
-                .backends
-                .iter()
-                .zip(&other.backends)
-                .all(|(a, b)| super::BackendLook { use_at: b.use_at, ..a.clone() } == *b)
     }
 }

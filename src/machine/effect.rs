@@ -255,6 +255,11 @@ impl Goal {
         }
     }
 
+    /// What is up may be stopped on the way.
+    pub(super) const fn may_stop(self) -> bool {
+        matches!(self, Self::Run(_) | Self::Restart(_) | Self::Stop | Self::Off)
+    }
+
     /// Who asks for it wants to use what is on then.
     pub(super) const fn is_of_use(self) -> bool {
         matches!(self, Self::Run(_) | Self::Restart(_) | Self::Awake | Self::Restore(..))

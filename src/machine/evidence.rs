@@ -92,7 +92,11 @@ pub fn judge(reading: &Reading, policy: &Policy, now: Instant) -> Look {
         at: reading.ssh.as_ref().map_or(Instant::START, |ssh| ssh.at),
         server,
         backends: views.iter().map(|view| view.look(told, gpu, gpu_at, memory_left)).collect(),
-        foreign_gpu: processes(gpu).any(|p| p.backend.is_none() && !p.ignored),
+        foreign_gpu: gpu.filter(|_| on).and_then(|gpu| match gpu {
+            Gpu::Read { processes, .. } => Some(processes.iter().any(|p| p.backend.is_none() && !p.ignored)),
+            Gpu::Absent => Some(false),
+            Gpu::Hangs | Gpu::Broken { .. } => None,
+        }),
         gpu_at: asked(reading.gpu.as_ref().map(|gpu| gpu.at)),
         gpu_late: on && gpu_is_late(reading, gpu, now),
         people: reading

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use super::{
-    BackendId, Command, Event, Goal, Held, Hold, HoldId, Instant, Look, Place, Policy, Verb,
-    core::{Core, Doubt, Order, Worry},
+    BackendId, Command, Doubt, Event, Goal, Held, Hold, HoldId, Instant, Look, Place, Policy, Verb,
+    attention::Worry,
+    core::{Core, Order},
     work::{Leaving, Work},
 };
 

@@ -14,8 +14,8 @@
 use std::hash::{Hash, Hasher};
 
 use super::{
-    BackendId, BackendLook, Goal, Instant, Machine, Seen, Server,
-    core::{Core, FRESH, Memory},
+    BackendId, BackendLook, Goal, Instant, Machine, Seen, Server, Verb,
+    core::{Core, FRESH, Memory, Order},
     leaving::GPU_LATE,
     rules::State,
     work::{Leaving, Work},
@@ -88,7 +88,9 @@ impl Machine {
             backends,
             crowded_since: _,
             vacant_since: _,
+            vacant_at,
             people,
+            foreign,
             coming_until,
             wanted_at: _,
             work,
@@ -151,7 +153,7 @@ impl Machine {
         tell!("silence", (core.is_off(), silence.map(|s| s.misses)));
         when!("silence has lasted", silence.map(|s| s.since + policy.silence));
         when!("crowd has lasted", core.conflict_at());
-        tell!("people", people);
+        tell!("people", (people, foreign));
         when!("has time to come up", *coming_until);
         if core.is_on() {
             tell!("others", (look.foreign_gpu, look.gpu_late, look.people, look.wake_armed));
@@ -168,8 +170,11 @@ impl Machine {
                 tell!("asked", (at >= started, on_purpose));
                 when!("what was asked is too old", (at > Instant::START).then(|| too_old(at + FRESH)));
             }
-            when!("vacant for long enough", core.idle_power_off_at());
         }
+        when!("vacant for long enough", core.idle_power_off_at());
+        let is_too_old = |at: Instant| at + policy.silence + std::time::Duration::from_nanos(1);
+        let counts = core.idle_power_off_at().is_some();
+        when!("nobody knows whether it is vacant", vacant_at.filter(|_| counts).map(is_too_old));
         for ((id, look), memory) in policy.ids().zip(&look.backends).zip(backends) {
             let in_use = work
                 .as_ref()
@@ -186,10 +191,17 @@ impl Machine {
 
         // What is under way.
         tell!("the look is newer than the order", look.at >= *order_ended);
-        tell!("order", order.map(|o| (o.what, o.named, work.as_ref().is_some_and(|w| w.op.id == o.op))));
-        when!("order is overdue", order.map(|o| o.until));
+        // Whose it is; whether its run and its session are the ones known.
+        let is_own = |o: Order| work.as_ref().is_some_and(|w| w.op.id == o.op);
+        let is_of_run = |o: Order| match o.what {
+            Verb::SaveSlots(b) => Some((o.run.is_some(), o.run == core.memory(b).run)),
+            _ => None,
+        };
         let session = if let Server::On { session, .. } = look.server { Some(session) } else { None };
-        tell!("doubt", doubt.map(|d| (d.session.map(|s| session.is_some_and(|now| now > s)), d.backend)));
+        let is_older = |given: u64| session.is_some_and(|now| now > given);
+        tell!("order", order.map(|o| (o.what, o.named, is_own(o), is_of_run(o), o.session.map(is_older))));
+        when!("order is overdue", order.map(|o| o.until));
+        tell!("doubt", doubt.map(|d| (d.session.map(is_older), d.backend)));
         for hold in holds {
             tell!("hold", hold.what);
             when!("hold ends", hold.until);
@@ -280,6 +292,7 @@ fn backend_distinctions(core: &Core, id: BackendId, leaf: State, tell: &mut Tell
         on_record,
         saved_tokens,
         mark: told,
+        busy,
     } = core.memory(id);
     let policy = core.policy.backend(id);
     let slots = policy.slots;
@@ -292,6 +305,7 @@ fn backend_distinctions(core: &Core, id: BackendId, leaf: State, tell: &mut Tell
     tell("a run is shown", &|mix| invocation.is_some().hash(mix));
     // What was told of a run without a name is forgotten as soon as there is one.
     tell("a mark was told", &|mix| (told.is_some(), known.is_some()).hash(mix));
+    tell("requests were in flight", &|mix| busy.hash(mix));
     tell("what is known of the run", &|mix| (*ready, restored, declined, spoilt, counts).hash(mix));
     if checkpoints {
         tell("on record", &|mix| on_record.hash(mix));

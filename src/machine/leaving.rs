@@ -50,8 +50,10 @@ pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, s
 }
 
 /// A unit that matters cannot be read: waits for it as long as for a server that is silent, and no longer than the leaf.
+/// What has just been woken has the time of its boot: a unit may be on a host of its own, which comes up later.
 pub(super) fn unread(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
     let patience = core.now + core.policy.silence;
+    let patience = if let State::Waking { until, .. } = leaf { patience.max(until) } else { patience };
     let Some(work) = &mut core.work else { return Ended };
     if *work.unread_until.get_or_insert(patience) <= core.now {
         return fail(core, Failure::UnitUnread, step);
@@ -96,7 +98,7 @@ pub(super) fn last_look(core: &mut Core, asked: Instant, than: Instant, patience
 pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pursued {
     let look = core.look.backend(backend).clone();
     let policy = core.policy.backend(backend).clone();
-    let (calm, last_use) = (core.memory(backend).calm, core.memory(backend).last_use);
+    let (calm, last_use, busy) = (core.memory(backend).calm, core.memory(backend).last_use, core.memory(backend).busy);
     let held = core.is_held(Held::Backend(backend));
     let (in_service, is_spoilt) = (core.is_in_service(backend), core.is_spoilt(backend));
     let has_served = core.has_served(backend);
@@ -134,7 +136,8 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
             _ => return Leaf(Some(State::Draining { backend, since: now, until })),
         };
         let idle = look.use_ == Use::Idle && calm >= 2 && look.use_at >= since;
-        let untold = look.use_ == Use::Unknown && now.since(since) >= UNKNOWN_USE_GRACE && !by_policy;
+        // Requests that were in flight are, until it is told that they are not.
+        let untold = look.use_ == Use::Unknown && !busy && now.since(since) >= UNKNOWN_USE_GRACE && !by_policy;
         if idle {
         } else if untold {
             core.warn("use_unknown", "the backend does not tell whether it is in use; it was not waited for");
@@ -197,7 +200,8 @@ pub(super) fn linger(core: &Core, leaf: State, backend: BackendId) -> Pursued {
 /// All backends are proven stopped: power off, if nothing blocks.
 pub(super) fn power_off(core: &mut Core, cause: Cause, step: &mut Step) -> Pursued {
     let now = core.now;
-    if core.look.foreign_gpu || core.look.people == Some(true) || core.is_held(Held::Awake) {
+    let is_used = core.look.foreign_gpu == Some(true) || core.look.people == Some(true);
+    if is_used || core.is_held(Held::Awake) || (cause.is_policy() && core.foreign) {
         return fail(core, Failure::Blocked, step);
     }
     let (people, armed, check) = (core.look.people, core.look.wake_armed, core.policy.wake_check);
@@ -225,6 +229,9 @@ pub(super) fn power_off(core: &mut Core, cause: Cause, step: &mut Step) -> Pursu
             return fail(core, Failure::Blocked, step);
         }
         core.warn("use_unknown", "nobody could tell whether somebody else uses the server");
+    }
+    if core.foreign {
+        core.warn("use_unknown", "nobody could tell whether somebody else still uses the GPU");
     }
     if check == WakeCheck::Require && armed.is_none() {
         return fail(core, Failure::WakeUnarmed, step);

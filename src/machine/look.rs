@@ -14,8 +14,8 @@ pub struct Look {
     pub server: Server,
     /// Each configured backend, in order.
     pub backends: Vec<BackendLook>,
-    /// Somebody else's process holds GPU memory (not counting known residents).
-    pub foreign_gpu: bool,
+    /// Somebody else's process holds GPU memory (not counting known residents); `None` when nobody could tell.
+    pub foreign_gpu: Option<bool>,
     /// When the GPU was asked; [`Instant::START`] if not in this boot. A tool that is absent or broken has been asked too.
     pub gpu_at: Instant,
     /// The server has just come up, and shows fewer GPUs than it had.
@@ -176,7 +176,7 @@ impl Look {
             at: Instant::START,
             server: Server::NotLooked,
             backends: vec![unknown; backends],
-            foreign_gpu: false,
+            foreign_gpu: None,
             gpu_at: Instant::START,
             gpu_late: false,
             people: None,
@@ -193,6 +193,20 @@ impl Look {
     #[must_use]
     pub fn backend(&self, id: BackendId) -> &BackendLook {
         &self.backends[usize::from(id.0)]
+    }
+
+    /// Says the same about the world, whenever it was asked.
+    pub(super) fn says_same_as(&self, other: &Self) -> bool {
+        self.server == other.server
+            && self.foreign_gpu == other.foreign_gpu
+            && self.gpu_late == other.gpu_late
+            && self.people == other.people
+            && self.wake_armed == other.wake_armed
+            && self
+                .backends
+                .iter()
+                .zip(&other.backends)
+                .all(|(a, b)| BackendLook { use_at: b.use_at, ..a.clone() } == *b)
     }
 
     /// The boot that answers, where the pinned key does.

@@ -9,6 +9,7 @@
 //! operation) and `admission` (which commands are taken).
 
 mod admission;
+mod attention;
 mod core;
 pub mod effect;
 pub mod event;
@@ -44,10 +45,11 @@ pub use look::{BackendLook, BootPhase, Look, Seen, Server, Use};
 pub use policy::{BackendKind, BackendPolicy, OnStartTimeout, Policy, RestorePolicy, WakeCheck};
 pub use state::{Kind, Place, Region};
 pub use time::Instant;
-pub use view::{Attention, BackendView, NextAction, Pace, View};
+pub use view::{Attention, BackendView, Doubt, NextAction, Pace, View};
 
 use self::{
-    core::{Core, Step, WorryKind},
+    attention::WorryKind,
+    core::{Core, Step},
     rules::{Signal, State},
 };
 
@@ -117,10 +119,10 @@ impl Machine {
         self.chart.order.map(|o| (o.verb, o.what))
     }
 
-    /// The order whose answer was lost: nobody knows yet what became of it.
+    /// The start, stop or kill whose answer was lost.
     #[must_use]
-    pub fn doubt(&self) -> Option<VerbId> {
-        self.chart.doubt.map(|d| d.verb)
+    pub fn doubt(&self) -> Option<Doubt> {
+        self.chart.doubt
     }
 
     /// The newest look.
@@ -203,6 +205,7 @@ impl Machine {
             save_ended: core.work.as_ref().and_then(|w| w.leaving).is_some_and(|l| l.saved),
             look: core.look.clone(),
             boot: core.boot,
+            foreign_untold: core.foreign && core.is_on() && core.look.foreign_gpu.is_none(),
             is_off: core.is_off(),
             coming_until: core.coming_until,
             backends: core.backends.iter().map(core::Memory::view).collect(),

@@ -33,6 +33,8 @@ pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
                 _ => first.map(|backend| by_itself(core, backend, leaf)),
             }
         }
+        // The other is not gone because it cannot be read.
+        (_, None) if leaf == State::Conflict && core.may_be_crowded() => None,
         (Some(backend), None) => Some(by_itself(core, backend, leaf)),
         (None, _) => {
             if let Some(backend) = core.first(|s| s == Seen::Lingering) {
@@ -132,6 +134,7 @@ pub(super) fn next_policy(core: &Core, leaf: State) -> Option<(Goal, Cause, Inst
             // Whose login or GPU process keeps it from being vacant has no such time.
             let at = core.idle_power_off_at()?;
             let blocked = core.is_held(Held::Awake)
+                || !core.nothing_runs()
                 || (core.policy.wake_check != WakeCheck::Off && core.look.wake_armed == Some(false))
                 || !core.policy.can_wake;
             (!blocked).then_some((Goal::Off, Cause::IdlePowerOff, after(core.backoff, at)))

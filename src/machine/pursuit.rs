@@ -1,7 +1,8 @@
 //! The rules: from goal and observation to the next leaf.
 
 use super::{
-    BackendId, BootPhase, Failure, Goal, Held, Instant, OnStartTimeout, RestorePolicy, Seen, Server, Use, Verb,
+    BackendId, BackendLook, BootPhase, Failure, Goal, Held, Instant, OnStartTimeout, RestorePolicy, Seen, Server, Use,
+    Verb,
     core::{Core, Step},
     leaving::{GPU_LATE, LAST_LOOK, LastWord, last_look, leave, leave_all, linger, power_off, stop, unread},
     observed::{observed, policies, refuses_while_going_down},
@@ -12,6 +13,11 @@ use super::{
 pub(super) fn next(core: &mut Core, leaf: State, step: &mut Step) -> Option<State> {
     if core.work.as_ref().is_some_and(|w| w.op.until <= core.now) {
         core.fail(Failure::BoundExceeded, step);
+    }
+    // What a leaf waits for is of its boot, and so is its deadline.
+    let has_rebooted = std::mem::take(&mut step.has_rebooted);
+    if has_rebooted && core.work.is_some() && matches!(leaf, State::Starting { .. } | State::Stopping { .. }) {
+        return Some(State::Unknown);
     }
     if core.work.is_some()
         && let Pursued::Leaf(next) = pursue(core, leaf, step)
@@ -46,7 +52,7 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
     // Deadlines of leaves that wait for something other than their order.
     match leaf {
         State::Stopping { backend, until: Some(until), killed, .. }
-            if until <= core.now && core.is_on() && core.shows_end_of_stop(backend) =>
+            if until <= core.now && goal.may_stop() && core.is_on() && core.shows_end_of_stop(backend) =>
         {
             match core.seen(backend) {
                 // One that lingers outside of any run is down by its unit, and only what it held is still there.
@@ -104,29 +110,38 @@ fn pursue(core: &mut Core, leaf: State, step: &mut Step) -> Pursued {
         // Still going down, whatever is wanted by now.
         return STAY;
     }
+    if goal == Goal::Awake {
+        core.done(step);
+        return Ended;
+    }
     if let (State::PoweringOff { .. }, Goal::Off) = (leaf, goal) {
         core.warn("came_back", "the server went down and was up again at once");
         core.done(step);
         return Ended;
     }
-    if let (Some(work), true) =
-        (&mut core.work, core.policy.ids().all(|id| core.look.backend(id).seen != Seen::Unknown))
-    {
+    let is_read = |look: &BackendLook| look.seen != Seen::Unknown && (look.invocation.is_some() || !look.seen.is_up());
+    if let (Some(work), true) = (&mut core.work, core.look.backends.iter().all(is_read)) {
         work.unread_until = None;
     }
     if !core.is_settled() {
-        // A lost answer is cleared up by the unit: as long as that cannot be read, it is what is waited for.
-        let unclear = core.doubt.is_some_and(|doubt| core.seen(doubt.backend) == Seen::Unknown);
-        return if unclear { unread(core, leaf, step) } else { starting_deadline(core, leaf, step) };
+        // A lost answer is cleared up by the unit: as long as that cannot be read, or lingers, it is what is waited for.
+        return match core.doubt.map(|doubt| (core.seen(doubt.backend), doubt.backend)) {
+            Some((Seen::Unknown, _)) => unread(core, leaf, step),
+            Some((Seen::Lingering, backend))
+                if core.shows_end_of_stop(backend) && goal != Goal::Run(backend) && goal != Goal::Restart(backend) =>
+            {
+                linger(core, leaf, backend)
+            }
+            _ => starting_deadline(core, leaf, step),
+        };
     }
-    if let Some(failure) = core.work.as_ref().and_then(|w| w.failing) {
-        return stop_and_fail(core, leaf, goal, failure, step);
+    if let (Some(failure), Goal::Run(backend) | Goal::Restart(backend)) =
+        (core.work.as_ref().and_then(|w| w.failing), goal)
+    {
+        return stop_and_fail(core, leaf, backend, failure, step);
     }
     match goal {
-        Goal::Awake => {
-            core.done(step);
-            Ended
-        }
+        Goal::Awake => Ended,
         Goal::Run(backend) | Goal::Restart(backend) => run(core, leaf, backend, step),
         Goal::Stop => {
             if let Some(pursued) = leave_all(core, leaf, None, step) {
@@ -154,20 +169,24 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
     if let State::Waking { until, resend, .. } = leaf {
         match goal {
             // Nothing runs there, and nothing will be started.
-            Goal::Stop | Goal::Save(..) => {
+            Goal::Stop => {
                 core.done(step);
                 return Ended;
             }
             // No packet is sent any more.
             Goal::Off => return Leaf(core.is_off().then_some(State::Offline)),
-            Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Restore(..) => {}
+            Goal::Run(_) | Goal::Restart(_) | Goal::Awake | Goal::Save(..) | Goal::Restore(..) => {}
+        }
+        if core.is_held(Held::Off) {
+            return fail(core, Failure::Held, step);
+        }
+        if !core.is_off() {
+            // It was up a moment ago.
+            return STAY;
         }
         if until <= core.now {
             core.fail(boot_failure(core.look.server, Failure::WakeTimeout), step);
             return Ended;
-        }
-        if core.is_held(Held::Off) {
-            return fail(core, Failure::Held, step);
         }
         let life = matches!(core.look.server, Server::Booting(_));
         if resend <= core.now {
@@ -208,11 +227,7 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
                 return fail(core, Failure::Held, step);
             }
             if let Some(work) = &mut core.work {
-                // Whatever was started before is gone with the boot.
-                work.launched = false;
-                work.launch = None;
-                work.rid_of = None;
-                work.failing = None;
+                work.begin_anew();
             }
             let until = core.now + core.policy.boot_timeout;
             // The first round always goes out: what refuses a connection may be somebody else at its address.
@@ -227,15 +242,16 @@ fn without_server(core: &mut Core, leaf: State, goal: Goal, step: &mut Step) -> 
 fn off_for_certain(core: &mut Core, step: &mut Step) -> Pursued {
     let shows_life = matches!(core.look.server, Server::Booting(_));
     let started = core.work.as_ref().map_or(core.now, |work| work.op.started);
+    let waits = Leaf(Some(State::Offline));
     match core.coming_until {
-        Some(until) if until > core.now => return STAY,
+        Some(until) if until > core.now => return waits,
         // It still answers after all that time.
         Some(until) if until > started && shows_life => {
             core.fail(boot_failure(core.look.server, Failure::PowerOffTimeout), step);
         }
         _ if shows_life => {
             core.coming_until = Some(core.now + core.policy.boot_timeout);
-            return STAY;
+            return waits;
         }
         _ => core.done(step),
     }
@@ -277,7 +293,7 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
         let restarted = first.is_some_and(|(_, restarts)| look.restarts > restarts);
         if look.seen == Seen::CrashLoop || other_run || restarted {
             work.failing = Some(Failure::CrashLoop);
-            return stop_and_fail(core, leaf, Goal::Run(backend), Failure::CrashLoop, step);
+            return stop_and_fail(core, leaf, backend, Failure::CrashLoop, step);
         }
     }
     let (launched, no_restore) = (work.launched, work.no_restore);
@@ -300,7 +316,7 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             if !launched && !no_restore && policy.restore != RestorePolicy::Never && core.awaits_word(backend) {
                 return starting(core, leaf, backend, step);
             }
-            if launched {
+            if launched || no_restore {
                 // Whatever came of it: this run has had its chance.
                 core.memory_mut(backend).restored = true;
             }
@@ -319,7 +335,7 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             if core.is_held(Held::Gpu) {
                 return fail(core, Failure::Held, step);
             }
-            if core.look.foreign_gpu {
+            if core.look.foreign_gpu == Some(true) {
                 return fail(core, Failure::Occupied, step);
             }
             if !core.is_fresh() {
@@ -330,6 +346,9 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             let late = core.look.gpu_late;
             let (asked, patience) = if late { (Instant::START, GPU_LATE) } else { (core.look.gpu_at, LAST_LOOK) };
             match last_look(core, asked, began, patience) {
+                LastWord::Told if core.foreign => {
+                    core.warn("gpu_unread", "nobody could tell who still holds GPU memory");
+                }
                 LastWord::Told => {}
                 LastWord::Awaited => return STAY,
                 LastWord::Untold if late => core.warn("gpu_late", "a GPU that was there before has not come up"),
@@ -371,6 +390,13 @@ pub(super) fn starting_deadline(core: &mut Core, leaf: State, step: &mut Step) -
     if until > core.now || !wanted {
         return STAY;
     }
+    if core.look.server == Server::Uncontrolled {
+        return fail(core, Failure::ControlUnreachable, step);
+    }
+    if core.seen(backend) == Seen::Running {
+        // It is there. What else is waited for has an end of its own.
+        return STAY;
+    }
     let failure = match core.seen(backend) {
         Seen::Sick => Failure::Unavailable,
         Seen::Stopped => Failure::StartFailed,
@@ -380,21 +406,23 @@ pub(super) fn starting_deadline(core: &mut Core, leaf: State, step: &mut Step) -
         if let Some(work) = &mut core.work {
             work.failing = Some(failure);
         }
-        return stop_and_fail(core, leaf, Goal::Run(backend), failure, step);
+        return stop_and_fail(core, leaf, backend, failure, step);
     }
     fail(core, failure, step)
 }
 
 /// Stops the backend that failed to start, and then says so. One that is healthy after all may have been used already.
-fn stop_and_fail(core: &mut Core, leaf: State, goal: Goal, failure: Failure, step: &mut Step) -> Pursued {
-    let (Goal::Run(backend) | Goal::Restart(backend)) = goal else {
-        return fail(core, failure, step);
-    };
-    if core.seen(backend).is_stopped() {
+fn stop_and_fail(core: &mut Core, leaf: State, backend: BackendId, failure: Failure, step: &mut Step) -> Pursued {
+    let seen = core.seen(backend);
+    // Where a stranger answers our unit is down.
+    if seen.is_stopped() || seen == Seen::Stranger {
         return fail(core, failure, step);
     }
     if !core.is_settled() {
         return STAY;
+    }
+    if seen == Seen::Unknown {
+        return unread(core, leaf, step);
     }
     if core.is_in_service(backend) {
         return leave(core, leaf, backend, step);

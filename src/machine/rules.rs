@@ -196,7 +196,9 @@ impl blocking::Superstate<Core> for Region {
             (Self::Top, Event::Commanded { request, command }) => admission::anywhere(core, *request, command, step),
             (Self::Top, Event::Looked(look)) => {
                 let silent = matches!(look.server, super::Server::Silent | super::Server::Booting(_));
+                let boot = core.boot;
                 let new = core.observe(look);
+                step.has_rebooted = boot.is_some() && boot != core.boot;
                 step.ignored = Some(match (new, silent, core.work.is_some()) {
                     (_, true, _) if !core.is_off() => Ignored::SilenceProvesNothing,
                     (false, ..) => Ignored::NothingNew,

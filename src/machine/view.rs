@@ -1,5 +1,7 @@
 //! What the machine shows of itself: everything the status document needs, nothing it could be changed by.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     BackendId, BootId, Cause, Goal, Hold, Instant, Invocation, Look, OpId, Operation, Place, Policy, Verb, VerbId,
     Warning,
@@ -18,8 +20,8 @@ pub struct View {
     pub operation: Option<Operation>,
     /// The order under way and its name; wake packets are not one.
     pub order: Option<(VerbId, Verb)>,
-    /// The order whose answer was lost: nobody knows yet what became of it.
-    pub doubt: Option<VerbId>,
+    /// The start, stop or kill whose answer was lost.
+    pub doubt: Option<Doubt>,
     /// The operation that gave it; another may have taken its place since.
     pub order_op: Option<OpId>,
     /// The backend being left has had its save, or it is recorded why not.
@@ -28,6 +30,8 @@ pub struct View {
     pub look: Look,
     /// The boot last seen.
     pub boot: Option<BootId>,
+    /// Somebody else's process was seen on the GPU in this boot, and nobody can tell whether it is still there.
+    pub foreign_untold: bool,
     /// Nothing that is up has answered for long enough.
     pub is_off: bool,
     /// The server was woken, and has until then to come up.
@@ -63,6 +67,19 @@ impl View {
     pub fn backend(&self, id: BackendId) -> &BackendView {
         &self.backends[usize::from(id.0)]
     }
+}
+
+/// An order whose answer was lost: nobody knows yet what became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doubt {
+    /// Its answer may come late, and then clears it up.
+    pub verb: VerbId,
+    /// The SSH session in which it was given; `None` where that was not known.
+    pub session: Option<u64>,
+    /// The boot in which it was given.
+    pub boot: Option<BootId>,
+    /// Whose unit it was about.
+    pub backend: BackendId,
 }
 
 /// What the machine remembers of a backend beyond the newest look.

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BackendId, Cause, Effect, End, Failure, Goal, Instant, Invocation, OpId, Operation, Outcome, Selection, Server,
-    Use, Verb, VerbId, Warning,
-    core::{Backoff, Core, Doubt, Order, Step},
+    BackendId, Cause, Doubt, Effect, End, Failure, Goal, Instant, Invocation, OpId, Operation, Outcome, Selection,
+    Server, Use, Verb, VerbId, Warning,
+    core::{Backoff, Core, Order, Step},
     leaving::MOST_STOPS,
 };
 
@@ -82,6 +82,23 @@ impl Work {
         leaving
     }
 
+    /// Requests in flight are not waited for any more.
+    pub(super) fn hurry(&mut self) {
+        (self.no_drain, self.quiet_until) = (true, None);
+        if let Some(leaving) = &mut self.leaving {
+            (leaving.drained, leaving.drain_until) = (true, None);
+        }
+    }
+
+    /// The server has booted, or will: whatever was started before is gone.
+    pub(super) fn begin_anew(&mut self) {
+        (self.launched, self.launch, self.rid_of, self.failing) = (false, None, None, None);
+        (self.unread_until, self.last_look) = (None, None);
+        if let Goal::Restart(backend) = self.op.goal {
+            self.op.goal = Goal::Run(backend);
+        }
+    }
+
     /// `backend` was used, or nobody saw whether it was. What was saved before does not hold that: it is saved again, as
     /// often as that happens while requests may end, and once after.
     pub(super) fn used_again(&mut self, backend: BackendId, now: Instant) {
@@ -114,7 +131,13 @@ impl Core {
             }
             (_, Some(work)) => {
                 let named = matches!(work.op.goal, Goal::Save(_, Selection::Named(_)));
-                self.order = Some(Order { verb, what, op: work.op.id, until: self.now + self.within(what), named });
+                let session = match self.look.server {
+                    Server::On { session, .. } => Some(session),
+                    _ => None,
+                };
+                let run = if let Verb::SaveSlots(backend) = what { self.memory(backend).run } else { None };
+                let until = self.now + self.within(what);
+                self.order = Some(Order { verb, what, op: work.op.id, until, named, session, run });
             }
         }
         verb
@@ -300,11 +323,7 @@ impl Core {
         if let (true, Verb::StartUnit(backend) | Verb::StopUnit(backend) | Verb::KillUnit(backend)) =
             (unknown, order.what)
         {
-            let session = match self.look.server {
-                Server::On { session, .. } => Some(session),
-                _ => None,
-            };
-            self.doubt = Some(Doubt { verb, session, boot: self.boot, backend });
+            self.doubt = Some(Doubt { verb, session: order.session, boot: self.boot, backend });
         }
         let used = matches!(outcome, Outcome::Succeeded(warnings) if warnings.iter().any(|w| w.code == "slot_busy"));
         if let (true, Verb::SaveSlots(backend)) = (used, order.what) {
@@ -312,7 +331,9 @@ impl Core {
         }
         // What was left out, whyever, is not on record.
         let all = matches!(outcome, Outcome::Succeeded(warnings) if warnings.iter().all(|w| w.code == "saved_already"));
-        if let (true, Verb::SaveSlots(backend), false) = (all, order.what, order.named) {
+        if let (true, Verb::SaveSlots(backend), false) = (all, order.what, order.named)
+            && self.memory(backend).run == order.run
+        {
             // What it holds now is on record: nothing older belongs into this run.
             let tokens = self.look.backend(backend).tokens;
             let memory = self.memory_mut(backend);

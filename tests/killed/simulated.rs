@@ -350,7 +350,7 @@ async fn play(workflow: &Workflow, kill: Option<Kill>, dir: &Path) -> Undisturbe
     let lasts = begun.elapsed();
     driver.kill().await;
     if kill.is_some() {
-        goes_on(workflow, &watched, &policy, dir, has_talked).await;
+        goes_on(&watched, &policy, dir, has_talked).await;
     }
     let wrong = watched.seen.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone();
     assert!(wrong.is_empty(), "{wrong:?}");
@@ -369,27 +369,22 @@ async fn play(workflow: &Workflow, kill: Option<Kill>, dir: &Path) -> Undisturbe
 }
 
 /// The next driver looks, and is right; it does nothing but what a policy wants; and everything works.
-async fn goes_on(workflow: &Workflow, watched: &Watched, policy: &Policy, dir: &Path, has_talked: bool) {
+async fn goes_on(watched: &Watched, policy: &Policy, dir: &Path, has_talked: bool) {
     let world = &watched.world;
     *watched.seen.kill.lock().unwrap_or_else(PoisonError::into_inner) = None;
     assert!(!has_talked || is_kept(&world.sim()), "the conversation is lost: {:#?}", *world.sim());
     let expected = comes_to(&world.sim());
     let deeds = world.sim().deeds.len();
+    let begun = tokio::time::Instant::now();
     let driver = Driver::start(watched, policy, dir);
-    let by_itself = policy.idle_stop_after.is_some();
-    if !by_itself {
-        driver.until(&expected, world, |status| status.state == expected && status.operation.is_none()).await;
-        sleep(Duration::from_secs(40)).await;
-        let status = Arc::clone(&driver.handle.status.borrow());
-        assert_eq!((status.state.as_str(), &status.operation), (expected.as_str(), &None));
-        let deeds: Vec<Deed> = world.sim().deeds[deeds..].iter().map(|(_, deed)| *deed).collect();
-        assert!(deeds.iter().all(|deed| *deed == Deed::Restored(LLAMA)) && deeds.len() <= 1, "{deeds:?}");
-    }
-    // Whoever held something is told that it is held.
-    if workflow.name == "hold" && world.sim().deeds.is_empty() {
-        let held = driver.handle.status.borrow().holds.len();
-        assert!(held <= 1, "{held} holds");
-    }
+    driver.until(&expected, world, |status| status.state == expected && status.operation.is_none()).await;
+    // What it does by itself for want of use comes when nobody has used it for so long since it looks.
+    let first = policy.idle_stop_after.into_iter().chain(policy.idle_power_off_after).min();
+    sleep_until(first.map_or(tokio::time::Instant::now() + Duration::from_secs(40), |after| begun + after)).await;
+    let status = Arc::clone(&driver.handle.status.borrow());
+    assert_eq!((status.state.as_str(), &status.operation), (expected.as_str(), &None));
+    let done: Vec<Deed> = world.sim().deeds[deeds..].iter().map(|(_, deed)| *deed).collect();
+    assert!(done.iter().all(|deed| *deed == Deed::Restored(LLAMA)) && done.len() <= 1, "{done:?}");
     world.sim().heal();
     for (id, name) in [(VLLM, "vllm"), (LLAMA, "llama-cpp")] {
         let wish = Options { replace: true, no_drain: true };

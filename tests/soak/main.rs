@@ -205,6 +205,10 @@ fn replay(sofar: &[Sofar]) -> usize {
         }
     }
     println!("{steps} steps of the daemons' journals were replayed");
+    if steps == 0 && sofar.iter().any(|one| one.rounds > 0) {
+        println!("VIOLATION: the daemons have written down nothing");
+        wrong += 1;
+    }
     wrong
 }
 

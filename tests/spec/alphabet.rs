@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use wechsler::machine::{
-    BackendId, BootId, BootPhase, Command, Event, Held, HoldId, HoldSpec, Instant, Invocation, Look, Machine, Options,
-    Outcome, PowerChoice, RequestId, Seen, Selection, Server, Use, Verb, VerbId, View, Warning,
+    BackendId, BootId, BootPhase, Command, Doubt, Event, Held, HoldId, HoldSpec, Instant, Invocation, Look, Machine,
+    Options, Outcome, PowerChoice, RequestId, Seen, Selection, Server, Use, Verb, VerbId, View, Warning,
 };
 
 use super::sample::{self, LLAMA, VLLM, WHISPER};
@@ -152,7 +152,7 @@ fn answers(view: &View, topics: &[Topic], add: &mut impl FnMut(&'static str, Eve
         ] {
             add(name, Event::Finished { verb: VerbId(0), outcome });
         }
-        if let Some(verb) = view.doubt {
+        if let Some(Doubt { verb, .. }) = view.doubt {
             add("lost answer comes late", Event::Finished { verb, outcome: Outcome::Succeeded(vec![]) });
             add("lost answer comes late, a failure", Event::Finished { verb, outcome: fails("verb_failed") });
             add("lost answer is lost again", Event::Finished { verb, outcome: lost() });
@@ -452,11 +452,13 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push(("another session sees llama-cpp linger", eye.another_session(&[Lingering])));
     }
     if has(Topic::Obstacles) {
-        looks.push(("sees a foreign process", eye.with(&[], |l| l.foreign_gpu = true)));
+        looks.push(("sees a foreign process", eye.with(&[], |l| l.foreign_gpu = Some(true))));
+        looks.push(("cannot read the GPU", eye.with(&[], |l| l.foreign_gpu = None)));
         looks.push(("sees a GPU missing yet", eye.with(&[], |l| l.gpu_late = true)));
         looks.push(("sees a login", eye.with(&[], |l| l.people = Some(true))));
         looks.push(("cannot tell who is there", eye.with(&[], |l| (l.people, l.wake_armed) = (None, None))));
         looks.push(("sees the card unarmed", eye.with(&[], |l| l.wake_armed = Some(false))));
+        looks.push(("sees all stopped, the card long ago", eye.with(&[], |l| l.wake_armed_at = Instant::START)));
         looks.push((
             "sees all stopped, the rest long ago",
             eye.with(&[], |l| {

@@ -162,7 +162,7 @@ pub fn starts_beside(e: &Edge) -> Option<Broken> {
 
 pub fn squeezes_in(e: &Edge) -> Option<Broken> {
     let wanted = wants(e)?;
-    e.after.look().foreign_gpu.then(|| and_orders(e, Verb::StartUnit(wanted))).flatten()
+    (e.after.look().foreign_gpu == Some(true)).then(|| and_orders(e, Verb::StartUnit(wanted))).flatten()
 }
 
 pub fn stops_unsaved(e: &Edge) -> Option<Broken> {
@@ -332,4 +332,16 @@ pub fn takes_everything(e: &Edge) -> Option<Broken> {
         other => other,
     });
     with(e, effects.collect())
+}
+
+pub fn gives_way(e: &Edge) -> Option<Broken> {
+    and_ends(e, End::Replaced { by: OpId(u64::MAX) })
+}
+
+/// It knows what it sees, and no more.
+pub fn forgets_doubt(e: &Edge) -> Option<Broken> {
+    e.before.doubt()?;
+    let mut after = Machine::new(e.after.policy().clone(), vec![]);
+    let _ = after.step(e.now, &Event::Looked(e.after.look().clone()));
+    Some(Broken { now: e.now, effects: vec![], after })
 }

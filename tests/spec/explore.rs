@@ -106,7 +106,7 @@ pub struct World {
 }
 
 /// The worlds. What is varied together is what has to do with each other: the product of everything would be far larger.
-/// Beyond that, storms and fuzzing mix everything that two backends meet.
+/// Beyond that, storms and fuzzing mix most of what two backends meet.
 pub const WORLDS: &[World] = {
     use Topic::{
         Boots, Both, Commands, Copies, Crowds, Doors, Holds, Late, Losses, Obstacles, Oddities, Passage, Runs, Silence,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wechsler::machine::{
     Answer, BackendId, Cause, Command, Effect, End, Event, Failure, Goal, Held, Instant, Kind, OpId, Operation,
-    Outcome, Place, PowerChoice, Refusal, Region, Seen, Server, Use, Verb, View, WakeCheck,
+    Outcome, Place, PowerChoice, Refusal, Region, RestorePolicy, Seen, Server, Use, Verb, View, WakeCheck,
 };
 
 use super::{
@@ -70,16 +70,33 @@ pub const LAWS: &[Law] = &[
         &[("orders in one step", broken::orders_twice), ("was under way", broken::cannot_sit_still)],
     ),
     law(
-        "every order names the operation that wants it",
+        "every order names the operation that wants it, and is what that wants",
         has_orders,
         orders_have_causes,
-        &[("which is not under way", broken::orders_for_nobody)],
+        &[
+            ("which is not under way", broken::orders_for_nobody),
+            ("is nothing for", broken::powers_off_anyway),
+            ("is nothing for", broken::starts_anyway),
+            ("is nothing for", broken::cannot_sit_still),
+        ],
     ),
     law(
         "with no operation wanted, the daemon only looks",
         is_left_alone,
         only_looks,
-        &[("out of nothing", broken::cannot_sit_still)],
+        &[("out of nothing", broken::cannot_sit_still), ("out of nothing", broken::begins_idle_stops)],
+    ),
+    law(
+        "nothing begins but by a command that is accepted in that moment, or by what is configured",
+        |e| begun(e).next().is_some(),
+        beginnings_have_causes,
+        &[("which is not so", broken::drops_answers), ("which is not so", broken::begins_idle_stops)],
+    ),
+    law(
+        "what somebody has asked for gives way only to a stop, to who says --replace, and a power-off to a wish",
+        replaces,
+        replaced_is_asked_for,
+        &[("was replaced by", broken::gives_way)],
     ),
     law(
         "nothing is started unless every other backend is proven stopped, by fresh evidence of this boot",
@@ -116,7 +133,7 @@ pub const LAWS: &[Law] = &[
         &[("a failed restore ended it", broken::despairs_of_restores)],
     ),
     law(
-        "no slots are restored twice into one run",
+        "no slots are restored twice into one run, unless somebody asks for it",
         restores,
         restored_once,
         &[("twice into one run", broken::restores_again)],
@@ -163,7 +180,7 @@ pub const LAWS: &[Law] = &[
         &[("nothing came of it", broken::swallows), ("and it moved", broken::cannot_sit_still)],
     ),
     law(
-        "a stop is taken in every state but while powering off",
+        "a stop is taken in every state but while powering off, or while only backends answer",
         is_stop,
         stop_is_taken,
         &[("refused: ", broken::is_too_busy_to_stop)],
@@ -188,7 +205,10 @@ pub const LAWS: &[Law] = &[
         "a conflict moves only by resolve or a stop",
         is_left_in_conflict,
         conflict_waits,
-        &[("the conflict was settled", broken::cannot_sit_still)],
+        &[
+            ("the conflict was settled", broken::cannot_sit_still),
+            ("the conflict was settled", broken::begins_idle_stops),
+        ],
     ),
     law(
         "what was done by itself does not begin again in the moment in which it ended",
@@ -235,7 +255,7 @@ pub const LAWS: &[Law] = &[
         &[("idle at once", broken::waits_at_the_door), ("idle too early", broken::counts_from_before)],
     ),
     law(
-        "a lost answer is never believed",
+        "a lost answer to a start, a stop or a kill is never believed",
         is_lost,
         unknown_not_believed,
         &[("after a lost answer", broken::sends_again), ("is not in doubt", broken::believes_what_was_lost)],
@@ -247,10 +267,10 @@ pub const LAWS: &[Law] = &[
         &[("a failed operation goes on", broken::clings)],
     ),
     law(
-        "nothing is started and no power goes off before it was asked anew who else is there, or the answer is overdue",
+        "nothing is started and no power goes off before it was asked anew who is there and if it can be woken, or that is overdue",
         |e| starts(e) || powers_off(e),
         last_look_is_taken,
-        &[("by a word of", broken::trusts_old_words)],
+        &[("by a word of", broken::trusts_old_words), ("by a word of", broken::powers_off_anyway)],
     ),
     law(
         "an order of an operation that was replaced decides nothing for the one in its place",
@@ -271,7 +291,7 @@ pub const LAWS: &[Law] = &[
         ],
     ),
     law(
-        "a kill comes once, and only after a stop has outlasted its time",
+        "a kill comes only after a stop has outlasted its time",
         kills,
         kill_is_last,
         &[
@@ -281,10 +301,16 @@ pub const LAWS: &[Law] = &[
         ],
     ),
     law(
-        "while nobody knows what became of an order, nothing is started, stopped, saved, restored or powered off",
+        "while nobody knows what became of a start, stop or kill, nothing is started, stopped, saved, restored or powered off",
         is_in_doubt,
         doubt_waits,
         &[("an answer is in doubt", broken::starts_anyway)],
+    ),
+    law(
+        "doubt ends by the late answer, by another boot, by proven silence, or when a new session shows the unit settled",
+        doubt_ends,
+        doubt_is_cleared_up,
+        &[("nothing cleared it up", broken::forgets_doubt)],
     ),
 ];
 
@@ -332,7 +358,9 @@ fn is_left_alone(e: &Edge) -> bool {
     let p = e.after.policy();
     let policies_off = p.idle_stop_after.is_none()
         && p.idle_power_off_after.is_none()
-        && p.backends.iter().all(|b| b.restore != wechsler::machine::RestorePolicy::Auto);
+        && p.backends
+            .iter()
+            .all(|b| b.restore != RestorePolicy::Auto && b.checkpoint_tokens.is_none() && b.checkpoint_quiet.is_none());
     policies_off && e.before.operation().is_none() && !is_command(e)
 }
 
@@ -358,7 +386,8 @@ fn is_stale(e: &Edge) -> bool {
     let Event::Finished { verb, .. } = e.event else {
         return false;
     };
-    let known = e.before.doubt() == Some(*verb) || e.before.order().is_some_and(|(v, _)| v == *verb);
+    let known =
+        e.before.doubt().is_some_and(|doubt| doubt.verb == *verb) || e.before.order().is_some_and(|(v, _)| v == *verb);
     nothing_is_due(e) && !known
 }
 
@@ -402,7 +431,7 @@ fn is_already_so(e: &Edge) -> bool {
 
 /// Somebody was there besides the backends, and is no more.
 fn is_given_back(e: &Edge) -> bool {
-    let is_there = |view: &View| view.look.foreign_gpu || view.look.people == Some(true);
+    let is_there = |view: &View| view.look.foreign_gpu == Some(true) || view.look.people == Some(true);
     was_held(e) || (is_there(e.was()) && !is_there(e.is()))
 }
 
@@ -466,6 +495,10 @@ fn is_in_doubt(e: &Edge) -> bool {
     e.after.doubt().is_some()
 }
 
+fn doubt_ends(e: &Edge) -> bool {
+    e.before.doubt().is_some_and(|doubt| e.after.doubt() != Some(doubt))
+}
+
 // ---- what they demand -----------------------------------------------------------------------------------------------
 
 /// One that has been healthy in this run may hold something, whatever it says now.
@@ -527,11 +560,89 @@ fn orders_have_causes(e: &Edge) -> Verdict {
             ensure(known, || format!("an order names operation {op}, which is not under way"))?;
         }
     }
+    let Some(goal) = e.after.operation().map(|o| o.goal) else { return Ok(()) };
+    for verb in orders(e) {
+        ensure(is_for(verb, goal), || format!("{verb:?} is nothing for {goal:?}"))?;
+    }
     Ok(())
 }
 
+/// Who wants the goal may need the order on the way.
+fn is_for(verb: Verb, goal: Goal) -> bool {
+    let leaves = matches!(goal, Goal::Run(_) | Goal::Restart(_) | Goal::Stop | Goal::Off);
+    match verb {
+        Verb::Wake => matches!(goal, Goal::Run(_) | Goal::Restart(_) | Goal::Awake),
+        Verb::StartUnit(b) => goal == Goal::Run(b) || goal == Goal::Restart(b),
+        Verb::StopUnit(_) | Verb::KillUnit(_) => leaves,
+        Verb::SaveSlots(b) => leaves || matches!(goal, Goal::Save(of, _) if of == b),
+        Verb::RestoreSlots(b) => {
+            matches!(goal, Goal::Run(of) | Goal::Restart(of) | Goal::Restore(of, _) if of == b)
+        }
+        Verb::PowerOff => goal == Goal::Off,
+    }
+}
+
+fn beginnings_have_causes(e: &Edge) -> Verdict {
+    let policy = e.after.policy();
+    for op in begun(e) {
+        let is_caused = match (op.cause, op.goal) {
+            (Cause::Command(request), _) => {
+                e.effects.contains(&Effect::Answer { request, answer: Answer::Accepted { op: op.id, joined: false } })
+            }
+            (Cause::IdleStop, Goal::Stop) => policy.idle_stop_after.is_some(),
+            (Cause::IdlePowerOff, Goal::Off) => policy.idle_power_off_after.is_some(),
+            (Cause::AutoRestore, Goal::Restore(b, _)) => policy.backend(b).restore == RestorePolicy::Auto,
+            (Cause::Checkpoint, Goal::Save(b, _)) => {
+                let b = policy.backend(b);
+                b.checkpoint_tokens.is_some() || b.checkpoint_quiet.is_some()
+            }
+            _ => false,
+        };
+        ensure(is_caused, || format!("{:?} begins because of {:?}, which is not so", op.goal, op.cause))?;
+    }
+    Ok(())
+}
+
+fn replaces(e: &Edge) -> bool {
+    ended(e).any(|end| matches!(end, End::Replaced { .. }))
+}
+
+fn replaced_is_asked_for(e: &Edge) -> Verdict {
+    let Some(was) = e.before.operation().filter(|_| replaces(e)) else { return Ok(()) };
+    let gives_way = was.cause.is_policy()
+        || match e.event {
+            Event::Commanded { command: Command::Stop(_), .. } => true,
+            Event::Commanded { command, .. } => {
+                let calls_back = matches!(
+                    command,
+                    Command::Start(..) | Command::Switch(..) | Command::Restart(..) | Command::Wake(_)
+                );
+                let is_going_off = e.before.place().kind == Kind::PoweringOff && was.goal == Goal::Off;
+                says_replace(command) || (calls_back && is_going_off)
+            }
+            _ => false,
+        };
+    ensure(gives_way, || format!("{:?} was replaced by {:?}", was.goal, e.event))
+}
+
+fn says_replace(command: &Command) -> bool {
+    match command {
+        Command::Start(_, options)
+        | Command::Switch(_, options)
+        | Command::Stop(options)
+        | Command::Restart(_, options)
+        | Command::Wake(options)
+        | Command::Shutdown(_, options)
+        | Command::Resolve(_, options)
+        | Command::SaveSlots(_, options)
+        | Command::RestoreSlots(_, options) => options.replace,
+        Command::Cancel | Command::Hold(_) | Command::Release(_) => false,
+    }
+}
+
 fn only_looks(e: &Edge) -> Verdict {
-    ensure(!is_left_alone(e) || !has_orders(e), || "an order out of nothing".into())
+    let moves = has_orders(e) || begun(e).next().is_some();
+    ensure(!is_left_alone(e) || !moves, || "an order out of nothing".into())
 }
 
 fn start_is_safe(e: &Edge) -> Verdict {
@@ -552,7 +663,7 @@ fn start_is_safe(e: &Edge) -> Verdict {
 
 fn start_has_room(e: &Edge) -> Verdict {
     let starts = orders(e).any(|v| matches!(v, Verb::StartUnit(_)));
-    ensure(!(starts && e.after.look().foreign_gpu), || "started beside a foreign process".into())
+    ensure(!(starts && e.after.look().foreign_gpu == Some(true)), || "started beside a foreign process".into())
 }
 
 fn saved_before_stop(e: &Edge) -> Verdict {
@@ -605,9 +716,13 @@ fn power_off_is_safe(e: &Edge) -> Verdict {
     let (view, policy) = (e.is(), e.after.policy());
     let stopped = policy.ids().all(|b| view.look.backend(b).seen.is_stopped());
     ensure(stopped, || "powered off under a backend".into())?;
-    ensure(!view.look.foreign_gpu && view.look.people != Some(true), || "powered off under somebody".into())?;
+    ensure(view.look.foreign_gpu != Some(true) && view.look.people != Some(true), || {
+        "powered off under somebody".into()
+    })?;
     let by_policy = view.operation.as_ref().is_some_and(|o| o.cause.is_policy());
-    ensure(!by_policy || view.look.people.is_some(), || "a policy powered off without knowing who is there".into())?;
+    ensure(!by_policy || (view.look.people.is_some() && !view.foreign_untold), || {
+        "a policy powered off without knowing who is there".into()
+    })?;
     let armed = match policy.wake_check {
         WakeCheck::Require => view.look.wake_armed == Some(true),
         WakeCheck::Warn => view.look.wake_armed != Some(false),
@@ -664,7 +779,8 @@ fn stop_is_taken(e: &Edge) -> Verdict {
     }
     for answer in answers(e) {
         if let Answer::Refused(why) = answer {
-            ensure(*why == Refusal::ControlUnreachable, || format!("refused: {why}"))?;
+            let is_out_of_reach = e.after.look().server == Server::Uncontrolled;
+            ensure(is_out_of_reach && *why == Refusal::ControlUnreachable, || format!("refused: {why}"))?;
         }
     }
     Ok(())
@@ -706,7 +822,9 @@ fn conflict_waits(e: &Edge) -> Verdict {
     // When it is over by itself, a policy may go on.
     let is_over = e.after.place().kind != Kind::Conflict;
     let by_policy = e.after.operation().is_some_and(|o| o.cause.is_policy());
-    ensure(!is_left_in_conflict(e) || !has_orders(e) || (is_over && by_policy), || "the conflict was settled".into())
+    // Who only wants it on moves nothing.
+    let moves = has_orders(e) || begun(e).any(|op| op.goal != Goal::Awake);
+    ensure(!is_left_in_conflict(e) || !moves || (is_over && by_policy), || "the conflict was settled".into())
 }
 
 fn policy_pauses(e: &Edge) -> Verdict {
@@ -815,7 +933,9 @@ fn unknown_not_believed(e: &Edge) -> Verdict {
     let sent = orders(e).any(|v| !matches!(v, Verb::KillUnit(_) | Verb::Wake));
     ensure(!is_lost(e) || !sent, || "ordered on after a lost answer".into())?;
     let Event::Finished { verb, .. } = e.event else { return Ok(()) };
-    ensure(!is_lost(e) || e.after.doubt() == Some(*verb), || "what was lost is not in doubt".into())
+    ensure(!is_lost(e) || e.after.doubt().is_some_and(|doubt| doubt.verb == *verb), || {
+        "what was lost is not in doubt".into()
+    })
 }
 
 fn failure_is_not_terminal(e: &Edge) -> Verdict {
@@ -837,7 +957,11 @@ fn last_look_is_taken(e: &Edge) -> Verdict {
         let began = e.after.operation().map_or(Instant::START, |o| o.started);
         let (asked, than) = match verb {
             Verb::StartUnit(_) => (look.gpu_at, began),
-            Verb::PowerOff => (look.gpu_at.min(look.people_at), Instant::START),
+            Verb::PowerOff => {
+                let who = look.gpu_at.min(look.people_at);
+                let is_checked = e.after.policy().wake_check != WakeCheck::Off;
+                (if is_checked { who.min(look.wake_armed_at) } else { who }, Instant::START)
+            }
             _ => continue,
         };
         let late = look.gpu_late && matches!(verb, Verb::StartUnit(_));
@@ -917,4 +1041,21 @@ fn kill_is_last(e: &Edge) -> Verdict {
 fn doubt_waits(e: &Edge) -> Verdict {
     let sent = orders(e).any(|v| !matches!(v, Verb::KillUnit(_) | Verb::Wake));
     ensure(!is_in_doubt(e) || !sent, || "ordered while an answer is in doubt".into())
+}
+
+fn doubt_is_cleared_up(e: &Edge) -> Verdict {
+    let Some(doubt) = e.before.doubt().filter(|_| doubt_ends(e)) else { return Ok(()) };
+    let is_answered = matches!(e.event, Event::Finished { verb, outcome } if *verb == doubt.verb && !matches!(outcome, Outcome::Unknown(_)));
+    // A kill is sent in doubt of the stop, and may be lost, too.
+    let is_another = e.before.order().is_some_and(|(verb, _)| e.after.doubt().is_some_and(|now| now.verb == verb));
+    let look = e.after.look();
+    let is_seen = match look.server {
+        Server::On { boot, .. } if doubt.boot != Some(boot) => true,
+        Server::On { session, .. } => {
+            let is_settled = !matches!(look.backend(doubt.backend).seen, Seen::Lingering | Seen::Unknown);
+            is_settled && doubt.session.is_none_or(|given| session > given)
+        }
+        _ => e.is().is_off,
+    };
+    ensure(is_answered || is_another || is_seen, || format!("nothing cleared it up: {doubt:?}"))
 }

@@ -101,7 +101,7 @@ pub fn shows(now: Instant, backends: &[Seen]) -> Look {
     let mut look = Look::nothing(backends.len());
     look.at = now;
     look.server = Server::On { boot: BootId(1), session: 1 };
-    look.people = Some(false);
+    (look.people, look.foreign_gpu) = (Some(false), Some(false));
     look.wake_armed = Some(true);
     (look.gpu_at, look.people_at, look.wake_armed_at) = (now, now, now);
     for (i, seen) in backends.iter().enumerate() {

@@ -52,3 +52,69 @@ fn a_run_that_was_never_named_is_used_first_when_it_comes_up() {
         }
     }
 }
+
+#[test]
+fn a_flap_puts_off_no_power_off_and_is_nobodys_coming() {
+    let unread = |line: &mut Line| line.sees(Seen::Unknown, Seen::Stopped);
+    let uncontrolled = |line: &mut Line| {
+        line.sees_with(Seen::Stopped, Seen::Stopped, |look| {
+            (look.server, look.people, look.foreign_gpu) = (Server::Uncontrolled, None, None);
+        })
+    };
+    let flaps: [fn(&mut Line) -> Vec<Effect>; 3] = [silence, unread, uncontrolled];
+    for flap in flaps {
+        let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+        let due = next(&line).expect("the idle power-off");
+        line.after(490).sees(Seen::Stopped, Seen::Stopped);
+        flap(line.after(10));
+        line.after(1).sees(Seen::Stopped, Seen::Stopped);
+        assert_eq!(next(&line), Some(due));
+        // ... nor while it is asked once more who is there.
+        line.now = due;
+        line.sees_with(Seen::Stopped, Seen::Stopped, |look| look.people_at = Instant::START);
+        assert!(line.machine.operation().is_some());
+        flap(line.after(1));
+        assert_eq!(order(&line.after(1).sees(Seen::Stopped, Seen::Stopped)).1, Verb::PowerOff);
+    }
+}
+
+#[test]
+fn a_conflict_is_not_over_because_one_of_both_cannot_be_read() {
+    let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Running);
+    line.after(30).sees(Seen::Running, Seen::Running);
+    assert_eq!(line.kind(), Kind::Conflict);
+    for (llama, vllm) in
+        [(Seen::Running, Seen::Unknown), (Seen::Unknown, Seen::Unknown), (Seen::Running, Seen::Running)]
+    {
+        let effects = line.after(1300).sees(llama, vllm);
+        assert_eq!((line.kind(), line.machine.operation()), (Kind::Conflict, None), "{effects:?}");
+    }
+    line.after(10).sees(Seen::Running, Seen::Stopped);
+    assert_ne!(line.kind(), Kind::Conflict);
+}
+
+#[test]
+fn a_conflict_is_over_when_one_is_gone_though_a_third_cannot_be_read() {
+    let mut line = Line::new(sample::three(sample::quiet()));
+    let sees = |line: &mut Line, vllm| {
+        let look = sample::shows(line.after(10).now, &[Seen::Running, vllm, Seen::Unknown]);
+        line.looked(look)
+    };
+    sees(&mut line, Seen::Running);
+    sees(&mut line, Seen::Running);
+    assert_eq!(line.kind(), Kind::Conflict);
+    sees(&mut line, Seen::Stopped);
+    assert_eq!(line.kind(), Kind::Running);
+}
+
+#[test]
+fn what_cannot_be_read_for_long_has_not_been_vacant_meanwhile() {
+    for (unread, is_vacant) in [(30, true), (31, false)] {
+        let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+        line.after(500).sees(Seen::Stopped, Seen::Stopped);
+        line.after(unread).sees(Seen::Unknown, Seen::Stopped);
+        line.sees(Seen::Stopped, Seen::Stopped);
+        let idle = if is_vacant { 600 - 500 - unread } else { 600 };
+        assert_eq!(next(&line), Some(line.now + Duration::from_secs(idle)), "{unread}");
+    }
+}

@@ -124,7 +124,7 @@ fn a_restore_by_itself_that_was_cancelled_before_it_was_sent_is_not_begun_again_
 
 #[test]
 fn a_server_that_was_held_logged_in_to_or_used_by_others_is_idle_from_the_end_of_that() {
-    let changes: [fn(&mut Look); 2] = [|look| look.people = Some(true), |look| look.foreign_gpu = true];
+    let changes: [fn(&mut Look); 2] = [|look| look.people = Some(true), |look| look.foreign_gpu = Some(true)];
     for change in changes {
         let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
         line.after(1).sees_with(Seen::Stopped, Seen::Stopped, change);
@@ -206,4 +206,65 @@ fn who_cannot_be_seen_for_a_moment_is_still_there() {
     line.after(3600).sees_with(Seen::Stopped, Seen::Stopped, |look| look.people = None);
     assert_eq!(line.after(1).sees(Seen::Stopped, Seen::Stopped), []);
     comes_in_time(line, IDLE_POWER_OFF, Seen::Stopped);
+}
+
+#[test]
+fn who_used_the_gpu_is_there_until_it_is_told_that_they_are_not() {
+    let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+    let foreign = |seen: Option<bool>| move |look: &mut Look| look.foreign_gpu = seen;
+    line.after(10).sees_with(Seen::Stopped, Seen::Stopped, foreign(Some(true)));
+    for _ in 0..100 {
+        let effects = line.after(60).sees_with(Seen::Stopped, Seen::Stopped, foreign(None));
+        assert_eq!((effects, next(&line)), (vec![], None));
+    }
+    assert!(line.machine.view().foreign_untold);
+    // A person's power-off goes on, and says so.
+    let mut told = Line { machine: line.machine.clone(), now: line.now };
+    let effects = told.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN));
+    assert_eq!(order(&effects).1, Verb::PowerOff);
+    let told = power_off::told_when_off(&mut told);
+    assert_eq!(told, ["nobody could tell whether somebody else still uses the GPU"]);
+    // It is told that they have gone; a tool that hangs after that blocks nothing.
+    line.after(60).sees(Seen::Stopped, Seen::Stopped);
+    comes_in_time(line, (Cause::IdlePowerOff, Duration::from_mins(10)), Seen::Stopped);
+}
+
+#[test]
+fn a_gpu_that_cannot_be_read_and_where_nobody_was_seen_keeps_no_server_on() {
+    let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle power-off");
+    let effects = line.sees_with(Seen::Stopped, Seen::Stopped, |look| look.foreign_gpu = None);
+    assert_eq!(order(&effects).1, Verb::PowerOff);
+}
+
+#[test]
+fn an_idle_stop_that_fails_is_tried_again_after_twice_the_pause_and_at_least_once_an_hour() {
+    let mut line = Line::on(sample::slotless(without_checkpoints()), Seen::Running, Seen::Stopped);
+    for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
+        line.now = line.machine.deadline().expect("the idle stop");
+        let mut effects = line.sees(Seen::Running, Seen::Stopped);
+        effects.extend(line.drains());
+        let (stop, what) = order(&effects);
+        assert_eq!(what, Verb::StopUnit(LLAMA));
+        assert_eq!(failure(&line.ends(stop, failed("not_permitted"))), Some(Failure::NotPermitted));
+        assert_eq!(next(&line), Some((Cause::IdleStop, Duration::from_mins(minutes))));
+    }
+}
+
+#[test]
+fn who_used_the_gpu_is_there_also_after_the_network_was_gone_for_a_while() {
+    let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
+    line.after(10).sees_with(Seen::Stopped, Seen::Stopped, |look| look.foreign_gpu = Some(true));
+    for _ in 0..10 {
+        silence(line.after(10));
+    }
+    assert_eq!(line.kind(), Kind::Offline);
+    let untold = |look: &mut Look| look.foreign_gpu = None;
+    line.after(10).sees_with(Seen::Stopped, Seen::Stopped, untold);
+    assert_eq!(next(&line), None);
+    // Another boot is another matter.
+    line.after(10).sees_with(Seen::Stopped, Seen::Stopped, |look| {
+        (look.foreign_gpu, look.server) = (None, Server::On { boot: BootId(2), session: 2 });
+    });
+    assert_eq!(next(&line), Some((Cause::IdlePowerOff, Duration::from_mins(10))));
 }

@@ -9,6 +9,7 @@ mod shows;
 mod slots;
 #[path = "../spec/mod.rs"]
 mod spec;
+mod starts;
 
 use std::time::Duration;
 
@@ -167,7 +168,7 @@ fn a_start_waits_for_a_last_look_at_the_gpu_and_is_refused_by_what_it_shows() {
     assert_eq!(orders(&line.told(Command::Start(Some(LLAMA), PLAIN))), []);
     assert_eq!(line.machine.view().last_look, Some(asked), "the driver is told to ask");
     let mut told = line.machine.clone();
-    let effects = line.after(1).sees_with(Seen::Stopped, Seen::Stopped, |look| look.foreign_gpu = true);
+    let effects = line.after(1).sees_with(Seen::Stopped, Seen::Stopped, |look| look.foreign_gpu = Some(true));
     assert_eq!(failure(&effects), Some(Failure::Occupied));
     // Told in time that nobody is there, it starts.
     let effects = told.step(line.now, &Event::Looked(sample::on(line.now, Seen::Stopped, Seen::Stopped)));

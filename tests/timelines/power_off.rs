@@ -193,3 +193,16 @@ fn what_shows_life_is_not_off_and_one_that_never_comes_up_is_said_to_be_where_it
         assert_eq!(failure(&shows(line.after(1))), Some(fails));
     }
 }
+
+#[test]
+fn what_goes_off_before_it_was_told_to_is_off_while_it_is_waited_for() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    line.after(1).sees_with(Seen::Stopped, Seen::Stopped, |look| look.people_at = Instant::START);
+    assert_eq!(orders(&line.told(Command::Shutdown(PowerChoice::PowerOff, PLAIN))), []);
+    for _ in 0..4 {
+        let look = sample::off(line.after(10).now, Server::Booting(BootPhase::Booting));
+        line.looked(look);
+    }
+    assert!(line.machine.operation().is_some());
+    assert_eq!(line.kind(), Kind::Offline);
+}

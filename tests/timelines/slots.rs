@@ -599,3 +599,23 @@ fn a_start_that_fails_says_once_that_nothing_was_saved_of_what_has_slots() {
         assert_eq!(warnings.iter().map(|w| w.code.as_str()).collect::<Vec<_>>(), told);
     }
 }
+
+#[test]
+fn a_person_waits_for_a_request_that_nobody_can_tell_of_any_more_as_long_as_requests_may_last() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    busy(line.after(1));
+    line.told(Command::Stop(PLAIN));
+    let until = line.now + Duration::from_mins(1);
+    busy(line.after(2));
+    let untold = |look: &mut Look| (look.backends[0].use_, look.backends[0].mark) = (Use::Unknown, None);
+    line.after(2).sees_with(Seen::Running, Seen::Stopped, untold);
+    line.after(10).sees_with(Seen::Running, Seen::Stopped, untold);
+    assert_eq!((line.kind(), line.machine.deadline()), (Kind::Draining, Some(until)));
+    // Whoever asks again with --no-drain does not wait.
+    let mut told = line.machine.clone();
+    let command = Command::Stop(Options { no_drain: true, ..PLAIN });
+    let effects = told.step(line.now, &Event::Commanded { request: RequestId(2), command });
+    assert_eq!(order(&effects).1, Verb::SaveSlots(LLAMA));
+    line.now = until;
+    assert_eq!(order(&line.tick()).1, Verb::SaveSlots(LLAMA));
+}

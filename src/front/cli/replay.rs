@@ -203,7 +203,7 @@ impl Names<'_> {
         let backends = self.0.backends.iter().zip(&look.backends).map(|(policy, look)| (policy.name.as_str(), look));
         let backends = backends.filter(|(_, look)| look.seen != Seen::Stopped).map(|(name, look)| backend(name, look));
         let more = [
-            (look.foreign_gpu, "a stranger on the GPU"),
+            (look.foreign_gpu == Some(true), "a stranger on the GPU"),
             (look.gpu_late, "GPUs missing yet"),
             (look.people == Some(true), "people"),
             (look.wake_armed == Some(false), "card unarmed"),

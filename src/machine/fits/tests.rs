@@ -6,8 +6,9 @@ use statig::blocking::IntoStateMachineExt;
 
 use super::*;
 use crate::machine::{
-    BackendKind, Cause, HoldSpec, Instant, Machine, Options, Outcome, PowerChoice, RequestId, Selection, VerbId,
-    core::{Backoff, Memory, Step, WorryKind},
+    BackendKind, Cause, Doubt, HoldSpec, Instant, Machine, Options, Outcome, PowerChoice, RequestId, Selection, VerbId,
+    attention::WorryKind,
+    core::{Backoff, Memory, Step},
     evidence::tests::policy,
     rules::State,
 };

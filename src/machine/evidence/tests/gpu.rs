@@ -62,7 +62,7 @@ fn what_was_read_in_an_earlier_boot_is_forgotten() {
     before.wake_armed = at(T0, WakeArmed::Armed);
     let look = |reading: &Reading| judge(reading, &policy(&[BackendKind::LlamaCpp]), T0);
     let old = look(&absorbed([before.clone()]));
-    assert!(old.foreign_gpu);
+    assert_eq!(old.foreign_gpu, Some(true));
     assert_eq!((old.people, old.wake_armed), (Some(true), Some(true)));
     assert_eq!(old.backends[0].seen, Seen::Lingering);
 
@@ -71,7 +71,7 @@ fn what_was_read_in_an_earlier_boot_is_forgotten() {
     after.ssh = at(later, Ssh::Answered { boot: BootId(2), session: 2 });
     after.backends[0].unit = at(later, unit(ActiveState::Inactive));
     let new = look(&absorbed([before, after]));
-    assert!(!new.foreign_gpu);
+    assert_ne!(new.foreign_gpu, Some(true));
     assert_eq!((new.people, new.wake_armed), (None, None));
     assert_eq!([new.gpu_at, new.people_at, new.wake_armed_at], [Instant::START; 3], "it has to be asked anew");
     assert_eq!(new.backends[0].seen, Seen::Stopped);
@@ -88,6 +88,11 @@ fn foreign_processes_people_and_wake_are_judged_one_by_one() {
         (vec![process(None, None, true), process(None, None, false)], true),
     ] {
         reading.gpu = at(T0, gpu(None, processes));
+        assert_eq!(judge(&reading, &policy, T0).foreign_gpu, Some(expected));
+    }
+    let broken = Gpu::Broken { code: String::new(), message: String::new() };
+    for (gpu, expected) in [(Gpu::Absent, Some(false)), (Gpu::Hangs, None), (broken, None)] {
+        reading.gpu = at(T0, gpu);
         assert_eq!(judge(&reading, &policy, T0).foreign_gpu, expected);
     }
     let one = || vec!["somebody".to_owned()];

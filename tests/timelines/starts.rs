@@ -1,0 +1,246 @@
+//! ... of starts that something comes in the way of: a reboot, a stranger, a bad restore, SSH that is gone.
+
+use super::*;
+
+/// The server as it answers after a reboot.
+fn rebooted(look: &mut Look) {
+    look.server = Server::On { boot: BootId(2), session: 2 };
+    look.backends[0].invocation = look.backends[0].invocation.map(|_| Invocation(9));
+}
+
+#[test]
+fn a_start_that_failed_says_so_also_when_a_stranger_answers_where_the_backend_was() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (start, _) = order(&line.started(VLLM));
+    line.after(1).ends(start, fine());
+    let (stop, what) = order(&line.after(1).sees(Seen::Stopped, Seen::CrashLoop));
+    assert_eq!(what, Verb::StopUnit(VLLM));
+    line.after(1).ends(stop, fine());
+    let effects = line.after(1).sees(Seen::Stopped, Seen::Stranger);
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::CrashLoop)));
+}
+
+#[test]
+fn a_start_that_failed_waits_for_a_unit_that_cannot_be_read_no_longer_than_for_a_silent_server() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (start, _) = order(&line.started(VLLM));
+    line.after(1).ends(start, fine());
+    let (stop, _) = order(&line.after(1).sees(Seen::Stopped, Seen::CrashLoop));
+    line.after(1).ends(stop, fine());
+    line.after(1).sees(Seen::Stopped, Seen::Unknown);
+    assert_eq!(failure(&line.after(29).sees(Seen::Stopped, Seen::Unknown)), None);
+    assert_eq!(failure(&line.after(1).sees(Seen::Stopped, Seen::Unknown)), Some(Failure::UnitUnread));
+}
+
+#[test]
+fn a_quick_reboot_in_the_middle_of_a_start_is_no_crash() {
+    for boots_up in [Seen::Loading, Seen::Stopped] {
+        let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+        let (start, _) = order(&line.started(LLAMA));
+        line.after(1).ends(start, fine());
+        line.after(1).sees(Seen::Loading, Seen::Stopped);
+        silence(line.after(2));
+        let effects = line.after(2).sees_with(boots_up, Seen::Stopped, rebooted);
+        assert_eq!(failure(&effects), None);
+        let starts_again = boots_up == Seen::Stopped;
+        assert_eq!(orders(&effects).iter().any(|(_, what)| *what == Verb::StartUnit(LLAMA)), starts_again);
+        let again = line.machine.order();
+        if let Some((again, _)) = again {
+            line.after(1).ends(again, fine());
+        }
+        let effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, rebooted);
+        assert!(matches!(effects[..], [Effect::Ended { end: End::Done { .. }, .. }]), "{effects:?}");
+    }
+}
+
+#[test]
+fn a_restart_of_what_a_reboot_has_restarted_is_done() {
+    // In the middle of it, or asked for while the server is off.
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.told(Command::Restart(Some(LLAMA), PLAIN));
+    silence(line.after(1));
+    line.after(2).sees_with(Seen::Loading, Seen::Stopped, rebooted);
+    let effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, rebooted);
+    assert!(matches!(effects[..], [Effect::Ended { end: End::Done { .. }, .. }]), "{effects:?}");
+
+    let mut line = Line::new(sample::quiet());
+    for _ in 0..3 {
+        silence(line.after(1));
+    }
+    line.told(Command::Restart(Some(LLAMA), PLAIN));
+    line.after(30).sees(Seen::Loading, Seen::Stopped);
+    let effects = line.after(1).sees(Seen::Running, Seen::Stopped);
+    assert!(matches!(effects[..], [Effect::Ended { end: End::Done { .. }, .. }]), "{effects:?}");
+}
+
+#[test]
+fn after_a_restore_that_killed_the_backend_no_other_is_tried_in_the_next_run() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let (restore, what) = order(&fresh_run(line.after(1), 1));
+    assert_eq!(what, Verb::RestoreSlots(LLAMA));
+    line.after(1).sees_with(Seen::Loading, Seen::Stopped, |look| look.backends[0].invocation = Some(Invocation(2)));
+    line.after(1).ends(restore, failed("restore_killed_process"));
+    let effects = fresh_run(line.after(1), 2);
+    assert_eq!(orders(&effects), []);
+    assert_eq!(line.kind(), Kind::Running);
+    assert_eq!(orders(&fresh_run(line.after(10), 2)), []);
+}
+
+#[test]
+fn what_was_saved_of_a_run_that_is_gone_is_restored_into_the_next() {
+    let mut line = Line::on(sample::eager(), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the checkpoint");
+    let (save, what) = order(&line.sees(Seen::Running, Seen::Stopped));
+    assert_eq!(what, Verb::SaveSlots(LLAMA));
+    line.after(1).sees_with(Seen::Loading, Seen::Stopped, |look| look.backends[0].invocation = Some(Invocation(2)));
+    line.after(1).ends(save, fine());
+    assert_eq!(order(&fresh_run(line.after(1), 2)).1, Verb::RestoreSlots(LLAMA));
+}
+
+#[test]
+fn what_answers_in_time_does_not_fail_for_its_time_though_ssh_is_gone() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let (start, _) = order(&line.started(VLLM));
+    line.after(1).ends(start, fine());
+    line.after(1).sees(Seen::Stopped, Seen::Loading);
+    let alone = |look: &mut Look| look.server = Server::Uncontrolled;
+    line.after(1).sees_with(Seen::Stopped, Seen::Running, alone);
+    line.now = line.machine.deadline().expect("the start's deadline");
+    let effects = line.tick();
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::ControlUnreachable)));
+    assert_eq!(orders(&line.after(1).sees(Seen::Stopped, Seen::Running)), [], "it is left alone");
+}
+
+#[test]
+fn a_woken_server_that_flaps_is_neither_given_up_nor_woken_again() {
+    let mut line = Line::new(sample::quiet());
+    for _ in 0..3 {
+        silence(line.after(1));
+    }
+    line.told(Command::Start(Some(LLAMA), PLAIN));
+    let until = line.now + Duration::from_mins(5);
+    let old = |look: &mut Look| look.gpu_at = Instant::START;
+    line.after(299).sees_with(Seen::Stopped, Seen::Stopped, old);
+    let effects = silence(line.after(2));
+    assert!(line.now > until, "its time to boot is over");
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], None));
+    assert_eq!(order(&line.after(1).sees(Seen::Stopped, Seen::Stopped)).1, Verb::StartUnit(LLAMA));
+}
+
+#[test]
+fn units_of_hosts_that_boot_later_have_the_time_of_the_boot() {
+    let mut line = Line::new(sample::quiet());
+    for _ in 0..3 {
+        silence(line.after(1));
+    }
+    line.told(Command::Start(Some(LLAMA), PLAIN));
+    let until = line.now + Duration::from_mins(5);
+    line.after(60).sees(Seen::Unknown, Seen::Unknown);
+    let mut came = line.machine.clone();
+    line.now = until;
+    line.after(0).now = line.machine.deadline().expect("the boot's end");
+    assert_eq!(line.now, until);
+    assert_eq!(failure(&line.tick()), Some(Failure::UnitUnread));
+    let late = sample::at(200);
+    let effects = came.step(late, &Event::Looked(sample::on(late, Seen::Stopped, Seen::Stopped)));
+    assert_eq!(order(&effects).1, Verb::StartUnit(LLAMA));
+}
+
+#[test]
+fn a_stop_that_was_lost_and_called_off_ends_with_a_kill_for_the_next_who_wants_it() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+    let (stop, _) = order(&line.told(Command::Stop(Options { no_drain: true, ..PLAIN })));
+    line.after(1).ends(stop, lost());
+    let next = |look: &mut Look| look.server = Server::On { boot: BootId(1), session: 2 };
+    line.after(1).sees_with(Seen::Stopped, Seen::Lingering, next);
+    line.told(Command::Cancel);
+    line.after(1).sees_with(Seen::Stopped, Seen::Lingering, next);
+    line.told(Command::Stop(PLAIN));
+    line.now = line.machine.deadline().expect("the stop's time");
+    let effects = line.sees_with(Seen::Stopped, Seen::Lingering, next);
+    assert_eq!(order(&effects).1, Verb::KillUnit(VLLM));
+}
+
+#[test]
+fn an_order_lost_in_silence_is_in_doubt_until_another_session_tells() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+    let (stop, _) = order(&line.told(Command::Stop(Options { no_drain: true, ..PLAIN })));
+    silence(line.after(1));
+    line.after(1).ends(stop, lost());
+    assert_eq!(orders(&line.after(1).sees(Seen::Stopped, Seen::Running)), [], "it is the session of before");
+    let next = |look: &mut Look| look.server = Server::On { boot: BootId(1), session: 2 };
+    assert_eq!(order(&line.after(1).sees_with(Seen::Stopped, Seen::Running, next)).1, Verb::StopUnit(VLLM));
+}
+
+#[test]
+fn a_wake_kills_nothing_that_lingers_since_somebody_elses_start() {
+    let mut line = Line::on(sample::quiet(), Seen::Lingering, Seen::Stopped);
+    line.told(Command::Start(Some(LLAMA), PLAIN));
+    silence(line.after(1));
+    // The start outlasts its bound.
+    line.after(10_000);
+    line.tick();
+    line.told(Command::Wake(PLAIN));
+    let effects = line.after(1).sees(Seen::Lingering, Seen::Stopped);
+    assert_eq!(orders(&effects), []);
+}
+
+#[test]
+fn a_reboot_gives_a_start_its_time_anew_and_what_it_brings_up_has_not_been_told_to_stop() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let (start, _) = order(&line.started(VLLM));
+    line.after(1).ends(start, fine());
+    line.after(1).sees(Seen::Stopped, Seen::Loading);
+    silence(line.after(110));
+    let effects = line.after(20).sees_with(Seen::Stopped, Seen::Loading, rebooted);
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], None));
+    assert_eq!(line.machine.deadline(), Some(line.now + Duration::from_mins(2)));
+
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+    let (stop, _) = order(&line.told(Command::Stop(Options { no_drain: true, ..PLAIN })));
+    line.after(1).ends(stop, fine());
+    line.after(1).sees(Seen::Stopped, Seen::Lingering);
+    silence(line.after(90));
+    let effects = line.after(20).sees_with(Seen::Stopped, Seen::Loading, rebooted);
+    assert_eq!(order(&effects).1, Verb::StopUnit(VLLM));
+}
+
+#[test]
+fn a_restart_of_a_run_that_is_never_named_fails_as_soon_as_for_any_unit_that_cannot_be_read() {
+    let nameless = |look: &mut Look| look.backends[0].invocation = None;
+    let mut line = Line::new(sample::quiet());
+    line.after(10).sees_with(Seen::Running, Seen::Stopped, nameless);
+    line.told(Command::Restart(Some(LLAMA), Options { no_drain: true, ..PLAIN }));
+    for _ in 0..29 {
+        assert_eq!(failure(&line.after(1).sees_with(Seen::Running, Seen::Stopped, nameless)), None);
+    }
+    let effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, nameless);
+    assert_eq!(failure(&effects), Some(Failure::UnitUnread));
+}
+
+#[test]
+fn who_only_wants_the_server_on_waits_for_no_unit() {
+    for unit in [Seen::Lingering, Seen::Unknown] {
+        let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+        let (stop, _) = order(&line.told(Command::Stop(Options { no_drain: true, ..PLAIN })));
+        line.after(1).ends(stop, lost());
+        silence(line.after(1));
+        line.told(Command::Wake(REPLACE));
+        let effects = line.after(1).sees(Seen::Stopped, unit);
+        assert!(matches!(effects[..], [Effect::Ended { end: End::Done { .. }, .. }]), "{unit:?}: {effects:?}");
+    }
+}
+
+#[test]
+fn what_lingers_after_a_lost_start_is_killed_for_who_wants_it_stopped() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Stopped);
+    let (start, _) = order(&line.started(VLLM));
+    line.after(1).ends(start, lost());
+    line.told(Command::Stop(PLAIN));
+    let next = |look: &mut Look| look.server = Server::On { boot: BootId(1), session: 2 };
+    line.after(1).sees_with(Seen::Stopped, Seen::Lingering, next);
+    assert_eq!(line.kind(), Kind::Stopping);
+    line.now = line.machine.deadline().expect("its time to go");
+    let effects = line.sees_with(Seen::Stopped, Seen::Lingering, next);
+    assert_eq!(order(&effects).1, Verb::KillUnit(VLLM));
+}
