@@ -571,7 +571,7 @@ impl Storm {
                 }
                 Effect::Answer { answer, .. } => {
                     if let (Answer::Accepted { op, .. }, Event::Commanded { command, .. }) = (&answer, &event)
-                        && options_of(command).is_some_and(|options| options.no_drain)
+                        && command.options().no_drain
                     {
                         self.hasty.insert(*op);
                     }
@@ -755,22 +755,6 @@ impl Storm {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// What a command that takes time says beside.
-const fn options_of(command: &Command) -> Option<Options> {
-    match command {
-        Command::Start(_, options)
-        | Command::Switch(_, options)
-        | Command::Stop(options)
-        | Command::Restart(_, options)
-        | Command::Wake(options)
-        | Command::Shutdown(_, options)
-        | Command::Resolve(_, options)
-        | Command::SaveSlots(_, options)
-        | Command::RestoreSlots(_, options) => Some(*options),
-        Command::Cancel | Command::Hold(_) | Command::Release(_) => None,
     }
 }
 

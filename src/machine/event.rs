@@ -105,6 +105,23 @@ impl Command {
             Self::RestoreSlots(..) => "slots restore",
         }
     }
+
+    /// How it is meant; one that is done at once has no options.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        match self {
+            Self::Start(_, options)
+            | Self::Switch(_, options)
+            | Self::Stop(options)
+            | Self::Restart(_, options)
+            | Self::Wake(options)
+            | Self::Shutdown(_, options)
+            | Self::Resolve(_, options)
+            | Self::SaveSlots(_, options)
+            | Self::RestoreSlots(_, options) => *options,
+            Self::Cancel | Self::Hold(_) | Self::Release(_) => Options::default(),
+        }
+    }
 }
 
 /// How a command is meant.

@@ -618,26 +618,11 @@ fn replaced_is_asked_for(e: &Edge) -> Verdict {
                     Command::Start(..) | Command::Switch(..) | Command::Restart(..) | Command::Wake(_)
                 );
                 let is_going_off = e.before.place().kind == Kind::PoweringOff && was.goal == Goal::Off;
-                says_replace(command) || (calls_back && is_going_off)
+                command.options().replace || (calls_back && is_going_off)
             }
             _ => false,
         };
     ensure(gives_way, || format!("{:?} was replaced by {:?}", was.goal, e.event))
-}
-
-fn says_replace(command: &Command) -> bool {
-    match command {
-        Command::Start(_, options)
-        | Command::Switch(_, options)
-        | Command::Stop(options)
-        | Command::Restart(_, options)
-        | Command::Wake(options)
-        | Command::Shutdown(_, options)
-        | Command::Resolve(_, options)
-        | Command::SaveSlots(_, options)
-        | Command::RestoreSlots(_, options) => options.replace,
-        Command::Cancel | Command::Hold(_) | Command::Release(_) => false,
-    }
 }
 
 fn only_looks(e: &Edge) -> Verdict {

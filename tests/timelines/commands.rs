@@ -143,10 +143,7 @@ fn a_start_takes_no_other_backends_place_also_with_replace_unless_that_one_is_ab
 #[test]
 fn a_stop_calls_off_a_wake_also_where_our_login_is_refused() {
     for phase in [BootPhase::AuthRefused, BootPhase::WrongHostKey] {
-        let mut line = Line::new(sample::quiet());
-        for _ in 0..3 {
-            silence(line.after(1));
-        }
+        let mut line = Line::off(sample::quiet());
         line.told(Command::Wake(PLAIN));
         let look = sample::off(line.after(10).now, Server::Booting(phase));
         line.looked(look);

@@ -42,6 +42,15 @@ impl Line {
         line
     }
 
+    /// A server that nothing answers of, and that was never seen up.
+    fn off(policy: Policy) -> Self {
+        let mut line = Self::new(policy);
+        for _ in 0..3 {
+            silence(line.after(1));
+        }
+        line
+    }
+
     fn after(&mut self, seconds: u64) -> &mut Self {
         self.now = self.now + Duration::from_secs(seconds);
         self
@@ -303,11 +312,7 @@ fn a_lost_answer_is_not_cleared_up_by_a_unit_that_cannot_be_read() {
 fn holds_made_on_the_way_are_kept() {
     let hold = |what| Command::Hold(HoldSpec { what, lasts: None, reason: String::new(), by: String::new() });
     // No packet more once the server is to stay off.
-    let mut line = Line::new(sample::quiet());
-    for _ in 0..3 {
-        let look = sample::off(line.after(1).now, Server::Silent);
-        line.looked(look);
-    }
+    let mut line = Line::off(sample::quiet());
     assert_eq!(order(&line.told(Command::Wake(PLAIN))).1, Verb::Wake);
     assert_eq!(failure(&line.told(hold(Held::Off))), Some(Failure::Held));
     assert_eq!(orders(&line.after(3).tick()), []);

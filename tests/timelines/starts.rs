@@ -63,10 +63,7 @@ fn a_restart_of_what_a_reboot_has_restarted_is_done() {
     let effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, rebooted);
     assert!(matches!(effects[..], [Effect::Ended { end: End::Done { .. }, .. }]), "{effects:?}");
 
-    let mut line = Line::new(sample::quiet());
-    for _ in 0..3 {
-        silence(line.after(1));
-    }
+    let mut line = Line::off(sample::quiet());
     line.told(Command::Restart(Some(LLAMA), PLAIN));
     line.after(30).sees(Seen::Loading, Seen::Stopped);
     let effects = line.after(1).sees(Seen::Running, Seen::Stopped);
@@ -113,10 +110,7 @@ fn what_answers_in_time_does_not_fail_for_its_time_though_ssh_is_gone() {
 
 #[test]
 fn a_woken_server_that_flaps_is_neither_given_up_nor_woken_again() {
-    let mut line = Line::new(sample::quiet());
-    for _ in 0..3 {
-        silence(line.after(1));
-    }
+    let mut line = Line::off(sample::quiet());
     line.told(Command::Start(Some(LLAMA), PLAIN));
     let until = line.now + Duration::from_mins(5);
     let old = |look: &mut Look| look.gpu_at = Instant::START;
@@ -129,10 +123,7 @@ fn a_woken_server_that_flaps_is_neither_given_up_nor_woken_again() {
 
 #[test]
 fn units_of_hosts_that_boot_later_have_the_time_of_the_boot() {
-    let mut line = Line::new(sample::quiet());
-    for _ in 0..3 {
-        silence(line.after(1));
-    }
+    let mut line = Line::off(sample::quiet());
     line.told(Command::Start(Some(LLAMA), PLAIN));
     let until = line.now + Duration::from_mins(5);
     line.after(60).sees(Seen::Unknown, Seen::Unknown);

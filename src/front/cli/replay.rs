@@ -225,18 +225,7 @@ impl Names<'_> {
             Command::Release(id) => Some(id.to_string()),
             _ => None,
         };
-        let options = match command {
-            Command::Start(_, o)
-            | Command::Switch(_, o)
-            | Command::Stop(o)
-            | Command::Restart(_, o)
-            | Command::Wake(o)
-            | Command::Shutdown(_, o)
-            | Command::Resolve(_, o)
-            | Command::SaveSlots(_, o)
-            | Command::RestoreSlots(_, o) => *o,
-            Command::Cancel | Command::Hold(_) | Command::Release(_) => crate::machine::Options::default(),
-        };
+        let options = command.options();
         let options = [(options.replace, "--replace"), (options.no_drain, "--no-drain")];
         let options = options.into_iter().filter(|(on, _)| *on).map(|(_, text)| text.to_owned());
         let words: Vec<String> = [command.word().to_owned()].into_iter().chain(about).chain(options).collect();
