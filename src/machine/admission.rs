@@ -248,13 +248,14 @@ fn guarded(core: &Core, goal: Goal, options: Options) -> Verdict {
             let stopped = b != wanted || goal == Goal::Restart(wanted);
             stopped && core.seen(b).is_up() && core.is_held(Held::Backend(b))
         });
-        if stops_held || (core.is_held(Held::Gpu) && (goal == Goal::Restart(wanted) || !core.seen(wanted).is_up())) {
+        let begins_anew = goal == Goal::Restart(wanted) || !core.seen(wanted).is_up();
+        if stops_held || (core.is_held(Held::Gpu) && begins_anew) {
             return Refuse(Refusal::Held);
         }
         if core.is_on() && core.seen(wanted) == Seen::Missing {
             return Refuse(Refusal::UnitMissing);
         }
-        if core.is_on() && core.look.foreign_gpu == Some(true) && !core.seen(wanted).is_up() {
+        if core.is_on() && core.look.foreign_gpu == Some(true) && begins_anew {
             return Refuse(Refusal::Occupied);
         }
     }

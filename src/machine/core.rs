@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BackendId, BackendView, BootId, Doubt, Effect, Hold, HoldId, Instant, Invocation, Look, OpId, Policy, Seen, Server,
-    Use, Verb, VerbId, attention::Worry, ignored::Ignored, leaving::UNKNOWN_USE_GRACE, work::Work,
+    BackendId, BackendView, BootId, Doubt, Effect, Failure, Hold, HoldId, Instant, Invocation, Look, OpId, Policy,
+    Seen, Server, Use, Verb, VerbId, attention::Worry, ignored::Ignored, leaving::UNKNOWN_USE_GRACE, work::Work,
 };
 
 /// Holds in force at most: more are a program gone wild.
@@ -51,9 +51,6 @@ pub(super) struct Core {
     pub(super) crowded_since: Option<Instant>,
     /// Since when the server has been on with no backend, and with nobody else on it: what `idle.power_off_after` counts from.
     pub(super) vacant_since: Option<Instant>,
-    /// When that was seen last; for a while it is not over because something cannot be seen.
-    #[serde(default)]
-    pub(super) vacant_at: Option<Instant>,
     /// Somebody was logged in when that could last be told, in this boot.
     #[serde(default)]
     pub(super) people: bool,
@@ -125,6 +122,9 @@ pub(super) struct Memory {
     pub(super) run: Option<Invocation>,
     /// Its mark when that was last told; kept while nobody can tell.
     pub(super) mark: Option<u64>,
+    /// Since when it cannot be read.
+    #[serde(default)]
+    pub(super) unread: Option<Instant>,
     /// Requests were in flight when that was last told; kept while nobody can tell.
     #[serde(default)]
     pub(super) busy: bool,
@@ -187,7 +187,6 @@ impl Core {
             silence: None,
             crowded_since: None,
             vacant_since: None,
-            vacant_at: None,
             people: false,
             foreign: false,
             coming_until: None,
@@ -222,6 +221,16 @@ impl Core {
         })
     }
 
+    /// It cannot be read, but not for so long that it counts as anything else than what was seen last.
+    pub(super) fn may_be_as_it_was(&self, id: BackendId) -> bool {
+        self.seen(id) == Seen::Unknown && !self.is_lost_from_sight(id)
+    }
+
+    /// It had not been read for so long, at the newest look, that what was seen before says nothing.
+    fn is_lost_from_sight(&self, id: BackendId) -> bool {
+        self.memory(id).unread.is_some_and(|since| self.looked.since(since) > self.policy.silence)
+    }
+
     /// It is on and every backend is proven stopped.
     pub(super) fn nothing_runs(&self) -> bool {
         self.is_on() && self.policy.ids().all(|id| self.seen(id).is_stopped())
@@ -230,11 +239,6 @@ impl Core {
     /// It is off, but shows life, or was woken a moment ago.
     pub(super) fn may_be_coming_up(&self) -> bool {
         matches!(self.look.server, Server::Booting(_)) || self.coming_until.is_some_and(|until| until > self.now)
-    }
-
-    /// Nothing has answered just now, which proves nothing yet.
-    fn is_unanswered(&self) -> bool {
-        matches!(self.look.server, Server::Silent | Server::Booting(_)) && !self.is_off()
     }
 
     /// When a silence that was met often enough will have lasted long enough.
@@ -264,12 +268,10 @@ impl Core {
         self.policy.ids().filter(|id| self.seen(*id).is_up())
     }
 
-    /// More than one is up, as far as anybody can tell: one that was up and cannot be read may still be.
-    pub(super) fn may_be_crowded(&self) -> bool {
-        let may_be_up = |id: &BackendId| {
-            let seen = self.seen(*id);
-            seen.is_up() || (seen == Seen::Unknown && self.memory(*id).run.is_some())
-        };
+    /// More than one is up, as far as anybody can tell.
+    fn may_be_crowded(&self) -> bool {
+        let may_be_up =
+            |id: &BackendId| self.seen(*id).is_up() || (self.may_be_as_it_was(*id) && self.memory(*id).run.is_some());
         !self.is_off() && self.policy.ids().filter(may_be_up).count() > 1
     }
 
@@ -362,6 +364,8 @@ impl Core {
         let silence_before = self.is_off();
         // Nobody saw what was said meanwhile.
         let out_of_sight = !self.is_on();
+        self.looked = now;
+        let was_out_of_sight = self.policy.ids().any(|id| self.is_lost_from_sight(id));
         let is_left_alone = self.work.is_none();
         let misses = self.policy.misses;
         // The same questions' answers told again (with another source's news) are not another look.
@@ -393,11 +397,10 @@ impl Core {
         for id in self.policy.ids() {
             let (before, after) = (self.look.backend(id).clone(), look.backend(id));
             let memory = self.memory_mut(id);
-            let other_run = before.invocation != after.invocation;
             let same_run = after.invocation.is_none_or(|run| memory.run.is_none_or(|known| known == run));
             let marked = memory.mark.zip(after.mark).is_some_and(|(known, mark)| known != mark);
             let used = after.use_ == Use::Busy || (same_run && marked);
-            if other_run || used {
+            if used {
                 (memory.calm, memory.on_record) = (0, false);
             }
             if after.invocation.is_some_and(|run| memory.run != Some(run)) {
@@ -407,6 +410,7 @@ impl Core {
             memory.mark = after.mark.or(memory.mark);
             memory.busy = after.use_ == Use::Busy || (memory.busy && after.use_ == Use::Unknown);
             memory.untold_until.take_if(|_| after.seen != Seen::Running);
+            memory.unread = (after.seen == Seen::Unknown).then(|| memory.unread.unwrap_or(now));
             match after.seen {
                 Seen::Running => {
                     memory.unwell = 0;
@@ -462,29 +466,22 @@ impl Core {
             self.people = false;
             self.backends.iter_mut().for_each(|memory| memory.last_use = None);
         }
-        self.looked = now;
-        let crowd = self.up().count() > 1;
         // One that has lasted is not over because nobody answers just now, or one cannot be read.
         let lasting = self.crowded_since.filter(|_| !silence_before);
-        let is_unclear = self.is_unanswered() || self.may_be_crowded();
-        self.crowded_since = if crowd {
+        self.crowded_since = if self.up().count() > 1 {
             lasting.or(Some(now))
         } else {
-            lasting.filter(|since| is_unclear && *since + self.policy.conflict_after <= now)
+            lasting.filter(|since| self.may_be_crowded() && *since + self.policy.conflict_after <= now)
         };
         // Who cannot be seen for a moment is still there.
         self.people = look.people.unwrap_or(self.people);
         self.foreign = look.foreign_gpu.unwrap_or(self.foreign);
-        let is_used = self.foreign || self.people;
         // Nor has anybody come because nothing answers for a moment, or something cannot be read.
-        let may_be_vacant = !is_used
-            && !self.is_off()
-            && self.policy.ids().all(|id| self.seen(id).is_stopped() || self.seen(id) == Seen::Unknown);
-        if self.nothing_runs() {
-            (self.vacant_since, self.vacant_at) = (self.vacant_since.or(Some(now)), Some(now));
-        }
-        let is_recent = self.vacant_at.is_some_and(|at| now.since(at) <= self.policy.silence);
-        self.vacant_since = self.vacant_since.filter(|_| may_be_vacant && is_recent);
+        let is_used = self.foreign || self.people || self.is_off();
+        let is_down = |id| self.seen(id).is_stopped() || self.may_be_as_it_was(id);
+        let may_be_vacant = !is_used && self.policy.ids().all(is_down);
+        self.vacant_since = self.vacant_since.filter(|_| may_be_vacant && !was_out_of_sight);
+        self.vacant_since = self.vacant_since.or_else(|| (may_be_vacant && self.nothing_runs()).then_some(now));
         if let Some(doubt) = self.doubt {
             let settled = match look.server {
                 Server::On { boot, session } => {
@@ -523,6 +520,24 @@ impl Core {
 
     pub(super) fn is_held(&self, what: super::Held) -> bool {
         self.holds.iter().any(|h| h.what == what)
+    }
+
+    /// Why a start of it would fail, as far as can be seen.
+    pub(super) fn cannot_be_started(&self, id: BackendId) -> Option<Failure> {
+        match self.seen(id) {
+            Seen::Missing => Some(Failure::UnitMissing),
+            Seen::Stranger => Some(Failure::Unavailable),
+            Seen::Stopped => self.may_not_start(),
+            _ => None,
+        }
+    }
+
+    /// Why nothing may be started on the GPU.
+    pub(super) fn may_not_start(&self) -> Option<Failure> {
+        if self.is_held(super::Held::Gpu) {
+            return Some(Failure::Held);
+        }
+        (self.look.foreign_gpu == Some(true)).then_some(Failure::Occupied)
     }
 
     pub(super) const fn mint_hold(&mut self) -> HoldId {

@@ -88,7 +88,6 @@ impl Machine {
             backends,
             crowded_since: _,
             vacant_since: _,
-            vacant_at,
             people,
             foreign,
             coming_until,
@@ -172,9 +171,6 @@ impl Machine {
             }
         }
         when!("vacant for long enough", core.idle_power_off_at());
-        let is_too_old = |at: Instant| at + policy.silence + std::time::Duration::from_nanos(1);
-        let counts = core.idle_power_off_at().is_some();
-        when!("nobody knows whether it is vacant", vacant_at.filter(|_| counts).map(is_too_old));
         for ((id, look), memory) in policy.ids().zip(&look.backends).zip(backends) {
             let in_use = work
                 .as_ref()
@@ -186,6 +182,9 @@ impl Machine {
             let quiet_at = policy.backend(id).checkpoint_quiet.and_then(|quiet| memory.last_use.map(|at| at + quiet));
             when!("quiet for long enough", quiet_at.filter(|_| has_served));
             when!("its use is told", memory.untold_until.filter(|_| core.awaits_word(id)));
+            let is_over = |since: Instant| since + policy.silence + std::time::Duration::from_nanos(1);
+            tell!("what was seen of it counts", core.may_be_as_it_was(id));
+            when!("what was seen of it may not count", memory.unread.map(is_over));
             backend_distinctions(core, id, leaf, &mut |name, value| tell(name, value));
         }
 
@@ -288,6 +287,7 @@ fn backend_distinctions(core: &Core, id: BackendId, leaf: State, tell: &mut Tell
         restored,
         declined,
         untold_until: _,
+        unread: _,
         spoilt,
         on_record,
         saved_tokens,

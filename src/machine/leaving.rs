@@ -30,16 +30,27 @@ pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, s
     // One that is being left already goes first, so that leaving never alternates.
     let current = core.work.as_ref().and_then(|w| w.leaving).map(|l| l.backend);
     let up = core.up().filter(others).min_by_key(|id| (Some(*id) != current, *id));
+    // A stop does not touch what is not ours; a start or a power-off needs proof that nothing is there.
+    let proof_needed = core.work.as_ref().is_some_and(|w| w.op.goal != Goal::Stop);
+    let stranger = proof_needed && core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Stranger);
     if let Some(backend) = up {
+        // Nothing is stopped for what cannot come about.
+        if proof_needed && current.is_none() {
+            let why =
+                if stranger { Some(Failure::Unavailable) } else { keep.and_then(|id| core.cannot_be_started(id)) };
+            if let Some(why) = why {
+                return Some(fail(core, why, step));
+            }
+            if core.first(|seen| seen == Seen::Unknown).is_some() {
+                return Some(unread(core, leaf, step));
+            }
+        }
         return Some(leave(core, leaf, backend, step));
     }
     if let Some(backend) = core.policy.ids().filter(others).find(|id| core.seen(*id) == Seen::Lingering) {
         return Some(linger(core, leaf, backend));
     }
-    // A stop does not touch what is not ours; a start or a power-off needs proof that nothing is there.
-    let proof_needed = core.work.as_ref().is_some_and(|w| w.op.goal != Goal::Stop);
-    let stranger = core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Stranger);
-    if stranger && proof_needed {
+    if stranger {
         core.fail(Failure::Unavailable, step);
         return Some(Ended);
     }
@@ -136,8 +147,9 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
             _ => return Leaf(Some(State::Draining { backend, since: now, until })),
         };
         let idle = look.use_ == Use::Idle && calm >= 2 && look.use_at >= since;
-        // Requests that were in flight are, until it is told that they are not.
-        let untold = look.use_ == Use::Unknown && !busy && now.since(since) >= UNKNOWN_USE_GRACE && !by_policy;
+        // Requests that were in flight are, until it is told that they are not, or it is broken.
+        let is_waited_for = busy && look.seen == Seen::Running;
+        let untold = look.use_ == Use::Unknown && !is_waited_for && now.since(since) >= UNKNOWN_USE_GRACE && !by_policy;
         if idle {
         } else if untold {
             core.warn("use_unknown", "the backend does not tell whether it is in use; it was not waited for");

@@ -34,7 +34,7 @@ pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
             }
         }
         // The other is not gone because it cannot be read.
-        (_, None) if leaf == State::Conflict && core.may_be_crowded() => None,
+        (_, None) if leaf == State::Conflict && core.crowded_since.is_some() => None,
         (Some(backend), None) => Some(by_itself(core, backend, leaf)),
         (None, _) => {
             if let Some(backend) = core.first(|s| s == Seen::Lingering) {
@@ -52,11 +52,18 @@ pub(super) fn observed(core: &Core, leaf: State) -> Option<State> {
             } else if core.policy.ids().all(|id| core.seen(id).is_stopped() || core.seen(id) == Seen::Stranger) {
                 Some(State::Idle)
             } else {
-                // Some unit cannot be read. A leaf that a person could act on is not thrown away for that.
-                match leaf {
-                    State::Running { .. } | State::Idle | State::Starting { .. } | State::Unknown => None,
-                    _ => Some(State::Unknown),
-                }
+                // Some unit cannot be read. What was seen of it before counts for a while.
+                let may_be_idle = |id| {
+                    let seen = core.seen(id);
+                    seen.is_stopped() || seen == Seen::Stranger || core.may_be_as_it_was(id)
+                };
+                let stays = match leaf {
+                    State::Running { backend } | State::Starting { backend, .. } => core.may_be_as_it_was(backend),
+                    State::Idle => core.policy.ids().all(may_be_idle),
+                    State::Unknown => true,
+                    _ => false,
+                };
+                (!stays).then_some(State::Unknown)
             }
         }
     }

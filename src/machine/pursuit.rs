@@ -297,9 +297,25 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
         }
     }
     let (launched, no_restore) = (work.launched, work.no_restore);
+    let is_left = work.leaving.is_some_and(|leaving| leaving.backend == backend && leaving.stops > 0);
     match look.seen {
         Seen::Missing => fail(core, Failure::UnitMissing, step),
         Seen::Stranger => fail(core, Failure::Unavailable, step),
+        Seen::Running if unwanted && !is_left && core.may_not_start().is_some() => {
+            // What could not be started again is not stopped.
+            match core.may_not_start() {
+                Some(why) if !no_restore => fail(core, why, step),
+                _ => {
+                    core.memory_mut(backend).restored = true;
+                    core.warn(
+                        "not_restarted",
+                        "the backend goes on without what was saved: it could not be started again now",
+                    );
+                    core.done(step);
+                    Ended
+                }
+            }
+        }
         Seen::Running if unwanted => leave(core, leaf, backend, step),
         Seen::Running => {
             let policy = core.policy.backend(backend);
@@ -332,11 +348,8 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
         Seen::Unknown => unread(core, leaf, step),
         Seen::Stopped if launched => fail(core, Failure::StartFailed, step),
         Seen::Stopped => {
-            if core.is_held(Held::Gpu) {
-                return fail(core, Failure::Held, step);
-            }
-            if core.look.foreign_gpu == Some(true) {
-                return fail(core, Failure::Occupied, step);
+            if let Some(why) = core.may_not_start() {
+                return fail(core, why, step);
             }
             if !core.is_fresh() {
                 return STAY;

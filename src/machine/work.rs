@@ -357,6 +357,8 @@ impl Core {
             Verb::RestoreSlots(backend) => self.memory(backend).run_if(self.memory(backend).restored),
             _ => None,
         };
+        // A request came between the drain and the save, whatever became of that.
+        let is_busy = used || matches!(order.what, Verb::SaveSlots(backend) if self.memory(backend).busy);
         let Some(work) = self.work.as_mut().filter(|w| w.op.id == order.op) else {
             return true;
         };
@@ -374,8 +376,8 @@ impl Core {
                 let (now, no_drain, by_policy) = (self.now, work.no_drain, work.op.cause.is_policy());
                 let gives_way = used && by_policy && work.leaving.is_some();
                 if let Some(leaving) = &mut work.leaving {
-                    // A request came between the drain and the save: it may end too, as long as requests may.
-                    let again = used && !no_drain && leaving.drain_until.is_some_and(|until| until > now);
+                    // It may end too, as long as requests may.
+                    let again = is_busy && !no_drain && leaving.drain_until.is_some_and(|until| until > now);
                     leaving.drained &= !again;
                     leaving.saved = !again;
                     if by_policy {

@@ -81,12 +81,13 @@ fn a_flap_puts_off_no_power_off_and_is_nobodys_coming() {
 #[test]
 fn a_conflict_is_not_over_because_one_of_both_cannot_be_read() {
     let mut line = Line::on(without_checkpoints(), Seen::Running, Seen::Running);
-    line.after(30).sees(Seen::Running, Seen::Running);
+    // For so long that both are idle.
+    line.after(1300).sees(Seen::Running, Seen::Running);
     assert_eq!(line.kind(), Kind::Conflict);
     for (llama, vllm) in
         [(Seen::Running, Seen::Unknown), (Seen::Unknown, Seen::Unknown), (Seen::Running, Seen::Running)]
     {
-        let effects = line.after(1300).sees(llama, vllm);
+        let effects = line.after(10).sees(llama, vllm);
         assert_eq!((line.kind(), line.machine.operation()), (Kind::Conflict, None), "{effects:?}");
     }
     line.after(10).sees(Seen::Running, Seen::Stopped);
@@ -111,10 +112,42 @@ fn a_conflict_is_over_when_one_is_gone_though_a_third_cannot_be_read() {
 fn what_cannot_be_read_for_long_has_not_been_vacant_meanwhile() {
     for (unread, is_vacant) in [(30, true), (31, false)] {
         let mut line = Line::on(without_checkpoints(), Seen::Stopped, Seen::Stopped);
-        line.after(500).sees(Seen::Stopped, Seen::Stopped);
-        line.after(unread).sees(Seen::Unknown, Seen::Stopped);
-        line.sees(Seen::Stopped, Seen::Stopped);
+        // However long ago it was looked at last.
+        line.after(500).sees(Seen::Unknown, Seen::Stopped);
+        line.after(unread).sees(Seen::Stopped, Seen::Stopped);
         let idle = if is_vacant { 600 - 500 - unread } else { 600 };
         assert_eq!(next(&line), Some(line.now + Duration::from_secs(idle)), "{unread}");
     }
+}
+
+#[test]
+fn a_conflict_with_what_is_gone_with_its_host_is_over_as_soon_as_silence_proves_something() {
+    for (unread, kind) in [(30, Kind::Conflict), (31, Kind::Running)] {
+        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Running);
+        line.after(30).sees(Seen::Running, Seen::Running);
+        line.after(10).sees(Seen::Running, Seen::Unknown);
+        line.after(unread).sees(Seen::Running, Seen::Unknown);
+        assert_eq!(line.kind(), kind);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_what_it_was_for_as_long_as_silence_and_then_unknown() {
+    for (was, kind) in [(Seen::Running, Kind::Running), (Seen::Loading, Kind::Starting), (Seen::Stopped, Kind::Idle)] {
+        let mut line = Line::on(sample::quiet(), was, Seen::Stopped);
+        line.after(10).sees(Seen::Unknown, Seen::Stopped);
+        line.after(30).sees(Seen::Unknown, Seen::Stopped);
+        assert_eq!(line.kind(), kind);
+        line.after(1).sees(Seen::Unknown, Seen::Stopped);
+        assert_eq!(line.kind(), Kind::Unknown);
+        line.after(1).sees(was, Seen::Stopped);
+        assert_eq!(line.kind(), kind);
+    }
+}
+
+#[test]
+fn what_has_stopped_does_not_run_because_another_cannot_be_read() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.after(10).sees(Seen::Stopped, Seen::Unknown);
+    assert_eq!(line.kind(), Kind::Unknown);
 }

@@ -141,6 +141,19 @@ fn a_request_that_came_during_the_save_of_a_persons_stop_may_end_and_is_saved_to
 }
 
 #[test]
+fn a_request_that_was_seen_during_a_save_may_end_whatever_became_of_the_save() {
+    for outcome in [fine(), failed("save_failed"), lost()] {
+        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+        line.told(Command::Stop(PLAIN));
+        let (save, _) = order(&line.drains());
+        line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].use_ = Use::Busy);
+        let effects = line.after(1).ends(save, outcome);
+        assert_eq!((orders(&effects), line.kind()), (vec![], Kind::Draining));
+        assert_eq!(order(&line.drains()).1, Verb::SaveSlots(LLAMA));
+    }
+}
+
+#[test]
 fn a_request_that_came_during_a_save_that_lasted_as_long_as_requests_may_is_not_waited_for() {
     for (lasts, goes_on) in [(59, None), (60, Some(Verb::StopUnit(LLAMA)))] {
         let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
@@ -618,4 +631,26 @@ fn a_person_waits_for_a_request_that_nobody_can_tell_of_any_more_as_long_as_requ
     assert_eq!(order(&effects).1, Verb::SaveSlots(LLAMA));
     line.now = until;
     assert_eq!(order(&line.tick()).1, Verb::SaveSlots(LLAMA));
+}
+
+#[test]
+fn a_flap_is_no_reason_for_another_checkpoint() {
+    let mut line = Line::on(with_checkpoints(None, Some(Duration::from_mins(1))), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the checkpoint");
+    let (save, _) = order(&line.sees(Seen::Running, Seen::Stopped));
+    line.after(1).ends(save, fine());
+    line.after(1).sees(Seen::Running, Seen::Stopped);
+    silence(line.after(60));
+    assert_eq!(orders(&line.after(1).sees(Seen::Running, Seen::Stopped)), []);
+}
+
+#[test]
+fn a_broken_engine_is_not_asked_for_what_it_worked_on_when_it_broke() {
+    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+    line.after(1).sees_with(Seen::Stopped, Seen::Running, |look| look.backends[1].use_ = Use::Busy);
+    let broken = |look: &mut Look| look.backends[1].use_ = Use::Unknown;
+    line.after(60).sees_with(Seen::Stopped, Seen::Sick, broken);
+    line.told(Command::Restart(Some(VLLM), PLAIN));
+    let effects = line.after(3).sees_with(Seen::Stopped, Seen::Sick, broken);
+    assert_eq!(order(&effects).1, Verb::StopUnit(VLLM));
 }

@@ -235,3 +235,76 @@ fn what_lingers_after_a_lost_start_is_killed_for_who_wants_it_stopped() {
     let effects = line.sees_with(Seen::Stopped, Seen::Lingering, next);
     assert_eq!(order(&effects).1, Verb::KillUnit(VLLM));
 }
+
+#[test]
+fn what_could_not_be_started_again_is_not_stopped_for_a_restart() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    let foreign = |look: &mut Look| look.foreign_gpu = Some(true);
+    line.after(1).sees_with(Seen::Running, Seen::Stopped, foreign);
+    let effects = line.told(Command::Restart(Some(LLAMA), PLAIN));
+    assert!(matches!(effects[..], [Effect::Answer { answer: Answer::Refused(Refusal::Occupied), .. }]), "{effects:?}");
+    // ... nor where somebody comes while it is drained.
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.told(Command::Restart(Some(LLAMA), PLAIN));
+    let effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, foreign);
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::Occupied)));
+}
+
+#[test]
+fn a_rejected_restore_stops_nothing_that_could_not_be_started_again() {
+    let mut line = Line::on(sample::eager(), Seen::Stopped, Seen::Stopped);
+    let (restore, _) = order(&fresh_run(line.after(1), 1));
+    let occupied = |look: &mut Look| {
+        look.foreign_gpu = Some(true);
+        (look.backends[0].unused, look.backends[0].restorable, look.backends[0].holds_tokens) = (true, true, false);
+    };
+    line.after(1).sees_with(Seen::Running, Seen::Stopped, occupied);
+    let mut effects = line.after(1).ends(restore, failed("restore_rejected"));
+    effects.extend(line.after(1).sees_with(Seen::Running, Seen::Stopped, occupied));
+    assert_eq!(orders(&effects), []);
+    let codes: Vec<&str> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Ended { end: End::Done { warnings }, .. } => Some(warnings.iter().map(|w| w.code.as_str())),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    assert_eq!(codes, ["restore_rejected", "not_restarted"]);
+    assert_eq!(line.kind(), Kind::Running);
+}
+
+#[test]
+fn nothing_is_stopped_for_a_switch_to_what_cannot_be_read_for_as_long_as_silence() {
+    for came_back in [true, false] {
+        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Unknown);
+        line.told(Command::Switch(VLLM, PLAIN));
+        assert_eq!(line.after(29).sees(Seen::Running, Seen::Unknown), []);
+        if came_back {
+            let effects = line.after(1).sees(Seen::Running, Seen::Stopped);
+            assert_eq!(order(&effects).1, Verb::SaveSlots(LLAMA), "it has been idle for long");
+        } else {
+            let effects = line.after(1).sees(Seen::Running, Seen::Unknown);
+            assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::UnitUnread)));
+        }
+    }
+}
+
+#[test]
+fn nothing_is_stopped_for_a_start_or_a_power_off_that_cannot_be() {
+    let cases = [
+        (Command::Switch(VLLM, PLAIN), Seen::Stranger, Failure::Unavailable),
+        (Command::Switch(VLLM, PLAIN), Seen::Missing, Failure::UnitMissing),
+        (Command::Shutdown(PowerChoice::PowerOff, PLAIN), Seen::Stranger, Failure::Unavailable),
+    ];
+    for (command, found, why) in cases {
+        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Unknown);
+        line.told(command);
+        let effects = line.after(1).sees(Seen::Running, found);
+        assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(why)));
+    }
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Unknown);
+    line.told(Command::Switch(VLLM, PLAIN));
+    let effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| look.foreign_gpu = Some(true));
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::Occupied)));
+}
