@@ -847,6 +847,8 @@ fn weather(acts: &[(u64, Act)], scene: Scene) -> Result<Met, String> {
     }
     storm.calms.clear();
     storm.sim.heal();
+    // Nobody knows of what a stranger has just done.
+    storm.pass(A_LOOK)?;
     storm.stranger = false;
     storm.act(&Act::Login(false))?;
     storm.act(&Act::Foreign(false))?;
@@ -1011,6 +1013,11 @@ fn storms_that_once_went_wrong_go_right() {
         (0, Act::Fault(Fault::HttpOdd, 1)),
         (0, Act::Command(Command::Switch(VLLM, plain))),
     ];
+    let odd_as_soon_as_anybody_is_let_in =
+        [(59, Act::Busy(LLAMA, 1)), (0, Act::Fault(Fault::HttpOdd, 2)), (1, Act::Command(Command::Stop(plain)))];
+    let uncontrolled =
+        Scene { boot: 2, load: 1, stop: 1, power_off: 1, late: 1, strangers: false, ..scene(Start::Uncontrolled) };
+    weather(&odd_as_soon_as_anybody_is_let_in, uncontrolled).unwrap_or_else(|why| panic!("{why}"));
     for start in [Start::Off, Start::On] {
         for acts in [&talked_while_it_is_stopped, &odd_answers_at_a_switch] {
             weather(acts, scene(start)).unwrap_or_else(|why| panic!("{acts:?} from {start:?}: {why}"));

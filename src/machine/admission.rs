@@ -103,10 +103,10 @@ pub(super) fn anywhere(core: &mut Core, request: RequestId, command: &Command, s
                 guarded(core, Goal::Run(*backend), *options)
             }
         }
-        Command::Restart(backend, options) => match backend.or_else(|| core.up().next()) {
+        Command::Restart(backend, options) => match backend.or_else(|| core.perhaps_up().next()) {
             _ if backend.is_none() && core.look.server == Server::NotLooked => Refuse(Refusal::Unknown),
             None => Refuse(Refusal::NotRunning),
-            Some(b) if core.up().any(|o| o != b) => Refuse(Refusal::SwitchNeeded),
+            Some(b) if core.perhaps_up().any(|o| o != b) => Refuse(Refusal::SwitchNeeded),
             // What boots with the server is no run to be rid of.
             Some(b) if core.is_off() => guarded(core, Goal::Run(b), *options),
             Some(b) => guarded(core, Goal::Restart(b), *options),
@@ -160,7 +160,7 @@ fn start(core: &Core, backend: Option<BackendId>, options: Options) -> Verdict {
         // A bare start joins whatever start is under way, or the one that came up by itself.
         match under_way {
             Some(Goal::Run(b) | Goal::Restart(b)) => b,
-            _ => core.up().next().unwrap_or(core.policy.default_backend),
+            _ => core.perhaps_up().next().unwrap_or(core.policy.default_backend),
         }
     };
     if runs_alone(core, wanted) {
@@ -170,7 +170,7 @@ fn start(core: &Core, backend: Option<BackendId>, options: Options) -> Verdict {
     let is_to_go = |w: &Work| {
         !w.op.cause.is_policy() && matches!(w.op.goal, Goal::Stop | Goal::Off | Goal::Run(_) | Goal::Restart(_))
     };
-    if !core.work.as_ref().is_some_and(is_to_go) && core.up().any(|b| b != wanted) {
+    if !core.work.as_ref().is_some_and(is_to_go) && core.perhaps_up().any(|b| b != wanted) {
         return Refuse(Refusal::SwitchNeeded);
     }
     let goal = match under_way {
@@ -248,7 +248,9 @@ fn guarded(core: &Core, goal: Goal, options: Options) -> Verdict {
             let stopped = b != wanted || goal == Goal::Restart(wanted);
             stopped && core.seen(b).is_up() && core.is_held(Held::Backend(b))
         });
-        let begins_anew = goal == Goal::Restart(wanted) || !core.seen(wanted).is_up();
+        let joins = core.work.as_ref().is_some_and(|w| w.op.goal == goal);
+        let goes_on = goal == Goal::Run(wanted) && core.seen(wanted).is_well();
+        let begins_anew = !joins && !goes_on;
         if stops_held || (core.is_held(Held::Gpu) && begins_anew) {
             return Refuse(Refusal::Held);
         }

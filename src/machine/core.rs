@@ -122,7 +122,7 @@ pub(super) struct Memory {
     pub(super) run: Option<Invocation>,
     /// Its mark when that was last told; kept while nobody can tell.
     pub(super) mark: Option<u64>,
-    /// Since when it cannot be read.
+    /// Since when it cannot be read though the server answers.
     #[serde(default)]
     pub(super) unread: Option<Instant>,
     /// Requests were in flight when that was last told; kept while nobody can tell.
@@ -223,7 +223,7 @@ impl Core {
 
     /// It cannot be read, but not for so long that it counts as anything else than what was seen last.
     pub(super) fn may_be_as_it_was(&self, id: BackendId) -> bool {
-        self.seen(id) == Seen::Unknown && !self.is_lost_from_sight(id)
+        self.seen(id) == Seen::Unknown && !self.is_off() && !self.is_lost_from_sight(id)
     }
 
     /// It had not been read for so long, at the newest look, that what was seen before says nothing.
@@ -268,11 +268,11 @@ impl Core {
         self.policy.ids().filter(|id| self.seen(*id).is_up())
     }
 
-    /// More than one is up, as far as anybody can tell.
-    fn may_be_crowded(&self) -> bool {
+    /// Backends that are up, as far as anybody can tell.
+    pub(super) fn perhaps_up(&self) -> impl Iterator<Item = BackendId> + '_ {
         let may_be_up =
             |id: &BackendId| self.seen(*id).is_up() || (self.may_be_as_it_was(*id) && self.memory(*id).run.is_some());
-        !self.is_off() && self.policy.ids().filter(may_be_up).count() > 1
+        self.policy.ids().filter(may_be_up)
     }
 
     pub(super) fn first(&self, wanted: impl Fn(Seen) -> bool) -> Option<BackendId> {
@@ -364,6 +364,7 @@ impl Core {
         let silence_before = self.is_off();
         // Nobody saw what was said meanwhile.
         let out_of_sight = !self.is_on();
+        let is_on = matches!(look.server, Server::On { .. });
         self.looked = now;
         let was_out_of_sight = self.policy.ids().any(|id| self.is_lost_from_sight(id));
         let is_left_alone = self.work.is_none();
@@ -403,25 +404,25 @@ impl Core {
             if used {
                 (memory.calm, memory.on_record) = (0, false);
             }
-            if after.invocation.is_some_and(|run| memory.run != Some(run)) {
-                memory.forget_run();
-                memory.run = after.invocation;
+            if let Some(run) = after.invocation {
+                // One that was met without a name, as nobody let us in, has one now.
+                if memory.run.is_some_and(|known| known != run) {
+                    memory.forget_run();
+                }
+                memory.run = Some(run);
             }
             memory.mark = after.mark.or(memory.mark);
             memory.busy = after.use_ == Use::Busy || (memory.busy && after.use_ == Use::Unknown);
             memory.untold_until.take_if(|_| after.seen != Seen::Running);
-            memory.unread = (after.seen == Seen::Unknown).then(|| memory.unread.unwrap_or(now));
+            memory.unread = (is_on && after.seen == Seen::Unknown).then(|| memory.unread.unwrap_or(now));
             match after.seen {
                 Seen::Running => {
                     memory.unwell = 0;
-                    // A run that cannot be named just now is the one that was seen, unless there was none.
-                    let named = after.invocation.is_some();
-                    let unmet = !memory.ready && (named || before.seen != Seen::Running);
-                    let first = unmet || memory.last_use.is_none();
+                    let first = !memory.ready || memory.last_use.is_none();
                     let untold = after.use_at == Instant::START;
                     let until = if first { Some(now + UNKNOWN_USE_GRACE) } else { memory.untold_until };
                     memory.untold_until = until.filter(|_| untold);
-                    memory.ready |= named;
+                    memory.ready = true;
                     if first || used {
                         memory.last_use = Some(now);
                     }
@@ -464,14 +465,20 @@ impl Core {
             // Nobody saw how long it was used meanwhile: should the same run come back (a suspended server resumes), its
             // idle time begins anew.
             self.people = false;
-            self.backends.iter_mut().for_each(|memory| memory.last_use = None);
+            for memory in &mut self.backends {
+                memory.last_use = None;
+                if memory.run.is_none() {
+                    // The next one cannot be told from it.
+                    memory.forget_run();
+                }
+            }
         }
         // One that has lasted is not over because nobody answers just now, or one cannot be read.
         let lasting = self.crowded_since.filter(|_| !silence_before);
         self.crowded_since = if self.up().count() > 1 {
             lasting.or(Some(now))
         } else {
-            lasting.filter(|since| self.may_be_crowded() && *since + self.policy.conflict_after <= now)
+            lasting.filter(|since| self.perhaps_up().count() > 1 && *since + self.policy.conflict_after <= now)
         };
         // Who cannot be seen for a moment is still there.
         self.people = look.people.unwrap_or(self.people);
@@ -522,13 +529,13 @@ impl Core {
         self.holds.iter().any(|h| h.what == what)
     }
 
-    /// Why a start of it would fail, as far as can be seen.
+    /// Why a new run of it could not be started, as far as can be seen.
     pub(super) fn cannot_be_started(&self, id: BackendId) -> Option<Failure> {
         match self.seen(id) {
             Seen::Missing => Some(Failure::UnitMissing),
             Seen::Stranger => Some(Failure::Unavailable),
-            Seen::Stopped => self.may_not_start(),
-            _ => None,
+            Seen::Unknown => None,
+            _ => self.may_not_start(),
         }
     }
 

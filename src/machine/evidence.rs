@@ -195,6 +195,15 @@ impl<'a> View<'a> {
         self.state().is_some_and(is_up)
     }
 
+    fn http_at(&self) -> Option<Instant> {
+        self.reading.http.as_ref().map(|http| http.at)
+    }
+
+    /// Its engine is, and every request with it.
+    fn is_dead(&self) -> bool {
+        self.policy.kind == BackendKind::Vllm && matches!(self.http, Some(Http::Unavailable))
+    }
+
     /// This run of the unit has answered as itself before.
     fn has_served(&self) -> bool {
         let run = self.state().and_then(|state| state.invocation);
@@ -219,9 +228,11 @@ impl<'a> View<'a> {
             use_: match seen {
                 Seen::Stopped | Seen::Missing | Seen::CrashLoop => Use::Idle,
                 Seen::Loading if !self.has_served() => Use::Idle,
+                // Its counters may still tell of what died with it.
+                Seen::Sick if self.is_dead() => Use::Idle,
                 _ => young.map_or(Use::Unknown, in_use),
             },
-            use_at: self.asked_for_use,
+            use_at: if self.is_dead() { self.http_at().unwrap_or(self.asked_for_use) } else { self.asked_for_use },
             mark: activity.and_then(|a| a.mark),
             // Also by an old word: trying to save once too often costs little. Whether it can save, the saver finds out
             // and records. A sleeping one has thrown its context away.
@@ -253,8 +264,8 @@ impl<'a> View<'a> {
             ActiveState::Inactive | ActiveState::Failed => {
                 let on_gpu = processes(gpu).any(|p| p.backend == Some(self.place));
                 let left = state.main_pid.is_some() || state.processes_left;
-                let http_at = self.reading.http.as_ref().map(|http| http.at);
-                let may_be_its_own = http_at.zip(self.reading.down_since).is_some_and(|(http, down)| http <= down);
+                let may_be_its_own =
+                    self.http_at().zip(self.reading.down_since).is_some_and(|(http, down)| http <= down);
                 if state.job || left || on_gpu || (somebody_answers && may_be_its_own) {
                     Seen::Lingering
                 } else if somebody_answers && self.http_is_later {
@@ -279,7 +290,7 @@ impl<'a> View<'a> {
         match self.http {
             Some(Http::Ready(_)) => Seen::Running,
             Some(Http::TimedOut | Http::Unreachable(_)) if self.has_served() => Seen::Running,
-            Some(Http::Unavailable) if self.policy.kind == BackendKind::Vllm => Seen::Sick,
+            Some(Http::Unavailable) if self.is_dead() => Seen::Sick,
             Some(Http::Status(code)) if is_proxys_word(*code) => Seen::Loading,
             Some(Http::Stranger(_) | Http::Status(_) | Http::KeyRefused | Http::Garbage(_)) => Seen::Sick,
             Some(Http::Refused | Http::Unavailable | Http::TimedOut | Http::Unreachable(_)) | None => Seen::Loading,

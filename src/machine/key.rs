@@ -297,16 +297,14 @@ fn backend_distinctions(core: &Core, id: BackendId, leaf: State, tell: &mut Tell
     let policy = core.policy.backend(id);
     let slots = policy.slots;
     let checkpoints = slots && policy.has_checkpoints();
-    // Of no run nothing is known.
-    let counts = slots && known.is_some();
     // What was restored once is not, whether or not that was declined as well.
-    let (restored, declined) = (counts && *restored, counts && !*restored && *declined);
-    let spoilt = counts && *spoilt;
+    let (restored, declined) = (slots && *restored, slots && !*restored && *declined);
+    let spoilt = slots && *spoilt;
     tell("a run is shown", &|mix| invocation.is_some().hash(mix));
-    // What was told of a run without a name is forgotten as soon as there is one.
-    tell("a mark was told", &|mix| (told.is_some(), known.is_some()).hash(mix));
+    // What was told of a run without a name is of the first that has one.
+    tell("a mark was told", &|mix| told.is_some().hash(mix));
     tell("requests were in flight", &|mix| busy.hash(mix));
-    tell("what is known of the run", &|mix| (*ready, restored, declined, spoilt, counts).hash(mix));
+    tell("what is known of the run", &|mix| (*ready, restored, declined, spoilt, known.is_some()).hash(mix));
     if checkpoints {
         tell("on record", &|mix| on_record.hash(mix));
     }

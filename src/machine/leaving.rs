@@ -30,14 +30,20 @@ pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, s
     // One that is being left already goes first, so that leaving never alternates.
     let current = core.work.as_ref().and_then(|w| w.leaving).map(|l| l.backend);
     let up = core.up().filter(others).min_by_key(|id| (Some(*id) != current, *id));
+    let goal = core.work.as_ref()?.op.goal;
     // A stop does not touch what is not ours; a start or a power-off needs proof that nothing is there.
-    let proof_needed = core.work.as_ref().is_some_and(|w| w.op.goal != Goal::Stop);
-    let stranger = proof_needed && core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Stranger);
+    let stranger = goal != Goal::Stop && core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Stranger);
+    // What is to run does: nothing is to be proven.
+    let goes_on = keep.is_some_and(|id| goal == Goal::Run(id) && core.seen(id).is_well() && !core.is_spoilt(id));
     if let Some(backend) = up {
+        let is_begun = core.work.as_ref().and_then(|w| w.leaving).is_some_and(|leaving| leaving.stops > 0);
         // Nothing is stopped for what cannot come about.
-        if proof_needed && current.is_none() {
-            let why =
-                if stranger { Some(Failure::Unavailable) } else { keep.and_then(|id| core.cannot_be_started(id)) };
+        if goal != Goal::Stop && !goes_on && !is_begun {
+            let why = match keep {
+                _ if stranger => Some(Failure::Unavailable),
+                Some(backend) => core.cannot_be_started(backend),
+                None => cannot_be_powered_off(core),
+            };
             if let Some(why) = why {
                 return Some(fail(core, why, step));
             }
@@ -50,9 +56,11 @@ pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, s
     if let Some(backend) = core.policy.ids().filter(others).find(|id| core.seen(*id) == Seen::Lingering) {
         return Some(linger(core, leaf, backend));
     }
+    if goes_on {
+        return None;
+    }
     if stranger {
-        core.fail(Failure::Unavailable, step);
-        return Some(Ended);
+        return Some(fail(core, Failure::Unavailable, step));
     }
     if core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Unknown) {
         return Some(unread(core, leaf, step));
@@ -147,9 +155,8 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
             _ => return Leaf(Some(State::Draining { backend, since: now, until })),
         };
         let idle = look.use_ == Use::Idle && calm >= 2 && look.use_at >= since;
-        // Requests that were in flight are, until it is told that they are not, or it is broken.
-        let is_waited_for = busy && look.seen == Seen::Running;
-        let untold = look.use_ == Use::Unknown && !is_waited_for && now.since(since) >= UNKNOWN_USE_GRACE && !by_policy;
+        // Requests that were in flight are, until it is told that they are not.
+        let untold = look.use_ == Use::Unknown && !busy && now.since(since) >= UNKNOWN_USE_GRACE && !by_policy;
         if idle {
         } else if untold {
             core.warn("use_unknown", "the backend does not tell whether it is in use; it was not waited for");
@@ -209,17 +216,24 @@ pub(super) fn linger(core: &Core, leaf: State, backend: BackendId) -> Pursued {
     }
 }
 
+/// What blocks a power-off, as far as can be seen.
+fn cannot_be_powered_off(core: &Core) -> Option<Failure> {
+    let by_policy = core.work.as_ref().is_some_and(|w| w.op.cause.is_policy());
+    let is_used = core.look.foreign_gpu == Some(true) || core.look.people == Some(true);
+    if is_used || core.is_held(Held::Awake) || (by_policy && core.foreign) {
+        return Some(Failure::Blocked);
+    }
+    let is_unarmed = core.policy.wake_check != WakeCheck::Off && core.look.wake_armed == Some(false);
+    is_unarmed.then_some(Failure::WakeUnarmed)
+}
+
 /// All backends are proven stopped: power off, if nothing blocks.
 pub(super) fn power_off(core: &mut Core, cause: Cause, step: &mut Step) -> Pursued {
+    if let Some(why) = cannot_be_powered_off(core) {
+        return fail(core, why, step);
+    }
     let now = core.now;
-    let is_used = core.look.foreign_gpu == Some(true) || core.look.people == Some(true);
-    if is_used || core.is_held(Held::Awake) || (cause.is_policy() && core.foreign) {
-        return fail(core, Failure::Blocked, step);
-    }
     let (people, armed, check) = (core.look.people, core.look.wake_armed, core.policy.wake_check);
-    if check != WakeCheck::Off && armed == Some(false) {
-        return fail(core, Failure::WakeUnarmed, step);
-    }
     let asked = core.look.gpu_at.min(core.look.people_at);
     let asked = if check == WakeCheck::Off { asked } else { asked.min(core.look.wake_armed_at) };
     if !core.is_fresh() {

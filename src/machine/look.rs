@@ -136,6 +136,12 @@ impl Seen {
         matches!(self, Self::Loading | Self::Running | Self::CrashLoop | Self::Sick)
     }
 
+    /// It serves, or may be on its way to.
+    #[must_use]
+    pub const fn is_well(self) -> bool {
+        matches!(self, Self::Loading | Self::Running)
+    }
+
     /// It is proven that it holds nothing. A unit that does not exist holds nothing either.
     #[must_use]
     pub const fn is_stopped(self) -> bool {

@@ -24,8 +24,9 @@ pub(super) fn next(core: &mut Core, leaf: State, step: &mut Step) -> Option<Stat
     {
         return next;
     }
-    // The operation has just ended, or there is none: follow what is seen.
-    let observed = observed(core, leaf);
+    // The operation has just ended, or there is none: follow what is seen. What was before a boot says nothing.
+    let leaf = if has_rebooted { State::Unknown } else { leaf };
+    let observed = observed(core, leaf).or(has_rebooted.then_some(State::Unknown));
     let here = observed.unwrap_or(leaf);
     policies(core, here, step);
     observed
@@ -296,27 +297,31 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             return stop_and_fail(core, leaf, backend, Failure::CrashLoop, step);
         }
     }
-    let (launched, no_restore) = (work.launched, work.no_restore);
+    let (launched, no_restore, is_restart) = (work.launched, work.no_restore, work.op.goal == Goal::Restart(backend));
     let is_left = work.leaving.is_some_and(|leaving| leaving.backend == backend && leaving.stops > 0);
+    let gives_way = match look.seen {
+        Seen::Running | Seen::Loading => unwanted,
+        // It was not we who started this run, and it is broken: a new one.
+        Seen::CrashLoop | Seen::Sick => !launched,
+        _ => false,
+    };
     match look.seen {
         Seen::Missing => fail(core, Failure::UnitMissing, step),
         Seen::Stranger => fail(core, Failure::Unavailable, step),
-        Seen::Running if unwanted && !is_left && core.may_not_start().is_some() => {
+        seen if gives_way => match core.may_not_start().filter(|_| !is_left) {
+            None => leave(core, leaf, backend, step),
             // What could not be started again is not stopped.
-            match core.may_not_start() {
-                Some(why) if !no_restore => fail(core, why, step),
-                _ => {
-                    core.memory_mut(backend).restored = true;
-                    core.warn(
-                        "not_restarted",
-                        "the backend goes on without what was saved: it could not be started again now",
-                    );
-                    core.done(step);
-                    Ended
-                }
+            Some(_) if seen == Seen::Running && (no_restore || !is_restart) => {
+                core.memory_mut(backend).restored = true;
+                core.warn(
+                    "not_restarted",
+                    "the backend goes on without what was saved: it could not be started again now",
+                );
+                core.done(step);
+                Ended
             }
-        }
-        Seen::Running if unwanted => leave(core, leaf, backend, step),
+            Some(why) => fail(core, why, step),
+        },
         Seen::Running => {
             let policy = core.policy.backend(backend);
             let due = policy.slots
@@ -339,9 +344,6 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             core.done(step);
             Ended
         }
-        // It was not we who started this run, and it is broken: a new one.
-        Seen::Loading if unwanted => leave(core, leaf, backend, step),
-        Seen::CrashLoop | Seen::Sick if !launched => leave(core, leaf, backend, step),
         Seen::Loading | Seen::Sick | Seen::CrashLoop => starting(core, leaf, backend, step),
         Seen::Lingering if launched => starting(core, leaf, backend, step),
         Seen::Lingering => linger(core, leaf, backend),

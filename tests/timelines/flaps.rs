@@ -151,3 +151,35 @@ fn what_has_stopped_does_not_run_because_another_cannot_be_read() {
     line.after(10).sees(Seen::Stopped, Seen::Unknown);
     assert_eq!(line.kind(), Kind::Unknown);
 }
+
+#[test]
+fn after_a_boot_that_nobody_saw_coming_what_was_before_it_says_nothing() {
+    for was in [Seen::Running, Seen::Stopped] {
+        let mut line = Line::on(sample::quiet(), was, Seen::Stopped);
+        line.after(10).sees_with(Seen::Unknown, Seen::Unknown, |look| {
+            look.server = Server::On { boot: BootId(9), session: 2 };
+        });
+        assert_eq!(line.kind(), Kind::Unknown);
+    }
+}
+
+#[test]
+fn a_conflict_lasts_where_only_one_of_both_can_be_asked_because_ssh_is_gone() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Loading);
+    line.after(30).sees(Seen::Running, Seen::Loading);
+    for _ in 0..3 {
+        line.after(40).sees_with(Seen::Running, Seen::Unknown, |look| look.server = Server::Uncontrolled);
+        assert_eq!(line.kind(), Kind::Conflict);
+    }
+}
+
+#[test]
+fn what_was_busy_before_anybody_was_let_in_is_drained() {
+    let mut line = Line::new(sample::quiet());
+    line.after(10).sees_with(Seen::Unknown, Seen::Running, |look| {
+        (look.server, look.backends[1].invocation, look.backends[1].use_) = (Server::Uncontrolled, None, Use::Busy);
+    });
+    line.after(10).sees_with(Seen::Stopped, Seen::Sick, |look| look.backends[1].use_ = Use::Unknown);
+    line.told(Command::Stop(PLAIN));
+    assert_eq!(line.kind(), Kind::Draining, "an odd answer proves nothing");
+}

@@ -643,14 +643,3 @@ fn a_flap_is_no_reason_for_another_checkpoint() {
     silence(line.after(60));
     assert_eq!(orders(&line.after(1).sees(Seen::Running, Seen::Stopped)), []);
 }
-
-#[test]
-fn a_broken_engine_is_not_asked_for_what_it_worked_on_when_it_broke() {
-    let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
-    line.after(1).sees_with(Seen::Stopped, Seen::Running, |look| look.backends[1].use_ = Use::Busy);
-    let broken = |look: &mut Look| look.backends[1].use_ = Use::Unknown;
-    line.after(60).sees_with(Seen::Stopped, Seen::Sick, broken);
-    line.told(Command::Restart(Some(VLLM), PLAIN));
-    let effects = line.after(3).sees_with(Seen::Stopped, Seen::Sick, broken);
-    assert_eq!(order(&effects).1, Verb::StopUnit(VLLM));
-}

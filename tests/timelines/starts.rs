@@ -292,19 +292,102 @@ fn nothing_is_stopped_for_a_switch_to_what_cannot_be_read_for_as_long_as_silence
 
 #[test]
 fn nothing_is_stopped_for_a_start_or_a_power_off_that_cannot_be() {
-    let cases = [
-        (Command::Switch(VLLM, PLAIN), Seen::Stranger, Failure::Unavailable),
-        (Command::Switch(VLLM, PLAIN), Seen::Missing, Failure::UnitMissing),
-        (Command::Shutdown(PowerChoice::PowerOff, PLAIN), Seen::Stranger, Failure::Unavailable),
+    let off = || Command::Shutdown(PowerChoice::PowerOff, PLAIN);
+    let finds: [(Command, fn(&mut Look), Failure); 6] = [
+        (Command::Switch(VLLM, PLAIN), |look| look.backends[1].seen = Seen::Stranger, Failure::Unavailable),
+        (Command::Switch(VLLM, PLAIN), |look| look.backends[1].seen = Seen::Missing, Failure::UnitMissing),
+        (Command::Switch(VLLM, PLAIN), |look| look.foreign_gpu = Some(true), Failure::Occupied),
+        (off(), |look| look.backends[1].seen = Seen::Stranger, Failure::Unavailable),
+        (off(), |look| look.people = Some(true), Failure::Blocked),
+        (off(), |look| look.wake_armed = Some(false), Failure::WakeUnarmed),
     ];
-    for (command, found, why) in cases {
-        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Unknown);
+    for (command, finds, why) in finds {
+        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+        line.sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].use_ = Use::Busy);
         line.told(command);
-        let effects = line.after(1).sees(Seen::Running, found);
+        assert_eq!(line.kind(), Kind::Draining, "for as long as nothing is in its way");
+        let effects = line.after(10).sees_with(Seen::Running, Seen::Stopped, finds);
         assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(why)));
+        assert_eq!(line.kind(), Kind::Running);
     }
-    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Unknown);
-    line.told(Command::Switch(VLLM, PLAIN));
-    let effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| look.foreign_gpu = Some(true));
-    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::Occupied)));
+}
+
+#[test]
+fn a_conflict_is_resolved_though_a_third_cannot_be_read_or_is_a_stranger() {
+    for third in [Seen::Unknown, Seen::Stranger] {
+        let mut line = Line::new(sample::three(sample::quiet()));
+        let sees = |line: &mut Line, vllm| {
+            let look = sample::shows(line.after(30).now, &[Seen::Running, vllm, third]);
+            line.looked(look)
+        };
+        sees(&mut line, Seen::Running);
+        sees(&mut line, Seen::Running);
+        let mut effects = line.told(Command::Resolve(LLAMA, PLAIN));
+        effects.extend(sees(&mut line, Seen::Running));
+        let (stop, what) = order(&effects);
+        assert_eq!(what, Verb::StopUnit(VLLM));
+        line.after(1).ends(stop, fine());
+        let effects = sees(&mut line, Seen::Stopped);
+        assert_eq!((failure(&effects), line.kind(), line.machine.operation()), (None, Kind::Running, None));
+    }
+}
+
+#[test]
+fn requests_of_one_that_answers_oddly_are_waited_for_as_any() {
+    for odd in [Seen::Loading, Seen::Sick] {
+        let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+        line.after(1).sees_with(Seen::Stopped, Seen::Running, |look| look.backends[1].use_ = Use::Busy);
+        let nobody_tells = |look: &mut Look| look.backends[1].use_ = Use::Unknown;
+        line.after(40).sees_with(Seen::Stopped, odd, nobody_tells);
+        line.told(Command::Stop(PLAIN));
+        assert_eq!(orders(&line.after(59).sees_with(Seen::Stopped, odd, nobody_tells)), []);
+        assert_eq!(order(&line.after(1).sees_with(Seen::Stopped, odd, nobody_tells)).1, Verb::StopUnit(VLLM));
+    }
+}
+
+#[test]
+fn a_crash_loop_is_left_to_systemd_where_it_could_not_be_started_anew() {
+    let mut line = Line::on(sample::quiet(), Seen::CrashLoop, Seen::Stopped);
+    line.after(1).sees_with(Seen::CrashLoop, Seen::Stopped, |look| look.foreign_gpu = Some(true));
+    let effects = line.told(Command::Start(Some(LLAMA), PLAIN));
+    assert!(matches!(effects[..], [Effect::Answer { answer: Answer::Refused(Refusal::Occupied), .. }]), "{effects:?}");
+}
+
+#[test]
+fn who_asks_for_what_is_being_started_joins_whoever_has_come_to_the_gpu_meanwhile() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.told(Command::Restart(Some(LLAMA), PLAIN));
+    let (save, _) = order(&line.drains());
+    let (stop, _) = order(&line.after(1).ends(save, fine()));
+    line.after(1).ends(stop, fine());
+    let (start, _) = order(&line.after(1).sees(Seen::Stopped, Seen::Stopped));
+    line.after(1).ends(start, fine());
+    line.after(1).sees_with(Seen::Loading, Seen::Stopped, |look| {
+        (look.foreign_gpu, look.backends[0].invocation) = (Some(true), Some(Invocation(77)));
+    });
+    let effects = line.told(Command::Restart(Some(LLAMA), PLAIN));
+    assert!(
+        matches!(effects[..], [Effect::Answer { answer: Answer::Accepted { joined: true, .. }, .. }]),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn a_start_is_no_switch_because_what_runs_cannot_be_read_just_now() {
+    for (seen, is_silent) in [(Seen::Unknown, false), (Seen::Unknown, true)] {
+        let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
+        line.after(1);
+        if is_silent {
+            silence(&mut line);
+        } else {
+            line.sees(Seen::Stopped, seen);
+        }
+        let effects = line.told(Command::Start(Some(LLAMA), PLAIN));
+        assert!(
+            matches!(effects[..], [Effect::Answer { answer: Answer::Refused(Refusal::SwitchNeeded), .. }]),
+            "{effects:?}"
+        );
+        line.told(Command::Start(None, PLAIN));
+        assert_eq!(line.machine.operation().map(|op| op.goal), Some(Goal::Run(VLLM)));
+    }
 }

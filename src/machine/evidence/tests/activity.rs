@@ -116,3 +116,16 @@ fn what_was_saved_may_be_restored_unless_put_aside_empty_useless_under_a_free_na
         assert_eq!(look.backends[0].restorable, expected);
     }
 }
+
+#[test]
+fn what_a_dead_engine_worked_on_is_over_whatever_its_counters_say() {
+    for (kind, expected) in [(BackendKind::Vllm, Use::Idle), (BackendKind::LlamaCpp, Use::Busy)] {
+        let mut reading = reading(answered(), Some(unit(ActiveState::Active)), Some(Http::Unavailable));
+        reading.backends[0].activity = at(T0, active(Some(3), vec![], false));
+        (reading.backends[0].served, reading.backends[0].run) = (Some(RUN), at(T0, RUN));
+        let later = T0 + Duration::from_secs(2);
+        reading.backends[0].http = at(later, Http::Unavailable);
+        let look = judge(&reading, &policy(&[kind]), later).backends.remove(0);
+        assert_eq!((look.use_, look.use_at), (expected, if kind == BackendKind::Vllm { later } else { T0 }));
+    }
+}
