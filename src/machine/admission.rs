@@ -203,7 +203,7 @@ fn slots(core: &Core, save: bool, which: Selection, options: Options) -> Verdict
 }
 
 fn runs_alone(core: &Core, backend: BackendId) -> bool {
-    core.work.is_none() && serves(core, backend) && core.up().all(|b| b == backend)
+    core.work.is_none() && serves(core, backend) && core.perhaps_up().all(|b| b == backend)
 }
 
 /// It is healthy, goes on being so as far as we know, and nothing is about to be put back into it by itself.

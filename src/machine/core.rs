@@ -217,7 +217,8 @@ impl Core {
     pub(super) fn is_off(&self) -> bool {
         self.silence.is_some_and(|s| {
             // A server never seen up needs no patience: there is nothing that could have flapped.
-            s.misses >= self.policy.misses && (self.boot.is_none() || self.now.since(s.since) >= self.policy.silence)
+            let was_up = self.boot.is_some() || self.backends.iter().any(|memory| memory.ready);
+            s.misses >= self.policy.misses && (!was_up || self.now.since(s.since) >= self.policy.silence)
         })
     }
 
@@ -412,9 +413,11 @@ impl Core {
                 memory.run = Some(run);
             }
             memory.mark = after.mark.or(memory.mark);
-            memory.busy = after.use_ == Use::Busy || (memory.busy && after.use_ == Use::Unknown);
+            // One that has served is not idle because it does not answer just now.
+            let is_mute = after.use_ == Use::Unknown || (memory.ready && after.seen == Seen::Loading);
+            memory.busy = after.use_ == Use::Busy || (memory.busy && is_mute);
             memory.untold_until.take_if(|_| after.seen != Seen::Running);
-            memory.unread = (is_on && after.seen == Seen::Unknown).then(|| memory.unread.unwrap_or(now));
+            memory.unread = memory.unread.or(is_on.then_some(now)).filter(|_| after.seen == Seen::Unknown);
             match after.seen {
                 Seen::Running => {
                     memory.unwell = 0;

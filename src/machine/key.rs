@@ -176,8 +176,9 @@ impl Machine {
                 .as_ref()
                 .is_some_and(|w| w.op.cause.is_policy() && memory.last_use.is_some_and(|at| at > w.op.started));
             tell!("backend", (look.seen, in_use));
-            // One that has not served yet is used first when it does; without a name that is not known of it.
-            let has_served = memory.ready || look.seen == Seen::Running;
+            // One that has not served yet is used first when it does.
+            let has_served = memory.ready;
+            tell!("its use is remembered", memory.last_use.is_some() && has_served);
             when!("idle for long enough", core.idle_stop_at(id).filter(|_| has_served));
             let quiet_at = policy.backend(id).checkpoint_quiet.and_then(|quiet| memory.last_use.map(|at| at + quiet));
             when!("quiet for long enough", quiet_at.filter(|_| has_served));

@@ -33,10 +33,13 @@ pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, s
     let goal = core.work.as_ref()?.op.goal;
     // A stop does not touch what is not ours; a start or a power-off needs proof that nothing is there.
     let stranger = goal != Goal::Stop && core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Stranger);
-    // What is to run does: nothing is to be proven.
-    let goes_on = keep.is_some_and(|id| goal == Goal::Run(id) && core.seen(id).is_well() && !core.is_spoilt(id));
+    // What is to run does: nothing is to be proven of what was not up a moment ago.
+    let launched = core.work.as_ref().is_some_and(|w| w.launched);
+    let is_new = |id| goal == Goal::Run(id) || (goal == Goal::Restart(id) && launched);
+    let goes_on = keep.is_some_and(|id| is_new(id) && core.seen(id).is_well() && !core.is_spoilt(id));
     if let Some(backend) = up {
-        let is_begun = core.work.as_ref().and_then(|w| w.leaving).is_some_and(|leaving| leaving.stops > 0);
+        let leaving = core.work.as_ref().and_then(|w| w.leaving);
+        let is_begun = leaving.is_some_and(|leaving| leaving.backend == backend && leaving.stops > 0);
         // Nothing is stopped for what cannot come about.
         if goal != Goal::Stop && !goes_on && !is_begun {
             let why = match keep {
@@ -56,7 +59,7 @@ pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, s
     if let Some(backend) = core.policy.ids().filter(others).find(|id| core.seen(*id) == Seen::Lingering) {
         return Some(linger(core, leaf, backend));
     }
-    if goes_on {
+    if goes_on && !core.perhaps_up().any(|id| others(&id)) {
         return None;
     }
     if stranger {

@@ -275,6 +275,10 @@ pub fn agrees_with_everybody(e: &Edge) -> Option<Broken> {
     Some(Broken { now: e.now, effects, after: e.before.clone() })
 }
 
+pub fn boasts(e: &Edge) -> Option<Broken> {
+    and_ends(e, End::Done { warnings: vec![] })
+}
+
 /// It begins as soon as nothing is in its way.
 pub fn waits_at_the_door(e: &Edge) -> Option<Broken> {
     begins(e, Goal::Off, Cause::IdlePowerOff)

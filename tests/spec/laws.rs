@@ -239,6 +239,12 @@ pub const LAWS: &[Law] = &[
         ],
     ),
     law(
+        "what is said to be done is so, and of no other it has just become unknown whether it runs",
+        |e| done(e).next().is_some(),
+        done_is_true,
+        &[("is said to be done", broken::boasts)],
+    ),
+    law(
         "whoever asks for what is on, or calls something off, is taken for its user: it has not been idle before",
         is_asked_for,
         wishes_are_use,
@@ -890,6 +896,40 @@ fn already_so_is_true(e: &Edge) -> Verdict {
         _ => is_off || look.backends.iter().all(|backend| backend.seen.is_stopped()),
     };
     ensure(is_so, || format!("said to be so in {place:?}"))
+}
+
+/// The operations that end as done.
+fn done<'a>(e: &'a Edge) -> impl Iterator<Item = &'a Operation> + 'a {
+    let done = e.effects.iter().filter_map(|f| match f {
+        Effect::Ended { op, end: End::Done { .. } } => Some(*op),
+        _ => None,
+    });
+    done.filter_map(|id| begun(e).chain(e.before.operation()).find(|op| op.id == id))
+}
+
+fn done_is_true(e: &Edge) -> Verdict {
+    let (was, look) = (e.before.look(), e.after.look());
+    let is_down = |id: BackendId| match look.backend(id).seen {
+        Seen::Stopped | Seen::Missing | Seen::Stranger => true,
+        Seen::Unknown => !was.backend(id).seen.is_up() && was.backend(id).seen != Seen::Lingering,
+        _ => false,
+    };
+    for op in done(e) {
+        let is_so = match op.goal {
+            Goal::Run(b) | Goal::Restart(b) => {
+                look.backend(b).seen == Seen::Running && e.after.policy().ids().all(|id| id == b || is_down(id))
+            }
+            // Packets cannot be called back; nothing will be started.
+            Goal::Stop => e.is().is_off || e.before.place().kind == Kind::Waking || e.after.policy().ids().all(is_down),
+            // It went down, and came back by itself.
+            Goal::Off => e.is().is_off || e.before.place().kind == Kind::PoweringOff,
+            Goal::Awake => matches!(look.server, Server::On { .. }),
+            // As its order ended.
+            Goal::Save(..) | Goal::Restore(..) => true,
+        };
+        ensure(is_so, || format!("{:?} is said to be done in {:?}", op.goal, e.after.place()))?;
+    }
+    Ok(())
 }
 
 /// What is done by itself for want of use.

@@ -174,12 +174,29 @@ fn a_conflict_lasts_where_only_one_of_both_can_be_asked_because_ssh_is_gone() {
 }
 
 #[test]
-fn what_was_busy_before_anybody_was_let_in_is_drained() {
-    let mut line = Line::new(sample::quiet());
-    line.after(10).sees_with(Seen::Unknown, Seen::Running, |look| {
-        (look.server, look.backends[1].invocation, look.backends[1].use_) = (Server::Uncontrolled, None, Use::Busy);
-    });
-    line.after(10).sees_with(Seen::Stopped, Seen::Sick, |look| look.backends[1].use_ = Use::Unknown);
-    line.told(Command::Stop(PLAIN));
-    assert_eq!(line.kind(), Kind::Draining, "an odd answer proves nothing");
+fn requests_from_before_anybody_was_let_in_are_waited_for() {
+    for (first, use_then) in [(Seen::Sick, Use::Unknown), (Seen::Loading, Use::Idle)] {
+        let mut line = Line::new(sample::quiet());
+        line.after(10).sees_with(Seen::Unknown, Seen::Running, |look| {
+            (look.server, look.backends[1].invocation, look.backends[1].use_) = (Server::Uncontrolled, None, Use::Busy);
+        });
+        for _ in 0..3 {
+            silence(line.after(9));
+        }
+        let nobody_tells = |look: &mut Look| look.backends[1].use_ = Use::Unknown;
+        line.after(1).sees_with(Seen::Stopped, first, |look| look.backends[1].use_ = use_then);
+        line.after(1).sees_with(Seen::Stopped, Seen::Running, nobody_tells);
+        line.told(Command::Stop(PLAIN));
+        assert_eq!(orders(&line.after(59).sees_with(Seen::Stopped, Seen::Running, nobody_tells)), []);
+        assert_eq!(order(&line.after(1).sees_with(Seen::Stopped, Seen::Running, nobody_tells)).1, Verb::StopUnit(VLLM));
+    }
+}
+
+#[test]
+fn what_is_silent_now_and_then_is_not_longer_what_it_was() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.after(1).sees(Seen::Unknown, Seen::Stopped);
+    silence(line.after(15));
+    line.after(16).sees(Seen::Unknown, Seen::Stopped);
+    assert_eq!(line.kind(), Kind::Unknown);
 }

@@ -292,16 +292,19 @@ fn nothing_is_stopped_for_a_switch_to_what_cannot_be_read_for_as_long_as_silence
 
 #[test]
 fn nothing_is_stopped_for_a_start_or_a_power_off_that_cannot_be() {
+    type Change = fn(&mut Look);
+    let switch = || Command::Switch(VLLM, PLAIN);
     let off = || Command::Shutdown(PowerChoice::PowerOff, PLAIN);
-    let finds: [(Command, fn(&mut Look), Failure); 6] = [
-        (Command::Switch(VLLM, PLAIN), |look| look.backends[1].seen = Seen::Stranger, Failure::Unavailable),
-        (Command::Switch(VLLM, PLAIN), |look| look.backends[1].seen = Seen::Missing, Failure::UnitMissing),
-        (Command::Switch(VLLM, PLAIN), |look| look.foreign_gpu = Some(true), Failure::Occupied),
-        (off(), |look| look.backends[1].seen = Seen::Stranger, Failure::Unavailable),
+    let stranger: Change = |look| look.backends[1].seen = Seen::Stranger;
+    let cases: [(Command, Change, Failure); 6] = [
+        (switch(), stranger, Failure::Unavailable),
+        (switch(), |look| look.backends[1].seen = Seen::Missing, Failure::UnitMissing),
+        (switch(), |look| look.foreign_gpu = Some(true), Failure::Occupied),
+        (off(), stranger, Failure::Unavailable),
         (off(), |look| look.people = Some(true), Failure::Blocked),
         (off(), |look| look.wake_armed = Some(false), Failure::WakeUnarmed),
     ];
-    for (command, finds, why) in finds {
+    for (command, finds, why) in cases {
         let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
         line.sees_with(Seen::Running, Seen::Stopped, |look| look.backends[0].use_ = Use::Busy);
         line.told(command);
@@ -355,13 +358,7 @@ fn a_crash_loop_is_left_to_systemd_where_it_could_not_be_started_anew() {
 
 #[test]
 fn who_asks_for_what_is_being_started_joins_whoever_has_come_to_the_gpu_meanwhile() {
-    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
-    line.told(Command::Restart(Some(LLAMA), PLAIN));
-    let (save, _) = order(&line.drains());
-    let (stop, _) = order(&line.after(1).ends(save, fine()));
-    line.after(1).ends(stop, fine());
-    let (start, _) = order(&line.after(1).sees(Seen::Stopped, Seen::Stopped));
-    line.after(1).ends(start, fine());
+    let mut line = restarted();
     line.after(1).sees_with(Seen::Loading, Seen::Stopped, |look| {
         (look.foreign_gpu, look.backends[0].invocation) = (Some(true), Some(Invocation(77)));
     });
@@ -374,13 +371,13 @@ fn who_asks_for_what_is_being_started_joins_whoever_has_come_to_the_gpu_meanwhil
 
 #[test]
 fn a_start_is_no_switch_because_what_runs_cannot_be_read_just_now() {
-    for (seen, is_silent) in [(Seen::Unknown, false), (Seen::Unknown, true)] {
+    for is_silent in [false, true] {
         let mut line = Line::on(sample::quiet(), Seen::Stopped, Seen::Running);
         line.after(1);
         if is_silent {
             silence(&mut line);
         } else {
-            line.sees(Seen::Stopped, seen);
+            line.sees(Seen::Stopped, Seen::Unknown);
         }
         let effects = line.told(Command::Start(Some(LLAMA), PLAIN));
         assert!(
@@ -390,4 +387,72 @@ fn a_start_is_no_switch_because_what_runs_cannot_be_read_just_now() {
         line.told(Command::Start(None, PLAIN));
         assert_eq!(line.machine.operation().map(|op| op.goal), Some(Goal::Run(VLLM)));
     }
+}
+
+#[test]
+fn a_conflict_is_not_resolved_because_the_other_cannot_be_read_just_now() {
+    for stops in [false, true] {
+        let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Running);
+        line.after(30).sees(Seen::Running, Seen::Running);
+        let effects = line.told(Command::Resolve(LLAMA, PLAIN));
+        if stops {
+            line.after(1).ends(order(&effects).0, fine());
+            line.after(1).sees(Seen::Running, Seen::Lingering);
+        }
+        let effects = line.after(1).sees(Seen::Running, Seen::Unknown);
+        assert_eq!(effects, []);
+        assert!(line.machine.operation().is_some());
+    }
+}
+
+#[test]
+fn it_is_not_already_so_while_the_other_may_be_up() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.after(1).sees(Seen::Running, Seen::Loading);
+    line.after(1).sees(Seen::Running, Seen::Unknown);
+    line.told(Command::Switch(LLAMA, PLAIN));
+    assert_eq!(line.machine.operation().map(|op| op.goal), Some(Goal::Run(LLAMA)));
+}
+
+/// llama.cpp was restarted, and its new run loads.
+fn restarted() -> Line {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Stopped);
+    line.told(Command::Restart(Some(LLAMA), PLAIN));
+    let (save, _) = order(&line.drains());
+    let (stop, _) = order(&line.after(1).ends(save, fine()));
+    line.after(1).ends(stop, fine());
+    let (start, _) = order(&line.after(1).sees(Seen::Stopped, Seen::Stopped));
+    line.after(1).ends(start, fine());
+    line.after(1).sees_with(Seen::Loading, Seen::Stopped, |look| look.backends[0].invocation = Some(Invocation(77)));
+    line
+}
+
+#[test]
+fn what_comes_up_beside_a_restart_is_stopped_though_nothing_could_be_started_now() {
+    let mut line = restarted();
+    let effects = line.after(1).sees_with(Seen::Loading, Seen::Loading, |look| {
+        (look.foreign_gpu, look.backends[0].invocation) = (Some(true), Some(Invocation(77)));
+    });
+    assert_eq!(order(&effects).1, Verb::StopUnit(VLLM));
+}
+
+#[test]
+fn the_second_of_two_is_not_stopped_for_a_power_off_that_cannot_be_any_more() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Loading);
+    let (save, _) = order(&line.told(Command::Shutdown(PowerChoice::PowerOff, Options { no_drain: true, ..PLAIN })));
+    let (stop, what) = order(&line.after(1).ends(save, fine()));
+    assert_eq!(what, Verb::StopUnit(LLAMA));
+    line.after(1).ends(stop, fine());
+    let effects = line.after(1).sees_with(Seen::Lingering, Seen::Loading, |look| look.people = Some(true));
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::Blocked)));
+}
+
+#[test]
+fn a_crash_loop_is_not_stopped_for_a_start_that_cannot_be_any_more() {
+    let mut line = Line::on(sample::quiet(), Seen::CrashLoop, Seen::Running);
+    let (stop, what) = order(&line.told(Command::Switch(LLAMA, Options { no_drain: true, ..PLAIN })));
+    assert_eq!(what, Verb::StopUnit(VLLM));
+    line.after(1).ends(stop, fine());
+    let effects = line.after(1).sees_with(Seen::CrashLoop, Seen::Stopped, |look| look.foreign_gpu = Some(true));
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::Occupied)));
 }
