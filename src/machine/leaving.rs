@@ -141,7 +141,7 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
     // A crash while it is left is nobody's start.
     let is_left = work.leaving.is_some_and(|l| l.backend == backend && l.invocation == look.invocation);
     let is_new = look.seen != Seen::Running && !has_served && !is_wanted && !is_left;
-    if by_policy && !stopping && (used || is_new) {
+    if by_policy && (used || (is_new && !stopping)) {
         return fail(core, Failure::InUse, step);
     }
     // Nobody waits for a run that a restore has spoilt, but a policy asks whether somebody uses it all the same.

@@ -409,6 +409,10 @@ impl Core {
                 }
             }
             Verb::StartUnit(_) | Verb::StopUnit(_) | Verb::KillUnit(_) | Verb::PowerOff => {
+                if let (true, Some(leaving)) = (work.op.cause.is_policy(), &mut work.leaving) {
+                    // Should it go on all the same, somebody may use it by now.
+                    (leaving.drained, leaving.drain_until) = (false, None);
+                }
                 let failure = match (failed, order.what) {
                     (None, _) => return true,
                     (Some("not_permitted"), _) => Failure::NotPermitted,

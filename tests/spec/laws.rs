@@ -841,11 +841,12 @@ fn policy_spares_users(e: &Edge) -> Verdict {
         let is_saved = e.before.place() == (Place { kind: Kind::Saving, backend: Some(b) });
         let has_crashed = look.seen == Seen::CrashLoop && known && is_saved;
         let is_new = look.seen != Seen::Running && !has_served && !has_crashed;
-        let is_used = look.use_ == Use::Busy || (!own && look.use_ != Use::Idle);
         // A stop that was lost is repeated; where it had no name nothing says that it is another's now.
         let is_same = known || was.backends[place].run.is_none();
         let repeated = e.before.place() == (Place { kind: Kind::Stopping, backend: Some(b) }) && is_same;
-        ensure(!by_policy || !is_used || repeated, || "stopped in use".into())?;
+        let cannot_answer = repeated && look.seen != Seen::Running;
+        let is_used = look.use_ == Use::Busy || (!own && !cannot_answer && look.use_ != Use::Idle);
+        ensure(!by_policy || !is_used, || "stopped in use".into())?;
         ensure(!by_policy || own || !is_new || repeated, || "stopped what is new".into())?;
         let busy = matches!(e.event, Event::Finished { outcome: Outcome::Succeeded(w), .. }
             if w.iter().any(|w| w.code == "slot_busy"));

@@ -99,6 +99,24 @@ fn an_idle_stop_goes_on_when_its_save_crashes_the_backend() {
     assert_eq!(order(&line.after(1).ends(save, failed("save_failed"))).1, Verb::StopUnit(LLAMA));
 }
 
+#[test]
+fn an_idle_stop_whose_stop_was_lost_asks_anew_who_uses_it_before_the_next() {
+    for (use_, goes_on) in [(Use::Idle, true), (Use::Busy, false), (Use::Unknown, false)] {
+        let (mut line, save) = idle_stop_that_saves(without_checkpoints());
+        line.after(1).ends(save, fine());
+        let (stop, _) = order(&line.drains());
+        let next_session = |look: &mut Look| {
+            (look.server, look.backends[0].use_) = (Server::On { boot: BootId(1), session: 2 }, use_);
+        };
+        line.after(90).ends(stop, lost());
+        let mut effects = line.after(1).sees_with(Seen::Running, Seen::Stopped, next_session);
+        effects.extend(line.after(2).sees_with(Seen::Running, Seen::Stopped, next_session));
+        effects.extend(line.after(2).sees_with(Seen::Running, Seen::Stopped, next_session));
+        let then = orders(&effects).first().map(|(_, what)| *what);
+        assert_eq!(then, goes_on.then_some(Verb::StopUnit(LLAMA)), "{use_:?}");
+    }
+}
+
 /// An idle stop that has drained and saved, and nobody can tell any more whether llama.cpp is in use.
 fn saved_and_gone_mute() -> Line {
     let (mut line, save) = idle_stop_that_saves(without_checkpoints());
