@@ -167,6 +167,11 @@ impl Memory {
         }
     }
 
+    /// It was not down when it was read last.
+    const fn was_up(&self) -> bool {
+        self.run.is_some() || self.ready
+    }
+
     /// The run, if that is so of it.
     pub(super) fn run_if(&self, so: bool) -> Option<Invocation> {
         self.run.filter(|_| so)
@@ -272,7 +277,7 @@ impl Core {
     /// Backends that are up, as far as anybody can tell.
     pub(super) fn perhaps_up(&self) -> impl Iterator<Item = BackendId> + '_ {
         let may_be_up =
-            |id: &BackendId| self.seen(*id).is_up() || (self.may_be_as_it_was(*id) && self.memory(*id).run.is_some());
+            |id: &BackendId| self.seen(*id).is_up() || (self.may_be_as_it_was(*id) && self.memory(*id).was_up());
         self.policy.ids().filter(may_be_up)
     }
 
@@ -365,7 +370,6 @@ impl Core {
         let silence_before = self.is_off();
         // Nobody saw what was said meanwhile.
         let out_of_sight = !self.is_on();
-        let is_on = matches!(look.server, Server::On { .. });
         self.looked = now;
         let was_out_of_sight = self.policy.ids().any(|id| self.is_lost_from_sight(id));
         let is_left_alone = self.work.is_none();
@@ -417,7 +421,13 @@ impl Core {
             let is_mute = after.use_ == Use::Unknown || (memory.ready && after.seen == Seen::Loading);
             memory.busy = after.use_ == Use::Busy || (memory.busy && is_mute);
             memory.untold_until.take_if(|_| after.seen != Seen::Running);
-            memory.unread = memory.unread.or(is_on.then_some(now)).filter(|_| after.seen == Seen::Unknown);
+            memory.unread = match look.server {
+                _ if after.seen != Seen::Unknown => None,
+                Server::On { .. } => memory.unread.or(Some(now)),
+                Server::Silent | Server::Booting(_) => memory.unread,
+                // Where SSH is gone nothing is told of it, however long.
+                Server::Uncontrolled | Server::NotLooked => None,
+            };
             match after.seen {
                 Seen::Running => {
                     memory.unwell = 0;
@@ -433,12 +443,12 @@ impl Core {
                 Seen::Loading | Seen::Sick => {
                     memory.unwell = memory.unwell.saturating_add(u32::from(newer)).min(misses);
                 }
-                Seen::Stopped | Seen::Missing => memory.forget_run(),
+                Seen::Stopped | Seen::Missing | Seen::Stranger => memory.forget_run(),
                 Seen::CrashLoop => {
                     memory.ready = false;
                     memory.unwell = 0;
                 }
-                Seen::Unknown | Seen::Lingering | Seen::Stranger => {}
+                Seen::Unknown | Seen::Lingering => {}
             }
             if !after.seen.is_up() || after.use_ != Use::Idle {
                 memory.calm = 0;

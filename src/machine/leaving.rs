@@ -33,10 +33,14 @@ pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, s
     let goal = core.work.as_ref()?.op.goal;
     // A stop does not touch what is not ours; a start or a power-off needs proof that nothing is there.
     let stranger = goal != Goal::Stop && core.policy.ids().filter(others).any(|id| core.seen(id) == Seen::Stranger);
-    // What is to run does: nothing is to be proven of what was not up a moment ago.
+    // What is to run is up already: nothing is to be proven for that.
     let launched = core.work.as_ref().is_some_and(|w| w.launched);
-    let is_new = |id| goal == Goal::Run(id) || (goal == Goal::Restart(id) && launched);
-    let goes_on = keep.is_some_and(|id| is_new(id) && core.seen(id).is_well() && !core.is_spoilt(id));
+    let is_it = |id| match goal {
+        _ if launched => core.seen(id).is_up(),
+        Goal::Run(_) => core.seen(id).is_well(),
+        _ => false,
+    };
+    let goes_on = keep.is_some_and(|id| is_it(id) && !core.is_spoilt(id));
     if let Some(backend) = up {
         let leaving = core.work.as_ref().and_then(|w| w.leaving);
         let is_begun = leaving.is_some_and(|leaving| leaving.backend == backend && leaving.stops > 0);
@@ -59,7 +63,7 @@ pub(super) fn leave_all(core: &mut Core, leaf: State, keep: Option<BackendId>, s
     if let Some(backend) = core.policy.ids().filter(others).find(|id| core.seen(*id) == Seen::Lingering) {
         return Some(linger(core, leaf, backend));
     }
-    if goes_on && !core.perhaps_up().any(|id| others(&id)) {
+    if goes_on {
         return None;
     }
     if stranger {

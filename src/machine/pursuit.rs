@@ -337,6 +337,10 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
             if !launched && !no_restore && policy.restore != RestorePolicy::Never && core.awaits_word(backend) {
                 return starting(core, leaf, backend, step);
             }
+            if core.policy.ids().any(|id| id != backend && core.may_be_as_it_was(id)) {
+                // Nobody knows yet whether it runs alone, but not for long.
+                return STAY;
+            }
             if launched || no_restore {
                 // Whatever came of it: this run has had its chance.
                 core.memory_mut(backend).restored = true;

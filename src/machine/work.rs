@@ -409,7 +409,8 @@ impl Core {
                 }
             }
             Verb::StartUnit(_) | Verb::StopUnit(_) | Verb::KillUnit(_) | Verb::PowerOff => {
-                if let (true, Some(leaving)) = (work.op.cause.is_policy(), &mut work.leaving) {
+                let leaving = work.leaving.as_mut().filter(|leaving| leaving.stops < MOST_STOPS);
+                if let (true, Some(leaving)) = (work.op.cause.is_policy(), leaving) {
                     // Should it go on all the same, somebody may use it by now.
                     (leaving.drained, leaving.drain_until) = (false, None);
                 }

@@ -65,7 +65,7 @@ fn compare(world: &World, first: &Machine, twin: &Machine, different: &mut Vec<S
     let (one, other) = (first.view(), twin.view());
     let (letters, likewise) = (alphabet(first, &one, world.topics), alphabet(twin, &other, world.topics));
     // A pause that nothing waits for may run out in that very moment, of one of them.
-    if has_run_out(first, letters[0].1) != has_run_out(twin, likewise[0].1) {
+    if runs_out(first, letters[0].1) != runs_out(twin, likewise[0].1) {
         return 0;
     }
     let names = |letters: &[Letter]| letters.iter().map(|letter| letter.0).collect::<Vec<_>>();
@@ -91,10 +91,12 @@ fn compare(world: &World, first: &Machine, twin: &Machine, different: &mut Vec<S
     count
 }
 
-fn has_run_out(machine: &Machine, soon: Instant) -> bool {
+/// What is over by then.
+fn runs_out(machine: &Machine, soon: Instant) -> Vec<&'static str> {
     let mut later = machine.clone();
     let _ = later.step(soon, &Event::Tick);
-    later.key() != machine.key()
+    let (before, after) = (distinctions(machine), distinctions(&later));
+    before.iter().zip(&after).filter(|(before, after)| before != after).map(|(before, _)| before.0).collect()
 }
 
 fn distinctions(machine: &Machine) -> Vec<(&'static str, u64)> {

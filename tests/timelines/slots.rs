@@ -117,6 +117,22 @@ fn an_idle_stop_whose_stop_was_lost_asks_anew_who_uses_it_before_the_next() {
     }
 }
 
+#[test]
+fn an_idle_stop_that_nobody_hears_is_ordered_twice_and_no_more() {
+    let (mut line, save) = idle_stop_that_saves(without_checkpoints());
+    line.after(1).ends(save, fine());
+    for _ in 0..2 {
+        let (stop, what) = order(&line.drains());
+        assert_eq!(what, Verb::StopUnit(LLAMA));
+        line.after(1).ends(stop, failed("verb_failed"));
+    }
+    let mut effects = vec![];
+    for _ in 0..30 {
+        effects.extend(line.drains());
+    }
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::StopStuck)));
+}
+
 /// An idle stop that has drained and saved, and nobody can tell any more whether llama.cpp is in use.
 fn saved_and_gone_mute() -> Line {
     let (mut line, save) = idle_stop_that_saves(without_checkpoints());

@@ -456,3 +456,28 @@ fn a_crash_loop_is_not_stopped_for_a_start_that_cannot_be_any_more() {
     let effects = line.after(1).sees_with(Seen::CrashLoop, Seen::Stopped, |look| look.foreign_gpu = Some(true));
     assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::Occupied)));
 }
+
+#[test]
+fn what_is_resolved_to_is_done_when_the_other_has_been_out_of_sight_for_long() {
+    let mut line = Line::on(sample::quiet(), Seen::Running, Seen::Running);
+    line.after(30).sees(Seen::Running, Seen::Running);
+    let effects = line.told(Command::Resolve(LLAMA, PLAIN));
+    line.after(1).ends(order(&effects).0, fine());
+    line.after(1).sees(Seen::Running, Seen::Unknown);
+    assert_eq!(line.after(30).sees(Seen::Running, Seen::Unknown), []);
+    let effects = line.after(1).sees(Seen::Running, Seen::Unknown);
+    assert!(matches!(effects[..], [.., Effect::Ended { end: End::Done { .. }, .. }]), "{effects:?}");
+}
+
+#[test]
+fn a_start_goes_on_though_what_was_up_cannot_be_read() {
+    let mut line = restarted();
+    let effects = line
+        .after(1)
+        .sees_with(Seen::Loading, Seen::Loading, |look| look.backends[0].invocation = Some(Invocation(77)));
+    line.after(1).ends(order(&effects).0, fine());
+    let effects = line.after(60).sees_with(Seen::CrashLoop, Seen::Unknown, |look| {
+        look.backends[0].invocation = Some(Invocation(78));
+    });
+    assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA), "its crash is noticed");
+}
