@@ -1,6 +1,6 @@
 //! Storms: the machine on a simulated server while everything that can go wrong does. Every law holds on every step; the
-//! server's own truth agrees with what was proven, where nobody has just moved a unit by hand; and when the storm is over, everything works
-//! again.
+//! server's own truth agrees with what was proven, where nobody has just moved a unit by hand; and when the storm is over,
+//! everything works again.
 
 mod sim;
 mod spec;
@@ -773,25 +773,20 @@ impl Storm {
     /// What is said to be done is so.
     fn is_done(&self, goal: Goal, came_back: bool) -> Result<(), String> {
         let held = self.sim.holders();
-        self.asks(match goal {
-            Goal::Run(_) => Some("whether what was to run does"),
-            Goal::Restart(_) => Some("whether what was restarted runs"),
-            Goal::Stop => Some("whether what was stopped is"),
-            Goal::Off => Some("whether what was powered off is"),
-            Goal::Awake => Some("whether what was woken is on"),
-            Goal::Save(..) | Goal::Restore(..) => None,
-        });
-        let is_so = match goal {
-            Goal::Run(b) | Goal::Restart(b) => {
-                // Of one that cannot be read for long nobody can say anything.
-                let is_unread = |id: &BackendId| self.view.look.backend(*id).seen == Seen::Unknown;
-                self.sim.backend(b).phase == Phase::Ready && held.iter().all(|id| *id == b || is_unread(id))
-            }
-            Goal::Stop => held.is_empty() || self.view.is_off,
-            Goal::Off => self.sim.power != Power::On || self.view.is_off || came_back,
-            Goal::Awake => self.sim.power == Power::On,
-            Goal::Save(..) | Goal::Restore(..) => true,
+        // Of one that cannot be read for long nobody can say anything.
+        let is_unread = |id: &BackendId| self.view.look.backend(*id).seen == Seen::Unknown;
+        let runs =
+            |b: BackendId| self.sim.backend(b).phase == Phase::Ready && held.iter().all(|id| *id == b || is_unread(id));
+        let off = self.view.is_off;
+        let (question, is_so) = match goal {
+            Goal::Run(b) => ("whether what was to run does", runs(b)),
+            Goal::Restart(b) => ("whether what was restarted runs", runs(b)),
+            Goal::Stop => ("whether what was stopped is", held.is_empty() || off),
+            Goal::Off => ("whether what was powered off is", self.sim.power != Power::On || off || came_back),
+            Goal::Awake => ("whether what was woken is on", self.sim.power == Power::On),
+            Goal::Save(..) | Goal::Restore(..) => return Ok(()),
         };
+        self.asks(question);
         if is_so || self.was_moved(A_LOOK) {
             return Ok(());
         }
