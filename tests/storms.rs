@@ -26,7 +26,7 @@ use spec::{
 use wechsler::machine::{
     Answer, BackendId, Command, Effect, End, Event, Goal, Held, HoldId, HoldSpec, Ignored, Instant, Invocation, Kind,
     Machine, OpId, Operation, Options, Outcome, Pace, Policy, PowerChoice, RequestId, Seen, Selection, Server, Use,
-    Verb, VerbId, View, Warning,
+    Verb, VerbId, View, WakeCheck, Warning,
     evidence::judge,
     reading::{Ask, GpuProcess, Reading},
 };
@@ -82,6 +82,8 @@ enum Act {
     Busy(BackendId, u32),
     Login(bool),
     Foreign(bool),
+    /// Somebody arms the network card for the next wake, or it is armed no more.
+    Arm(bool),
 }
 
 fn backend() -> impl Strategy<Value = BackendId> {
@@ -92,6 +94,10 @@ fn held() -> impl Strategy<Value = Held> {
     prop_oneof![Just(Held::Awake), Just(Held::Gpu), Just(Held::Off), backend().prop_map(Held::Backend)]
 }
 
+fn selection() -> impl Strategy<Value = Selection> {
+    prop_oneof![2 => Just(Selection::All), 1 => (0..2_u32).prop_map(Selection::Named)]
+}
+
 fn options() -> impl Strategy<Value = Options> {
     any::<(bool, bool)>().prop_map(|(replace, no_drain)| Options { replace, no_drain })
 }
@@ -99,6 +105,7 @@ fn options() -> impl Strategy<Value = Options> {
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         4 => (backend(), options()).prop_map(|(b, o)| Command::Start(Some(b), o)),
+        1 => options().prop_map(|o| Command::Start(None, o)),
         4 => (backend(), options()).prop_map(|(b, o)| Command::Switch(b, o)),
         3 => options().prop_map(Command::Stop),
         2 => options().prop_map(|o| Command::Restart(None, o)),
@@ -107,8 +114,8 @@ fn command() -> impl Strategy<Value = Command> {
         1 => options().prop_map(|o| Command::Shutdown(PowerChoice::KeepOn, o)),
         1 => (backend(), options()).prop_map(|(b, o)| Command::Resolve(b, o)),
         1 => Just(Command::Cancel),
-        1 => options().prop_map(|options| Command::SaveSlots(Selection::All, options)),
-        1 => options().prop_map(|options| Command::RestoreSlots(Selection::All, options)),
+        1 => (selection(), options()).prop_map(|(slots, options)| Command::SaveSlots(slots, options)),
+        1 => (selection(), options()).prop_map(|(slots, options)| Command::RestoreSlots(slots, options)),
         2 => held().prop_map(|what| Command::Hold(HoldSpec {
             what,
             lasts: Some(Duration::from_mins(2)),
@@ -164,6 +171,7 @@ fn act(faults: Vec<Fault>) -> impl Strategy<Value = Act> {
         3 => (backend(), 0..3_u32).prop_map(|(b, n)| Act::Busy(b, n)),
         1 => any::<bool>().prop_map(Act::Login),
         1 => any::<bool>().prop_map(Act::Foreign),
+        1 => any::<bool>().prop_map(Act::Arm),
     ]
 }
 
@@ -216,8 +224,9 @@ struct Storm {
     last_answer: Option<(VerbId, Outcome)>,
     /// Somebody else may move units or power.
     has_strangers: bool,
-    /// When somebody has moved a unit by hand.
+    /// When somebody has moved a unit by hand, and what was stopped so.
     by_hand: Option<Instant>,
+    stopped_by_hand: BTreeMap<BackendId, Instant>,
     deeds: usize,
     /// Who had a process before this step.
     held: Vec<BackendId>,
@@ -231,6 +240,8 @@ struct Storm {
     foreign: Option<Instant>,
     /// A look has told of that, in this boot.
     foreign_told: bool,
+    /// Since when the network card has not been armed.
+    unarmed: Option<Instant>,
     /// Since when nothing of it answers, and how many looks have found so.
     silent: Option<(Instant, u32)>,
     /// Operations that wait for no request.
@@ -266,6 +277,7 @@ impl Storm {
             last_answer: None,
             has_strangers: false,
             by_hand: None,
+            stopped_by_hand: BTreeMap::new(),
             deeds: 0,
             held: vec![],
             unsaved: BTreeSet::new(),
@@ -274,6 +286,7 @@ impl Storm {
             login: None,
             foreign: None,
             foreign_told: false,
+            unarmed: None,
             silent: None,
             hasty: BTreeSet::new(),
             unsaved_by: None,
@@ -347,6 +360,7 @@ impl Storm {
                     self.sim.start_by_hand(*id);
                 } else {
                     self.sim.stop_by_hand(*id);
+                    self.stopped_by_hand.insert(*id, self.now);
                     self.unsaved.remove(id);
                 }
             }
@@ -389,6 +403,10 @@ impl Storm {
                     backend: None,
                     ignored: false,
                 });
+            }
+            Act::Arm(armed) => {
+                self.unarmed = (!armed).then_some(self.unarmed.unwrap_or(self.now));
+                self.sim.wake_armed = *armed;
             }
         }
         Ok(())
@@ -578,7 +596,7 @@ impl Storm {
                     if let (Event::Looked(_), End::Done { .. }, Some((id, goal))) = (&event, &end, begun)
                         && id == op
                     {
-                        self.is_done(goal, self.view.boot != was.boot)?;
+                        self.is_done(goal, &was)?;
                     }
                     if let (true, End::Done { warnings } | End::Failed { warnings, .. }) =
                         (self.unsaved_by == Some(op), end)
@@ -620,7 +638,10 @@ impl Storm {
     }
 
     fn order(&mut self, verb: VerbId, what: Verb, within: Duration) {
-        if let Verb::SaveSlots(id) = what {
+        // A copy under a name of its own does not come back by itself.
+        let is_copy =
+            self.view.operation.as_ref().is_some_and(|op| matches!(op.goal, Goal::Save(_, Selection::Named(_))));
+        if let (Verb::SaveSlots(id), false) = (what, is_copy) {
             self.unsaved.remove(&id);
         }
         let run = self.sim.run_asked(what);
@@ -683,10 +704,12 @@ impl Storm {
     fn falls_asleep(&mut self) -> Result<(), String> {
         // Longer than the longest pause after what failed.
         self.pass(Duration::from_hours(3))?;
-        if self.sim.power != Power::Off {
+        // What nothing can wake stays on, with nothing running.
+        let is_asleep = if self.policy.can_wake { self.sim.power == Power::Off } else { self.sim.holders().is_empty() };
+        if !is_asleep {
             return Err(format!("three hours later nobody has slept: {:#?}", self.machine.view()));
         }
-        self.policy = sim::policy();
+        self.policy = Policy { can_wake: self.policy.can_wake, ..sim::policy() };
         self.machine = Machine::new(self.policy.clone(), vec![]);
         (self.view, self.deadline) = (self.machine.view(), self.machine.deadline());
         self.answers.clear();
@@ -702,10 +725,14 @@ impl Storm {
         let earlier = self.sim.deeds[..place].iter().rev();
         let of_it = earlier.filter(|(_, deed)| [Deed::Started(id), Deed::Stopped(id), Deed::Killed(id)].contains(deed));
         // One whose answer was lost is told to stop again.
-        let stopped = of_it.take_while(|(_, deed)| *deed == Deed::Stopped(id)).last();
+        let stopped = of_it.clone().take_while(|(_, deed)| *deed == Deed::Stopped(id)).last().map(|(then, _)| *then);
+        // Somebody else may have told it to.
+        let started = of_it.clone().find(|(_, deed)| *deed == Deed::Started(id)).map(|(then, _)| *then);
+        let by_hand = self.stopped_by_hand.get(&id).copied().filter(|then| started.is_none_or(|start| *then > start));
+        let stopped = stopped.or(by_hand);
         let patience = self.policy.backend(id).stop_timeout;
         match stopped {
-            Some((then, _)) if at.since(*then) >= patience => Ok(()),
+            Some(then) if at.since(then) >= patience => Ok(()),
             _ => Err(format!("{id} was killed at {at}, stopped at {stopped:?}")),
         }
     }
@@ -739,6 +766,7 @@ impl Storm {
                 Deed::PoweredOff if !disturbed && !held.is_empty() => {
                     return Err(format!("the power went off at {at} under {held:?}"));
                 }
+                Deed::PoweredOff => self.can_be_woken()?,
                 _ => {}
             }
             match &self.view.operation {
@@ -752,6 +780,23 @@ impl Storm {
         self.busy.retain(|id, _| !done.iter().any(|(_, deed)| *deed == Deed::Stopped(*id)));
         self.deeds = self.sim.deeds.len();
         Ok(())
+    }
+
+    /// It was not switched off though somebody could see that no packet will switch it on.
+    fn can_be_woken(&self) -> Result<(), String> {
+        let by_policy = self.view.operation.as_ref().is_some_and(|op| op.cause.is_policy());
+        if by_policy && !self.policy.can_wake {
+            return Err(format!("what nothing can wake was powered off by itself at {}", self.now));
+        }
+        if self.policy.wake_check == WakeCheck::Off {
+            return Ok(());
+        }
+        let Some(since) = self.unarmed else { return Ok(()) };
+        self.asks("whether it could be seen that what was powered off cannot be woken");
+        if self.now.since(since) <= A_LOOK {
+            return Ok(());
+        }
+        Err(format!("the power went off at {}, the card unarmed since {since}", self.now))
     }
 
     fn asks(&self, what: impl Into<Option<&'static str>>) {
@@ -771,8 +816,8 @@ impl Storm {
     }
 
     /// What is said to be done is so.
-    fn is_done(&self, goal: Goal, came_back: bool) -> Result<(), String> {
-        let held = self.sim.holders();
+    fn is_done(&self, goal: Goal, was: &View) -> Result<(), String> {
+        let (held, came_back) = (self.sim.holders(), self.view.boot != was.boot);
         // Of one that cannot be read for long nobody can say anything.
         let is_unread = |id: &BackendId| self.view.look.backend(*id).seen == Seen::Unknown;
         let runs =
@@ -783,7 +828,8 @@ impl Storm {
             Goal::Restart(b) => ("whether what was restarted runs", runs(b)),
             Goal::Stop => ("whether what was stopped is", held.is_empty() || off),
             Goal::Off => ("whether what was powered off is", self.sim.power != Power::On || off || came_back),
-            Goal::Awake => ("whether what was woken is on", self.sim.power == Power::On),
+            // What was silent for as long as if it were off may answer once more on its way down.
+            Goal::Awake => ("whether what was woken is on", self.sim.power == Power::On || was.is_off),
             Goal::Save(..) | Goal::Restore(..) => return Ok(()),
         };
         self.asks(question);
@@ -867,6 +913,8 @@ struct Scene {
     policies: bool,
     /// What comes up with the server.
     enabled: [bool; 2],
+    /// How its card is checked before the power goes off; `None`: nothing can wake it.
+    wake: Option<WakeCheck>,
 }
 
 /// What is not used for a moment is saved, stopped and powered off.
@@ -885,7 +933,8 @@ const SAID: u64 = 4242;
 
 /// The storm, then calm; then everything works.
 fn weather(acts: &[(u64, Act)], scene: Scene) -> Result<Storm, String> {
-    let policy = if scene.policies { eager() } else { sim::policy() };
+    let mut policy = if scene.policies { eager() } else { sim::policy() };
+    (policy.can_wake, policy.wake_check) = (scene.wake.is_some(), scene.wake.unwrap_or(WakeCheck::Off));
     let mut sim = if matches!(scene.start, Start::Off | Start::Booting) { Sim::new(&policy) } else { Sim::on(&policy) };
     sim.times.boot = Duration::from_secs(scene.boot);
     sim.times.load[usize::from(LLAMA.0)] = Duration::from_secs(scene.load);
@@ -927,6 +976,7 @@ fn weather(acts: &[(u64, Act)], scene: Scene) -> Result<Storm, String> {
     storm.sim.heal();
     storm.act(&Act::Login(false))?;
     storm.act(&Act::Foreign(false))?;
+    storm.act(&Act::Arm(true))?;
     storm.act(&Act::Busy(LLAMA, 0))?;
     storm.act(&Act::Busy(VLLM, 0))?;
     // Longer than any operation may take; and however that ends, not much is tried on the way.
@@ -935,6 +985,10 @@ fn weather(acts: &[(u64, Act)], scene: Scene) -> Result<Storm, String> {
     storm.is_calm(before)?;
     if let Some(op) = storm.machine.view().operation {
         return Err(format!("forty quiet minutes later operation {op:?} is under way"));
+    }
+    if scene.wake.is_none() {
+        storm.sim.press();
+        storm.pass(Duration::from_mins(5))?;
     }
     if storm.machine.place().kind == Kind::Conflict {
         let options = Options { replace: true, no_drain: true };
@@ -971,8 +1025,14 @@ fn scene() -> impl Strategy<Value = Scene> {
     let blind = prop_oneof![3 => Just(0), 1 => 1..30_u64];
     let times = (2..60_u64, 1..10_u64, 1..10_u64, 1..60_u64, 1..40_u64);
     let enabled = prop_oneof![3 => Just([false; 2]), 1 => any::<[bool; 2]>()];
-    (start, times, blind, any::<bool>(), any::<bool>(), enabled).prop_map(
-        |(start, (boot, load, stop, power_off, late), blind, strangers, policies, enabled)| Scene {
+    let wake = prop_oneof![
+        5 => Just(Some(WakeCheck::Warn)),
+        2 => Just(Some(WakeCheck::Require)),
+        1 => Just(Some(WakeCheck::Off)),
+        1 => Just(None),
+    ];
+    (start, times, blind, any::<bool>(), any::<bool>(), enabled, wake).prop_map(
+        |(start, (boot, load, stop, power_off, late), blind, strangers, policies, enabled, wake)| Scene {
             start,
             boot,
             load,
@@ -983,6 +1043,7 @@ fn scene() -> impl Strategy<Value = Scene> {
             strangers,
             policies,
             enabled,
+            wake,
         },
     )
 }
@@ -1076,6 +1137,7 @@ fn storms_that_once_went_wrong_go_right() {
         strangers: true,
         policies: false,
         enabled: [false; 2],
+        wake: Some(WakeCheck::Warn),
     };
     let talked_while_it_is_stopped = [
         (5, Act::Wait),
@@ -1106,7 +1168,7 @@ fn storms_that_once_went_wrong_go_right() {
 /// So many reach what can be reached. `STORMS` sets another number.
 const STORMS: usize = 16_000;
 /// What [`Storm`] asks of the server's own truth.
-const QUESTIONS: usize = 12;
+const QUESTIONS: usize = 13;
 /// ... and so many what is rare, too.
 const MANY_STORMS: usize = 240_000;
 
@@ -1125,7 +1187,7 @@ fn storms_reach_every_cell_of_the_matrix_but_rare_ones() {
             *asked.entry(what).or_default() += times;
         }
     }
-    println!("asked of the truth: {asked:#?}");
+    println!("asked of the truth: {asked:#?}; {storms} storms");
     assert_eq!(asked.len(), QUESTIONS, "of some of the truth nobody has asked");
     let unexplored: Vec<_> = met.iter().filter(|pair| !committed.pairs().any(|known| known == **pair)).collect();
     assert!(unexplored.is_empty(), "storms reach what the exploration does not: {unexplored:?}");
@@ -1189,6 +1251,22 @@ fn idle_policy() -> Policy {
 #[test]
 fn a_lifecycle_does_all_that_it_is_said_to_do() {
     lifecycle(&idle_policy()).expect("it works");
+}
+
+/// `cargo test --release --test storms -- --ignored --nocapture storms_in`
+#[test]
+#[ignore = "a measurement"]
+#[expect(clippy::disallowed_methods, reason = "it measures real time")]
+fn storms_in_a_second() {
+    let mut runner = TestRunner::deterministic();
+    let (began, mut storms, mut steps) = (std::time::Instant::now(), 0_u32, 0);
+    while began.elapsed() < Duration::from_secs(10) {
+        let (acts, scene) = storm().new_tree(&mut runner).expect("a storm").current();
+        steps += weather(&acts, scene).expect("it goes right").steps;
+        storms += 1;
+    }
+    let took = began.elapsed().as_secs_f64();
+    println!("{:.0} storms a second, {} steps each", f64::from(storms) / took, steps / storms as usize);
 }
 
 /// `cargo test --release --test storms -- --ignored --nocapture lifecycles`

@@ -403,19 +403,17 @@ impl Core {
         for id in self.policy.ids() {
             let (before, after) = (self.look.backend(id).clone(), look.backend(id));
             let memory = self.memory_mut(id);
-            let same_run = after.invocation.is_none_or(|run| memory.run.is_none_or(|known| known == run));
+            // One that was met without a name, as nobody let us in, is the same when it has one.
+            let is_another = after.invocation.is_some_and(|run| memory.run.is_some_and(|known| known != run));
             let marked = memory.mark.zip(after.mark).is_some_and(|(known, mark)| known != mark);
-            let used = after.use_ == Use::Busy || (same_run && marked);
+            let used = after.use_ == Use::Busy || (marked && !is_another);
             if used {
                 (memory.calm, memory.on_record) = (0, false);
             }
-            if let Some(run) = after.invocation {
-                // One that was met without a name, as nobody let us in, has one now.
-                if memory.run.is_some_and(|known| known != run) {
-                    memory.forget_run();
-                }
-                memory.run = Some(run);
+            if is_another {
+                memory.forget_run();
             }
+            memory.run = after.invocation.or(memory.run);
             memory.mark = after.mark.or(memory.mark);
             // One that has served is not idle because it does not answer just now.
             let is_mute = after.use_ == Use::Unknown || (memory.ready && after.seen == Seen::Loading);
@@ -458,6 +456,9 @@ impl Core {
             if used && is_left_alone {
                 // It was kept although a restore went wrong in it, and what was said since is somebody's.
                 memory.spoilt = false;
+            }
+            if let Some(work) = self.work.as_mut().filter(|_| is_another) {
+                work.leaving.take_if(|leaving| leaving.backend == id);
             }
             if let Some(work) = self.work.as_mut().filter(|_| used || (out_of_sight && look.boot().is_some())) {
                 work.used_again(id, now);

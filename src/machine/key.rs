@@ -137,6 +137,9 @@ impl Machine {
             when!("deadline of the leaf", at);
         }
         tell!("killed", matches!(leaf, State::Stopping { killed: true, .. }));
+        if let State::Draining { backend, since, .. } = leaf {
+            tell!("its use was told since it drains", look.backend(backend).use_at >= since);
+        }
         let going_down = if let State::PoweringOff { boot, .. } = leaf { Some(boot) } else { None };
         tell!("boot told to go down", going_down.map(|b| (look.boot().map(|now| now == b), *boot == Some(b))));
 

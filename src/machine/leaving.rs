@@ -127,7 +127,7 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
     let (calm, last_use, busy) = (core.memory(backend).calm, core.memory(backend).last_use, core.memory(backend).busy);
     let held = core.is_held(Held::Backend(backend));
     let (in_service, is_spoilt) = (core.is_in_service(backend), core.is_spoilt(backend));
-    let has_served = core.has_served(backend);
+    let (has_served, run) = (core.has_served(backend), core.memory(backend).run);
     let now = core.now;
     let Some(work) = &mut core.work else {
         return Ended;
@@ -142,16 +142,17 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
     }
     // A policy gives way to whoever uses it again, also if that was over between two looks, or has started it.
     let used = look.use_ == Use::Busy || last_use.is_some_and(|at| at > work.op.started);
-    // A crash while it is left is nobody's start.
-    let is_left = work.leaving.is_some_and(|l| l.backend == backend && l.invocation == look.invocation);
+    // A crash while it is left is nobody's start, if it shows by its name that it is the same run.
+    let left = work.leaving.filter(|l| l.backend == backend).and_then(|l| l.invocation);
+    let is_left = left.is_some() && left == look.invocation;
     let is_new = look.seen != Seen::Running && !has_served && !is_wanted && !is_left;
     if by_policy && (used || (is_new && !stopping)) {
         return fail(core, Failure::InUse, step);
     }
     // Nobody waits for a run that a restore has spoilt, but a policy asks whether somebody uses it all the same.
     let may_serve = in_service && (!is_spoilt || (by_policy && !is_wanted));
-    if may_serve && !work.leaving(backend, look.invocation).drained {
-        let leaving = work.leaving(backend, look.invocation);
+    if may_serve && !work.leaving(backend, run).drained {
+        let leaving = work.leaving(backend, run);
         let until = *leaving.drain_until.get_or_insert(now + policy.drain_timeout);
         let since = match leaf {
             State::Draining { backend: b, since, until: u } if b == backend && u == until => since,
@@ -175,15 +176,15 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
             return STAY;
         }
         if let Some(work) = &mut core.work {
-            work.leaving(backend, look.invocation).drained = true;
+            work.leaving(backend, run).drained = true;
         }
     }
     let Some(work) = &mut core.work else {
         return Ended;
     };
-    if in_service && !is_spoilt && policy.slots && !work.leaving(backend, look.invocation).saved {
+    if in_service && !is_spoilt && policy.slots && !work.leaving(backend, run).saved {
         if look.sleeping {
-            work.leaving(backend, look.invocation).saved = true;
+            work.leaving(backend, run).saved = true;
             core.warn("slot_asleep", "the backend sleeps and has dropped its slots; nothing was saved");
         } else {
             let order = core.order(Verb::SaveSlots(backend));
@@ -196,10 +197,9 @@ pub(super) fn leave(core: &mut Core, leaf: State, backend: BackendId, step: &mut
 /// Orders the stop, or waits for the one that was ordered.
 pub(super) fn stop(core: &mut Core, leaf: State, backend: BackendId) -> Pursued {
     let under_way = matches!(leaf, State::Stopping { backend: b, until: Some(_), .. } if b == backend);
-    let look = core.look.backend(backend);
-    let (invocation, is_up) = (look.invocation, look.seen.is_up());
+    let (run, is_up) = (core.memory(backend).run, core.seen(backend).is_up());
     let Some(work) = &mut core.work else { return Ended };
-    let stops = &mut work.leaving(backend, invocation).stops;
+    let stops = &mut work.leaving(backend, run).stops;
     // Ordered already: the deadline decides, unless it is up as if nothing had been ordered.
     if under_way && (!is_up || *stops >= MOST_STOPS) {
         return STAY;

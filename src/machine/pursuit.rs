@@ -446,9 +446,9 @@ fn stop_and_fail(core: &mut Core, leaf: State, backend: BackendId, failure: Fail
     if core.is_in_service(backend) {
         return leave(core, leaf, backend, step);
     }
-    let invocation = core.look.backend(backend).invocation;
+    let run = core.memory(backend).run;
     if let Some(work) = &mut core.work
-        && !std::mem::replace(&mut work.leaving(backend, invocation).saved, true)
+        && !std::mem::replace(&mut work.leaving(backend, run).saved, true)
         && core.policy.backend(backend).slots
     {
         core.warn("save_skipped", "the backend failed to start; there was nothing to save");

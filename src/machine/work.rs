@@ -54,6 +54,7 @@ pub(super) struct LastLook {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Leaving {
     pub(super) backend: BackendId,
+    /// The run that is left, as far as it is known.
     pub(super) invocation: Option<Invocation>,
     pub(super) drained: bool,
     pub(super) saved: bool,

@@ -52,5 +52,6 @@ fn walk(world: &World) -> Explored {
         }
         ControlFlow::Continue(())
     });
-    Explored { world: world.name, goals: goals::try_all(world, &states), twins: twins.compare(world), chart, written }
+    let twins = twins.compare(world, |key| known.contains_key(&key));
+    Explored { world: world.name, goals: goals::try_all(world, &states), twins, chart, written }
 }

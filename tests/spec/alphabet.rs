@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use wechsler::machine::{
-    BackendId, BootId, BootPhase, Command, Doubt, Event, Held, HoldId, HoldSpec, Instant, Invocation, Look, Machine,
-    Options, Outcome, PowerChoice, RequestId, Seen, Selection, Server, Use, Verb, VerbId, View, Warning,
+    BackendId, BackendLook, BootId, BootPhase, Command, Doubt, Event, Held, HoldId, HoldSpec, Instant, Invocation,
+    Look, Machine, Options, Outcome, PowerChoice, RequestId, Seen, Selection, Server, Use, Verb, VerbId, View, Warning,
 };
 
 use super::sample::{self, LLAMA, VLLM, WHISPER};
@@ -76,6 +76,15 @@ impl Topic {
         Self::Commands,
         Self::Late,
     ];
+
+    /// It speaks of a server with so many backends.
+    fn is_of(self, backends: usize) -> bool {
+        match self {
+            Self::Both | Self::Crowds => backends > 1,
+            Self::Third => backends > 2,
+            _ => true,
+        }
+    }
 }
 
 /// One thing that can happen: its name, when, and what the machine is told.
@@ -90,6 +99,8 @@ pub fn alphabet(machine: &Machine, view: &View, topics: &[Topic]) -> Vec<Letter>
     if let Some(deadline) = machine.deadline().filter(|deadline| *deadline <= soon) {
         soon = now + deadline.since(now) / 2;
     }
+    let backends = view.look.backends.len();
+    let topics: Vec<Topic> = topics.iter().copied().filter(|topic| topic.is_of(backends)).collect();
     let has = |topic| topics.contains(&topic);
     let mut letters: Vec<Letter> = Vec::with_capacity(160);
     letters.push(("tick early", soon, Event::Tick));
@@ -105,10 +116,10 @@ pub fn alphabet(machine: &Machine, view: &View, topics: &[Topic]) -> Vec<Letter>
     let overdue = machine.deadline().filter(|_| has(Topic::Late));
     for at in [Some(soon), overdue].into_iter().flatten() {
         let mut add = |name, event| letters.push((name, at, event));
-        for (name, look) in looks(view, at, topics) {
+        for (name, look) in looks(view, at, &topics) {
             add(name, Event::Looked(look));
         }
-        answers(view, topics, &mut add);
+        answers(view, &topics, &mut add);
         for (name, command) in commands(view, has) {
             add(name, Event::Commanded { request: REQUEST, command });
         }
@@ -185,7 +196,7 @@ fn commands(view: &View, has: impl Fn(Topic) -> bool) -> Vec<(&'static str, Comm
         commands.push(("resolve --keep llama-cpp", Command::Resolve(LLAMA, plain)));
         commands.push(("resolve --keep vllm", Command::Resolve(VLLM, plain)));
     }
-    if has(Topic::Third) && view.look.backends.len() > 2 {
+    if has(Topic::Third) {
         commands.push(("switch whisper", Command::Switch(WHISPER, plain)));
         commands.push(("resolve --keep whisper", Command::Resolve(WHISPER, plain)));
     }
@@ -301,6 +312,11 @@ impl Eye<'_> {
         self.with(seen, |l| l.backends[0].invocation = Some(Invocation(self.fresh(100))))
     }
 
+    /// The second backend runs, with that changed.
+    fn second(&self, change: impl FnOnce(&mut BackendLook)) -> Look {
+        self.with(&[Seen::Stopped, Seen::Running], |l| change(&mut l.backends[1]))
+    }
+
     /// ... told by an SSH session that was never seen.
     fn another_session(&self, seen: &[Seen]) -> Look {
         let mut look = self.on(seen);
@@ -369,6 +385,10 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push(("sees another boot", eye.another_boot(&[])));
         looks.push(("sees another boot, llama-cpp loading", eye.another_boot(&[Loading])));
         looks.push(("sees another boot, llama-cpp running", eye.another_boot(&[Running])));
+        if several {
+            looks.push(("sees another boot, vllm loading", eye.another_boot(&[Stopped, Loading])));
+            looks.push(("sees another boot, vllm running", eye.another_boot(&[Stopped, Running])));
+        }
     }
     if has(Topic::Doors) {
         let mut uncontrolled = eye.on(&[Running]);
@@ -388,6 +408,16 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push(("sees llama-cpp load in another run", eye.another_run(&[Loading])));
         looks.push(("sees llama-cpp restarted", eye.with(&[Loading], |l| l.backends[0].restarts += 1)));
         looks.push(("sees llama-cpp load without a name", eye.with(&[Loading], |l| l.backends[0].invocation = None)));
+        if several {
+            looks.push(("sees vllm crash", eye.on(&[Stopped, CrashLoop])));
+            looks.push((
+                "sees vllm in another run",
+                eye.second(|vllm| vllm.invocation = Some(Invocation(eye.fresh(101)))),
+            ));
+        }
+    }
+    if has(Topic::Runs) || has(Topic::Oddities) {
+        looks.push(("sees llama-cpp run without a name", eye.with(&[Running], |l| l.backends[0].invocation = None)));
     }
     if has(Topic::Both) || has(Topic::Crowds) {
         looks.push(("sees both run", eye.on(&[Running, Running])));
@@ -397,7 +427,7 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push(("sees both load", eye.on(&[Loading, Loading])));
         looks.push(("sees llama-cpp run, vllm linger", eye.on(&[Running, Lingering])));
     }
-    if has(Topic::Third) && view.look.backends.len() > 2 {
+    if has(Topic::Third) {
         looks.push(("sees whisper load", eye.on(&[Stopped, Stopped, Loading])));
         looks.push(("sees whisper run", eye.on(&[Stopped, Stopped, Running])));
         looks.push(("sees all three run", eye.on(&[Running, Running, Running])));
@@ -414,6 +444,11 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
             eye.with(&[Running], |l| (l.backends[0].use_, l.backends[0].mark) = (Use::Unknown, None)),
         ));
         looks.push(("sees llama-cpp gone mute", eye.with(&[Loading], |l| l.backends[0].use_ = Use::Unknown)));
+        if several {
+            looks.push(("sees vllm busy", eye.second(|vllm| vllm.use_ = Use::Busy)));
+            looks.push(("sees vllm was used", eye.second(|vllm| vllm.mark = vllm.mark.map(|mark| mark + 1))));
+            looks.push(("cannot read vllm's use", eye.second(|vllm| (vllm.use_, vllm.mark) = (Use::Unknown, None))));
+        }
     }
     if has(Topic::Slots) {
         looks.push((
@@ -471,11 +506,12 @@ fn looks(view: &View, now: Instant, topics: &[Topic]) -> Vec<(&'static str, Look
         looks.push(("cannot read llama-cpp", eye.on(&[Unknown])));
         looks.push(("sees llama-cpp sick", eye.on(&[Sick])));
         looks.push(("sees a stranger at llama-cpp", eye.on(&[Stranger])));
-        looks.push(("sees llama-cpp run without a name", eye.with(&[Running], |l| l.backends[0].invocation = None)));
         if several {
             looks.push(("sees no unit of vllm", eye.on(&[Stopped, Missing])));
             looks.push(("sees vllm sick", eye.on(&[Stopped, Sick])));
             looks.push(("cannot read vllm", eye.on(&[Stopped, Unknown])));
+            looks.push(("sees llama-cpp run, cannot read vllm", eye.on(&[Running, Unknown])));
+            looks.push(("sees vllm run, cannot read llama-cpp", eye.on(&[Unknown, Running])));
             looks.push(("sees a stranger at vllm", eye.on(&[Stopped, Stranger])));
         }
     }

@@ -279,6 +279,14 @@ pub fn boasts(e: &Edge) -> Option<Broken> {
     and_ends(e, End::Done { warnings: vec![] })
 }
 
+/// What cannot be read any more is taken for stopped.
+pub fn loses_sight(e: &Edge) -> Option<Broken> {
+    let wanted = wants(e).filter(|b| e.after.look().backend(*b).seen == Seen::Running)?;
+    let (was, is) = (e.before.look(), e.after.look());
+    let lost = |b: BackendId| was.backend(b).seen.is_up() && is.backend(b).seen == Seen::Unknown;
+    e.after.policy().ids().any(|b| b != wanted && lost(b)).then(|| boasts(e)).flatten()
+}
+
 /// It begins as soon as nothing is in its way.
 pub fn waits_at_the_door(e: &Edge) -> Option<Broken> {
     begins(e, Goal::Off, Cause::IdlePowerOff)

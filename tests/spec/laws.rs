@@ -99,7 +99,7 @@ pub const LAWS: &[Law] = &[
         &[("was replaced by", broken::gives_way)],
     ),
     law(
-        "nothing is started unless every other backend is proven stopped, by fresh evidence of this boot",
+        "nothing is started unless every other backend is proven stopped, by one fresh look at a server that answers",
         starts,
         start_is_safe,
         &[
@@ -202,7 +202,7 @@ pub const LAWS: &[Law] = &[
         &[("offline without proof", broken::believes_silence)],
     ),
     law(
-        "a conflict moves only by resolve or a stop",
+        "a conflict moves only by resolve, a stop or a shutdown",
         is_left_in_conflict,
         conflict_waits,
         &[
@@ -242,7 +242,7 @@ pub const LAWS: &[Law] = &[
         "what is said to be done is so, and of no other it has just become unknown whether it runs",
         |e| done(e).next().is_some(),
         done_is_true,
-        &[("is said to be done", broken::boasts)],
+        &[("is said to be done", broken::boasts), ("is said to be done", broken::loses_sight)],
     ),
     law(
         "whoever asks for what is on, or calls something off, is taken for its user: it has not been idle before",

@@ -268,3 +268,20 @@ fn who_used_the_gpu_is_there_also_after_the_network_was_gone_for_a_while() {
     });
     assert_eq!(next(&line), Some((Cause::IdlePowerOff, Duration::from_mins(10))));
 }
+
+#[test]
+fn an_idle_stop_that_was_lost_is_not_repeated_for_another_run_than_the_one_known_when_it_was_ordered() {
+    let mut line = Line::on(sample::slotless(sample::eager()), Seen::Running, Seen::Stopped);
+    line.now = line.machine.deadline().expect("the idle stop");
+    line.tick();
+    let nameless = |look: &mut Look| look.backends[0].invocation = None;
+    let (stop, what) = order(&line.after(2).sees_with(Seen::Running, Seen::Stopped, nameless));
+    assert_eq!(what, Verb::StopUnit(LLAMA));
+    line.after(5).ends(stop, lost());
+    // It may be somebody's start.
+    let effects = line.after(1).sees_with(Seen::Loading, Seen::Stopped, |look| {
+        look.server = Server::On { boot: BootId(1), session: 2 };
+        look.backends[0].invocation = Some(Invocation(77));
+    });
+    assert_eq!((orders(&effects), failure(&effects)), (vec![], Some(Failure::InUse)));
+}
