@@ -14,6 +14,8 @@ mod metrics;
 mod people;
 mod protocol;
 mod slots;
+#[path = "../../tests/spec/mod.rs"]
+mod spec;
 mod systemd;
 
 /// What some bytes were understood as: nothing, mostly.

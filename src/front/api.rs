@@ -34,7 +34,7 @@ use super::{
     socket::{MOST_CLIENTS, Peer},
 };
 use crate::{
-    driver::{Change, Handle, OperationRecord, Request, status::Status, world::NamedSlot},
+    driver::{Change, Handle, OperationRecord, Request, slots::Selections, status::Status, world::NamedSlot},
     machine::{Answer, BackendId, Command, Held, HoldId, HoldSpec, Options, Policy, PowerChoice, Refusal, Selection},
 };
 
@@ -57,7 +57,7 @@ const NAME_BYTES: usize = 100;
 /// The longest reason of a hold, in characters.
 const REASON_CHARS: usize = 200;
 /// The longest hold: more is meant to be until released.
-const LONGEST_HOLD: Duration = Duration::from_hours(366 * 24);
+pub const LONGEST_HOLD: Duration = Duration::from_hours(366 * 24);
 
 #[derive(Clone)]
 pub(super) struct Front {
@@ -217,7 +217,7 @@ async fn command(
         power_off = request.power_off,
         "command"
     );
-    let command = understand(&request, &front.handle)?;
+    let command = understand(&request, &front.handle.policy, &front.handle.selections)?;
     if let (CommandWord::Restore, Some(name)) = (request.command, &request.name) {
         slots::may_be_restored(&front, name, request.generation)?;
     }
@@ -230,9 +230,9 @@ async fn command(
     Ok((status, Json(answer)).into_response())
 }
 
-/// From words to a command. Fields that mean nothing to a command are refused, not ignored.
-fn understand(request: &CommandRequest, handle: &Handle) -> Result<Command, Problem> {
-    let policy = &handle.policy;
+/// From words to a command; names of slots get a number of `selections`. Fields that mean nothing to a command are refused, not
+/// ignored.
+pub fn understand(request: &CommandRequest, policy: &Policy, selections: &Selections) -> Result<Command, Problem> {
     let word = request.command;
     let options = Options { replace: request.replace, no_drain: request.no_drain };
     let backend = request.backend.as_deref().map(|name| backend_named(name, policy)).transpose()?;
@@ -245,7 +245,7 @@ fn understand(request: &CommandRequest, handle: &Handle) -> Result<Command, Prob
     if request.power_off.is_some() && word != CommandWord::Shutdown {
         return Err(Problem::bad_request(format!("`{word}` takes no `power_off`")));
     }
-    let slots = selection(request, handle)?;
+    let slots = selection(request, selections)?;
     Ok(match word {
         CommandWord::Start => Command::Start(backend, options),
         CommandWord::Switch => Command::Switch(needed()?, options),
@@ -264,7 +264,7 @@ fn understand(request: &CommandRequest, handle: &Handle) -> Result<Command, Prob
 }
 
 /// Which slots are meant.
-fn selection(request: &CommandRequest, handle: &Handle) -> Result<Selection, Problem> {
+fn selection(request: &CommandRequest, selections: &Selections) -> Result<Selection, Problem> {
     let CommandRequest { command: word, name, slot, generation, .. } = request;
     if (name.is_some() || slot.is_some() || generation.is_some())
         && !matches!(word, CommandWord::Save | CommandWord::Restore)
@@ -288,7 +288,7 @@ fn selection(request: &CommandRequest, handle: &Handle) -> Result<Selection, Pro
         return Err(Problem::bad_request(format!("`{}` cannot be a `name`: {rule}", clipped(name))));
     }
     let named = NamedSlot { name: name.clone(), slot: *slot, generation: *generation };
-    Ok(handle.selections.number(named))
+    Ok(selections.number(named))
 }
 
 pub(super) fn backend_named(name: &str, policy: &Policy) -> Result<BackendId, Problem> {
@@ -315,7 +315,16 @@ async fn hold(
     Bounded(request): Bounded<HoldRequest>,
 ) -> Result<Response, Problem> {
     info!(uid = peer.uid, what = request.what, lasts = request.lasts, "hold");
-    let policy = &front.handle.policy;
+    let mut spec = hold_of(request, &front.handle.policy)?;
+    spec.by = user_name(peer.uid).await;
+    match front.ask(Command::Hold(spec), peer).await? {
+        Answer::Done { hold: Some(id) } => Ok((StatusCode::CREATED, Json(HoldMade { hold: id.0 })).into_response()),
+        _ => Ok(Json(CommandAnswer::AlreadySo).into_response()),
+    }
+}
+
+/// What is to be held, by nobody yet.
+pub fn hold_of(request: HoldRequest, policy: &Policy) -> Result<HoldSpec, Problem> {
     let what = match request.what.as_str() {
         "awake" => Held::Awake,
         "gpu" => Held::Gpu,
@@ -344,11 +353,7 @@ async fn hold(
     if reason.chars().count() > REASON_CHARS {
         return Err(Problem::bad_request(format!("`reason` is longer than {REASON_CHARS} characters")));
     }
-    let spec = HoldSpec { what, lasts, reason, by: user_name(peer.uid).await };
-    match front.ask(Command::Hold(spec), peer).await? {
-        Answer::Done { hold: Some(id) } => Ok((StatusCode::CREATED, Json(HoldMade { hold: id.0 })).into_response()),
-        _ => Ok(Json(CommandAnswer::AlreadySo).into_response()),
-    }
+    Ok(HoldSpec { what, lasts, reason, by: String::new() })
 }
 
 /// How long the name of a user may be looked for.

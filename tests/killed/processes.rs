@@ -344,6 +344,10 @@ impl World {
         let effects = self.last_life();
         if kill.is_some() {
             self.goes_on().await;
+            // Once, for each waits a moment whether it comes after all.
+            if kill == Some((Point::Began, Side::After)) {
+                self.has_forgotten().await;
+            }
         } else {
             self.inside().clear_all();
             self.stage.start_daemon(false).await;
@@ -467,6 +471,19 @@ impl World {
         assert!(!deeds.iter().any(|deed| is_the_daemons(&deed.what)), "it went on by itself: {deeds:#?}");
         let violations = &self.stage.checker.violations;
         assert!(violations.is_empty(), "{}", violations.join("\n"));
+    }
+
+    /// Nothing is told of the last daemon's operations; their numbers may be those of what this one began by itself.
+    async fn has_forgotten(&self) {
+        let mut forgotten = 0;
+        for id in 1..=3 {
+            match self.stage.client.operation(id, false).await {
+                Ok(record) => assert_eq!(record.cause, "auto_restore", "{record:?}"),
+                Err(ClientError::Problem(problem)) if &*problem.code == "operation_forgotten" => forgotten += 1,
+                Err(error) => panic!("operation {id}: {error:?}"),
+            }
+        }
+        assert!(forgotten > 0, "a daemon that does nothing by itself knows three operations");
     }
 
     /// The effects of the daemon's last life.

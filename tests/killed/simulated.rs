@@ -22,8 +22,8 @@ use wechsler::{
         replay::{Told, replay},
     },
     machine::{
-        Answer, BackendId, Command, Held, HoldSpec, Instant, Options, Outcome, Policy, PowerChoice, RestorePolicy,
-        Selection, Verb,
+        Answer, BackendId, Cause, Command, Effect, Held, HoldSpec, Instant, Options, Outcome, Policy, PowerChoice,
+        RestorePolicy, Selection, Verb,
         reading::{Ask, Reading},
     },
 };
@@ -174,8 +174,29 @@ const WORKFLOWS: &[Workflow] = &[
             policy.idle_power_off_after = Some(Duration::from_secs(20));
         },
     },
+    Workflow {
+        name: "checkpoint",
+        on: true,
+        before: llama,
+        command: None,
+        policy: |policy| policy.backends[0].checkpoint_quiet = Some(Duration::from_secs(20)),
+    },
     Workflow { name: "hold", on: true, before: nothing, command: Some(hold), policy: as_usual },
 ];
+
+/// Whatever an operation can have been begun by.
+const CAUSES: &[&str] = &["command", "idle stop", "idle power-off", "restore by itself", "checkpoint"];
+
+/// ... made from its type: a new one does not compile until it is here.
+const fn called(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Command(_) => CAUSES[0],
+        Cause::IdleStop => CAUSES[1],
+        Cause::IdlePowerOff => CAUSES[2],
+        Cause::AutoRestore => CAUSES[3],
+        Cause::Checkpoint => CAUSES[4],
+    }
+}
 
 /// A conversation was saved in an earlier life.
 fn saved(sim: &mut Sim) {
@@ -303,6 +324,8 @@ fn is_kept(sim: &Sim) -> bool {
 struct Undisturbed {
     /// When each effect came, the driver's time, and whether it is an order.
     effects: Vec<(Duration, Point)>,
+    /// What began its operations.
+    causes: BTreeSet<&'static str>,
     lasts: Duration,
 }
 
@@ -358,14 +381,17 @@ async fn play(workflow: &Workflow, kill: Option<Kill>, dir: &Path) -> Undisturbe
     sleep(Duration::from_millis(1)).await;
     let journal = fs::read(dir.join("steps.jsonl")).expect("a journal");
     crate::journals::check(&journal[..], false).unwrap_or_else(|why| panic!("{why}"));
-    let mut effects = vec![];
+    let (mut effects, mut causes) = (vec![], BTreeSet::new());
     let replayed = replay(&journal[..], |told| {
-        if let Told::Step(step) = told {
-            effects.extend(step.effects.iter().map(|effect| (step.at.since_start(), Point::of(effect))));
-        }
+        let Told::Step(step) = told else { return };
+        effects.extend(step.effects.iter().map(|effect| (step.at.since_start(), Point::of(effect))));
+        causes.extend(step.effects.iter().filter_map(|effect| match effect {
+            Effect::Began(op) => Some(called(op.cause)),
+            _ => None,
+        }));
     });
     replayed.expect("replayed");
-    Undisturbed { effects, lasts }
+    Undisturbed { effects, causes, lasts }
 }
 
 /// The next driver looks, and is right; it does nothing but what a policy wants; and everything works.
@@ -379,7 +405,8 @@ async fn goes_on(watched: &Watched, policy: &Policy, dir: &Path, has_talked: boo
     let driver = Driver::start(watched, policy, dir);
     driver.until(&expected, world, |status| status.state == expected && status.operation.is_none()).await;
     // What it does by itself for want of use comes when nobody has used it for so long since it looks.
-    let first = policy.idle_stop_after.into_iter().chain(policy.idle_power_off_after).min();
+    let quiet = policy.backends[0].checkpoint_quiet;
+    let first = [policy.idle_stop_after, policy.idle_power_off_after, quiet].into_iter().flatten().min();
     sleep_until(first.map_or(tokio::time::Instant::now() + Duration::from_secs(40), |after| begun + after)).await;
     let status = Arc::clone(&driver.handle.status.borrow());
     assert_eq!((status.state.as_str(), &status.operation), (expected.as_str(), &None));
@@ -439,8 +466,9 @@ fn kills(undisturbed: &Undisturbed) -> Vec<(Point, Kill)> {
     kills
 }
 
-/// Drops the driver at every effect of a workflow and at many moments beside; the points there were, and how often.
-fn kill_everywhere(workflow: &Workflow) -> (BTreeSet<Point>, usize) {
+/// Drops the driver at every effect of a workflow and at many moments beside; the points there were, what began its
+/// operations, and how often.
+fn kill_everywhere(workflow: &Workflow) -> (BTreeSet<Point>, BTreeSet<&'static str>, usize) {
     let dir = folder(workflow.name);
     let undisturbed = alone(play(workflow, None, &dir));
     let mut all = kills(&undisturbed);
@@ -453,20 +481,22 @@ fn kill_everywhere(workflow: &Workflow) -> (BTreeSet<Point>, usize) {
         assert!(played.is_ok(), "{}, at {point:?}, {kill:?}; the journal is in {}", workflow.name, dir.display());
     }
     let _ = fs::remove_dir_all(&dir);
-    (points, all.len())
+    (points, undisturbed.causes, all.len())
 }
 
 #[test]
 fn the_next_daemon_is_right_wherever_the_last_one_was_killed() {
-    let (mut reached, mut times) = (BTreeSet::new(), 0);
+    let (mut reached, mut causes, mut times) = (BTreeSet::new(), BTreeSet::new(), 0);
     std::thread::scope(|threads| {
         let workflows: Vec<_> = WORKFLOWS.iter().map(|one| threads.spawn(|| kill_everywhere(one))).collect();
         for workflow in workflows {
-            let (points, kills) = workflow.join().expect("see above");
+            let (points, began_by, kills) = workflow.join().expect("see above");
             reached.extend(points);
+            causes.extend(began_by);
             times += kills;
         }
     });
     println!("killed {times} times in {} workflows", WORKFLOWS.len());
     assert_eq!(reached, Point::ALL.iter().copied().collect(), "every effect is in some workflow");
+    assert_eq!(causes, CAUSES.iter().copied().collect(), "whatever begins operations is in some workflow");
 }
