@@ -224,7 +224,7 @@ struct Storm {
     last_answer: Option<(VerbId, Outcome)>,
     /// Somebody else may move units or power.
     has_strangers: bool,
-    /// When somebody has moved a unit by hand, and what was stopped so.
+    /// When somebody has moved a unit by hand, and what is on its way down because of that.
     by_hand: Option<Instant>,
     stopped_by_hand: BTreeMap<BackendId, Instant>,
     deeds: usize,
@@ -248,6 +248,8 @@ struct Storm {
     hasty: BTreeSet<OpId>,
     /// The operation whose save has failed, or was lost.
     unsaved_by: Option<OpId>,
+    /// The restart that is to be rid of this run.
+    rid_of: Option<(OpId, Invocation)>,
     steps: usize,
     /// What happened where.
     met: Met,
@@ -290,6 +292,7 @@ impl Storm {
             silent: None,
             hasty: BTreeSet::new(),
             unsaved_by: None,
+            rid_of: None,
             steps: 0,
             met: Met::default(),
             asked: RefCell::default(),
@@ -360,7 +363,7 @@ impl Storm {
                     self.sim.start_by_hand(*id);
                 } else {
                     self.sim.stop_by_hand(*id);
-                    self.stopped_by_hand.insert(*id, self.now);
+                    self.stopped_by_hand.entry(*id).or_insert(self.now);
                     self.unsaved.remove(id);
                 }
             }
@@ -555,6 +558,7 @@ impl Storm {
         let sim = &self.sim;
         self.unsaved.retain(|id| sim.backend(*id).slots.iter().flatten().any(|tokens| *tokens > 0));
         self.busy.retain(|id, _| sim.backend(*id).in_flight > 0);
+        self.stopped_by_hand.retain(|id, _| matches!(sim.backend(*id).phase, Phase::Stopping { .. }));
         self.held = sim.holders();
         let before = self.machine.clone();
         self.steps += 1;
@@ -589,6 +593,9 @@ impl Storm {
                 Effect::Began(op) => {
                     self.open.insert(op.id, op.until);
                     begun = Some((op.id, op.goal));
+                    if let Goal::Restart(b) = op.goal {
+                        self.rid_of = self.sim.backend(b).invocation.map(|run| (op.id, run));
+                    }
                 }
                 Effect::Ended { op, end } => {
                     self.open.remove(&op);
@@ -596,7 +603,7 @@ impl Storm {
                     if let (Event::Looked(_), End::Done { .. }, Some((id, goal))) = (&event, &end, begun)
                         && id == op
                     {
-                        self.is_done(goal, &was)?;
+                        self.is_done(op, goal, &was)?;
                     }
                     if let (true, End::Done { warnings } | End::Failed { warnings, .. }) =
                         (self.unsaved_by == Some(op), end)
@@ -704,9 +711,9 @@ impl Storm {
     fn falls_asleep(&mut self) -> Result<(), String> {
         // Longer than the longest pause after what failed.
         self.pass(Duration::from_hours(3))?;
-        // What nothing can wake stays on, with nothing running.
-        let is_asleep = if self.policy.can_wake { self.sim.power == Power::Off } else { self.sim.holders().is_empty() };
-        if !is_asleep {
+        // What nothing can wake stays as it is, with nothing running.
+        let stays_on = self.policy.can_wake && self.sim.power != Power::Off;
+        if stays_on || !self.sim.holders().is_empty() {
             return Err(format!("three hours later nobody has slept: {:#?}", self.machine.view()));
         }
         self.policy = Policy { can_wake: self.policy.can_wake, ..sim::policy() };
@@ -726,9 +733,9 @@ impl Storm {
         let of_it = earlier.filter(|(_, deed)| [Deed::Started(id), Deed::Stopped(id), Deed::Killed(id)].contains(deed));
         // One whose answer was lost is told to stop again.
         let stopped = of_it.clone().take_while(|(_, deed)| *deed == Deed::Stopped(id)).last().map(|(then, _)| *then);
-        // Somebody else may have told it to.
-        let started = of_it.clone().find(|(_, deed)| *deed == Deed::Started(id)).map(|(then, _)| *then);
-        let by_hand = self.stopped_by_hand.get(&id).copied().filter(|then| started.is_none_or(|start| *then > start));
+        // Somebody else may have told it to, but nobody has killed it since.
+        let killed = of_it.clone().find(|(_, deed)| *deed == Deed::Killed(id)).map(|(then, _)| *then);
+        let by_hand = self.stopped_by_hand.get(&id).copied().filter(|then| killed.is_none_or(|killed| *then > killed));
         let stopped = stopped.or(by_hand);
         let patience = self.policy.backend(id).stop_timeout;
         match stopped {
@@ -816,20 +823,25 @@ impl Storm {
     }
 
     /// What is said to be done is so.
-    fn is_done(&self, goal: Goal, was: &View) -> Result<(), String> {
+    fn is_done(&self, op: OpId, goal: Goal, was: &View) -> Result<(), String> {
         let (held, came_back) = (self.sim.holders(), self.view.boot != was.boot);
         // Of one that cannot be read for long nobody can say anything.
         let is_unread = |id: &BackendId| self.view.look.backend(*id).seen == Seen::Unknown;
         let runs =
             |b: BackendId| self.sim.backend(b).phase == Phase::Ready && held.iter().all(|id| *id == b || is_unread(id));
         let off = self.view.is_off;
+        let goes = was.is_off && matches!(self.sim.power, Power::GoingDown { .. });
         let (question, is_so) = match goal {
             Goal::Run(b) => ("whether what was to run does", runs(b)),
-            Goal::Restart(b) => ("whether what was restarted runs", runs(b)),
+            Goal::Restart(b) => {
+                let is_same =
+                    self.rid_of.is_some_and(|(by, run)| by == op && self.sim.backend(b).invocation == Some(run));
+                ("whether what was restarted runs, and is another run", runs(b) && !is_same)
+            }
             Goal::Stop => ("whether what was stopped is", held.is_empty() || off),
             Goal::Off => ("whether what was powered off is", self.sim.power != Power::On || off || came_back),
             // What was silent for as long as if it were off may answer once more on its way down.
-            Goal::Awake => ("whether what was woken is on", self.sim.power == Power::On || was.is_off),
+            Goal::Awake => ("whether what was woken is on", self.sim.power == Power::On || goes),
             Goal::Save(..) | Goal::Restore(..) => return Ok(()),
         };
         self.asks(question);

@@ -38,7 +38,7 @@ impl Unsaved {
     /// A save has ended. `view` is as it was until then.
     pub(super) fn save_ended(&mut self, id: BackendId, outcome: &Outcome, view: &View) {
         let (Some(op), Some(look)) = (&view.operation, view.look.backends.get(usize::from(id.0))) else { return };
-        let (run, holds) = (look.invocation, look.holds_tokens);
+        let (run, holds) = (look.invocation.or(view.backend(id).run), look.holds_tokens);
         // What was read before the operation says nothing of a request that came since.
         let unused = look.unused && look.use_at > op.started;
         let memory = self.memory(id);

@@ -274,18 +274,19 @@ fn run(core: &mut Core, leaf: State, backend: BackendId, step: &mut Step) -> Pur
         return pursued;
     }
     let look = core.look.backend(backend).clone();
-    let spoilt = core.is_spoilt(backend);
+    // One whose name cannot be read just now is still the run that is known.
+    let (spoilt, known) = (core.is_spoilt(backend), core.memory(backend).run);
     let Some(work) = &mut core.work else {
         return Ended;
     };
     if let (Goal::Restart(_), None, false, true) = (work.op.goal, work.rid_of, work.launched, look.seen.is_up()) {
         // Which run it is to be rid of could not be read when it began.
-        work.rid_of = look.invocation;
+        work.rid_of = known;
         if work.rid_of.is_none() {
             return unread(core, leaf, step);
         }
     }
-    let unwanted = look.invocation.is_some() && (work.rid_of == look.invocation || spoilt);
+    let unwanted = known.is_some() && (work.rid_of == known || spoilt);
     if work.launched && look.seen.is_up() {
         // A run just begun may not have its name yet.
         let first = work.launch.or(look.invocation.map(|i| (i, look.restarts)));

@@ -93,7 +93,7 @@ impl Work {
 
     /// The server has booted, or will: whatever was started before is gone.
     pub(super) fn begin_anew(&mut self) {
-        (self.launched, self.launch, self.rid_of, self.failing) = (false, None, None, None);
+        (self.launched, self.launch, self.rid_of, self.failing, self.leaving) = (false, None, None, None, None);
         (self.unread_until, self.last_look) = (None, None);
         if let Goal::Restart(backend) = self.op.goal {
             self.op.goal = Goal::Run(backend);
@@ -152,7 +152,7 @@ impl Core {
         }
         let op = Operation { id, goal, cause, started: self.now, until: self.now + self.bound(goal, cause) };
         let rid_of = match goal {
-            Goal::Restart(b) => self.look.backend(b).invocation,
+            Goal::Restart(b) => self.memory(b).run,
             _ => None,
         };
         let quiet_until = match goal {

@@ -481,3 +481,21 @@ fn a_start_goes_on_though_what_was_up_cannot_be_read() {
     });
     assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA), "its crash is noticed");
 }
+
+#[test]
+fn a_restart_is_not_done_because_the_name_of_what_runs_cannot_be_read_for_a_moment() {
+    let nameless = |look: &mut Look| look.backends[0].invocation = None;
+    // When it began, or in the drain.
+    for unread_first in [true, false] {
+        let mut line = Line::on(sample::slotless(sample::quiet()), Seen::Running, Seen::Stopped);
+        line.after(1).sees_with(Seen::Running, Seen::Stopped, |look| {
+            let llama = &mut look.backends[0];
+            (llama.use_, llama.invocation) = (Use::Busy, llama.invocation.filter(|_| !unread_first));
+        });
+        line.told(Command::Restart(None, PLAIN));
+        assert_eq!(line.kind(), Kind::Draining);
+        let mut effects = line.after(2).sees_with(Seen::Running, Seen::Stopped, nameless);
+        effects.extend(line.after(2).sees_with(Seen::Running, Seen::Stopped, nameless));
+        assert_eq!(order(&effects).1, Verb::StopUnit(LLAMA), "{effects:?}");
+    }
+}
