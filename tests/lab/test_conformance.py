@@ -47,10 +47,10 @@ def _facts(kind: str, asked, folder: pathlib.Path) -> dict:
             server.close()
 
 
-@pytest.mark.parametrize("asked", PROBES, ids=[asked.__name__ for asked in PROBES])
-def the_virtual_llama_does_as_the_real_one(asked, tmp_path):
-    real = _facts("real", asked, tmp_path / "real")
-    virtual = _facts("virtual", asked, tmp_path / "virtual")
+def _differences(asked, folder: pathlib.Path) -> list[str]:
+    folder.mkdir()
+    real = _facts("real", asked, folder / "real")
+    virtual = _facts("virtual", asked, folder / "virtual")
     differences = []
     assert real.keys() == virtual.keys()
     for fact in real:
@@ -64,6 +64,16 @@ def the_virtual_llama_does_as_the_real_one(asked, tmp_path):
                 differences.append(f"{fact}: known as {known[:2]}, but now {(theirs, ours)}")
         elif ours != theirs:
             differences.append(f"{fact}:\n  real    {theirs}\n  virtual {ours}")
+    return differences
+
+
+@pytest.mark.parametrize("asked", PROBES, ids=[asked.__name__ for asked in PROBES])
+def the_virtual_llama_does_as_the_real_one(asked, tmp_path):
+    differences = _differences(asked, tmp_path / "first")
+    if differences:
+        # On a busy machine a signal or a request may meet one of them a moment too early: what differs does so again.
+        print("\n".join(differences))
+        differences = _differences(asked, tmp_path / "second")
     assert not differences, "\n" + "\n".join(differences)
 
 
