@@ -1199,7 +1199,7 @@ fn storms_reach_every_cell_of_the_matrix_but_rare_ones() {
             *asked.entry(what).or_default() += times;
         }
     }
-    println!("asked of the truth: {asked:#?}; {storms} storms");
+    println!("asked of the truth: {asked:#?}");
     assert_eq!(asked.len(), QUESTIONS, "of some of the truth nobody has asked");
     let unexplored: Vec<_> = met.iter().filter(|pair| !committed.pairs().any(|known| known == **pair)).collect();
     assert!(unexplored.is_empty(), "storms reach what the exploration does not: {unexplored:?}");
@@ -1265,33 +1265,33 @@ fn a_lifecycle_does_all_that_it_is_said_to_do() {
     lifecycle(&idle_policy()).expect("it works");
 }
 
+/// How many of them, with so many steps each, are done in a second.
+#[expect(clippy::disallowed_methods, reason = "it measures real time")]
+fn in_a_second(what: &str, mut one: impl FnMut() -> usize) {
+    let (began, mut done, mut steps) = (std::time::Instant::now(), 0_u32, 0);
+    while began.elapsed() < Duration::from_secs(5) {
+        steps += one();
+        done += 1;
+    }
+    let took = began.elapsed().as_secs_f64();
+    println!("{:.0} {what} a second, {} steps each", f64::from(done) / took, steps / done as usize);
+}
+
 /// `cargo test --release --test storms -- --ignored --nocapture storms_in`
 #[test]
 #[ignore = "a measurement"]
-#[expect(clippy::disallowed_methods, reason = "it measures real time")]
 fn storms_in_a_second() {
     let mut runner = TestRunner::deterministic();
-    let (began, mut storms, mut steps) = (std::time::Instant::now(), 0_u32, 0);
-    while began.elapsed() < Duration::from_secs(10) {
+    in_a_second("storms", || {
         let (acts, scene) = storm().new_tree(&mut runner).expect("a storm").current();
-        steps += weather(&acts, scene).expect("it goes right").steps;
-        storms += 1;
-    }
-    let took = began.elapsed().as_secs_f64();
-    println!("{:.0} storms a second, {} steps each", f64::from(storms) / took, steps / storms as usize);
+        weather(&acts, scene).expect("it goes right").steps
+    });
 }
 
 /// `cargo test --release --test storms -- --ignored --nocapture lifecycles`
 #[test]
 #[ignore = "a measurement"]
-#[expect(clippy::disallowed_methods, reason = "it measures real time")]
 fn lifecycles_simulated_in_a_second() {
     let policy = idle_policy();
-    let (began, mut lives, mut steps) = (std::time::Instant::now(), 0_u32, 0);
-    while began.elapsed() < Duration::from_secs(5) {
-        steps += lifecycle(&policy).expect("it works");
-        lives += 1;
-    }
-    let took = began.elapsed().as_secs_f64();
-    println!("{:.0} lifecycles a second, {} steps each", f64::from(lives) / took, steps / lives as usize);
+    in_a_second("lifecycles", || lifecycle(&policy).expect("it works"));
 }
